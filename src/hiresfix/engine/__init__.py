@@ -1,0 +1,1 @@
+"""Pixels in, pixels out: torch, synchronous. Knows no HTTP, no database, no jobs."""

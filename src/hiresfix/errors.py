@@ -1,0 +1,171 @@
+"""Every error a caller, an operator or a client library can meet, in one hierarchy.
+
+An error carries a stable `code` (snake_case, never changes once published), the HTTP `status` it is rendered
+with and whether trying again can help (`retryable`). The message is English and ends with what to do. This
+module knows no transport: `hiresfix.wire` renders errors, the server sends them.
+
+    HiresfixError
+    ├── InvalidRequest          400   details: {path: [messages]}
+    ├── InvalidJobId            400
+    ├── Unauthenticated         401
+    ├── Forbidden               403
+    ├── InsufficientCredits     402   required, available
+    ├── NotFound                404
+    ├── Conflict                409
+    ├── Expired                 410
+    ├── RequestTooLarge         413
+    ├── RateLimited             429   retry_after
+    ├── NotOffered              501
+    ├── StorageFailed           502
+    ├── Unavailable             503   retry_after
+    ├── PictureError            400   bytes that are no acceptable picture
+    ├── FetchError              400   a URL that could not be fetched, or must not be
+    ├── WeightsError            500   a weight file is missing, damaged or of another architecture
+    └── ConfigurationError      500   the operator has to change a setting
+    Cancelled                         not an error: the caller asked a running engine to stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+
+class HiresfixError(Exception):
+    """Base of all errors that hiresfix raises on purpose."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(HiresfixError):
+    """The request breaks the contract; `details` maps each JSON path to all that is wrong there."""
+
+    code = "validation_error"
+    status = 400
+
+    def __init__(self, details: Mapping[str, Sequence[str]]) -> None:
+        super().__init__("Validation error")
+        self.details = {path: list(messages) for path, messages in details.items()}
+
+
+class InvalidJobId(HiresfixError):
+    code = "invalid_job_id"
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("Invalid job id")
+
+
+class Unauthenticated(HiresfixError):
+    code = "unauthenticated"
+    status = 401
+
+
+class InsufficientCredits(HiresfixError):
+    """The team's balance does not cover the price; both numbers are whole credits."""
+
+    code = "insufficient_credits"
+    status = 402
+
+    def __init__(self, *, required: int, available: int) -> None:
+        super().__init__("Insufficient credits")
+        self.required = required
+        self.available = available
+
+
+class Forbidden(HiresfixError):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(HiresfixError):
+    code = "not_found"
+    status = 404
+
+
+class Conflict(HiresfixError):
+    code = "conflict"
+    status = 409
+
+
+class Expired(HiresfixError):
+    code = "expired"
+    status = 410
+
+
+class RequestTooLarge(HiresfixError):
+    code = "request_too_large"
+    status = 413
+
+    def __init__(self) -> None:
+        super().__init__("Request body too large")
+
+
+class RateLimited(HiresfixError):
+    """Too many requests; `retry_after` is whole seconds, at least 1, until trying again can succeed."""
+
+    code = "rate_limited"
+    status = 429
+    retryable = True
+
+    def __init__(self, message: str = "Rate limit exceeded", *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+
+
+class NotOffered(HiresfixError):
+    code = "not_offered"
+    status = 501
+
+    def __init__(self) -> None:
+        super().__init__("Not available on this server")
+
+
+class StorageFailed(HiresfixError):
+    code = "storage_failed"
+    status = 502
+    retryable = True
+
+
+class Unavailable(HiresfixError):
+    """The server cannot take the request just now; `retry_after` is whole seconds, at least 1."""
+
+    code = "unavailable"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str = "Service temporarily unavailable", *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+
+
+class PictureError(HiresfixError):
+    """The bytes are no picture we accept: unknown, damaged, or over a limit that the message names."""
+
+    code = "invalid_picture"
+    status = 400
+
+
+class FetchError(HiresfixError):
+    """A URL could not be fetched or delivered to, or the outbound guard forbids its address."""
+
+    code = "fetch_failed"
+    status = 400
+
+
+class WeightsError(HiresfixError):
+    code = "weights_error"
+
+
+class ConfigurationError(HiresfixError):
+    code = "configuration_error"
+
+
+class Cancelled(Exception):
+    """Raised by a progress report to stop a running engine between two tiles or steps."""

@@ -1,0 +1,86 @@
+"""A `Recipe` decides the pixels: every knob of one enlargement, complete and with the seed resolved.
+
+A preset is a `Recipe`, a request is `replace(preset, **given)`. A recipe travels with the job and into the
+result's metadata, so a picture can be made again from it. It knows no file names, no jobs and no JSON field
+names of the public API (`hiresfix.wire` does).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+MAX_SEED = 2**53 - 1
+SCALES = (1, 2, 4, 8)
+
+
+class OutputFormat(StrEnum):
+    PNG = "png"
+    JPG = "jpg"
+    WEBP = "webp"
+
+
+class Engine(StrEnum):
+    """Which story `engine.upscaler` tells: `faithful` enlarges only, `ganprior` works against a GAN's prior."""
+
+    FAITHFUL = "faithful"
+    GAN_PRIOR = "ganprior"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that decides the pixels.
+
+    scale: multiplier of both sides, one of 1, 2, 4, 8. creativity 0..1: how much detail may be invented.
+    resemblance 0..3: how tightly the result, scaled down, follows the input. dynamic 1..50: guidance.
+    steps 1..100. sharpen 0..10, 0 = off. seed 0..2^53-1.
+    Operator's side: engine; enlarger, a weight name of `hiresfix.catalog`; tile, its input pixels a side.
+    Raises ValueError for a value outside its range.
+    """
+
+    engine: Engine = Engine.FAITHFUL
+    enlarger: str = "realsr-df2k"
+    scale: int = 2
+    creativity: float = 0.35
+    resemblance: float = 0.6
+    dynamic: float = 6.0
+    steps: int = 18
+    sharpen: float = 0.0
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    output_format: OutputFormat = OutputFormat.PNG
+    tile: int = 256
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, got {self.scale!r}")
+        for name, low, high in (
+            ("creativity", 0, 1),
+            ("resemblance", 0, 3),
+            ("dynamic", 1, 50),
+            ("steps", 1, 100),
+            ("sharpen", 0, 10),
+            ("seed", 0, MAX_SEED),
+            ("tile", 32, 2048),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the same recipe back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Unknown keys are refused: a recipe written by a newer release must not be half understood."""
+        return cls(
+            **{
+                **values,
+                "engine": Engine(values.get("engine", Engine.FAITHFUL)),
+                "output_format": OutputFormat(values.get("output_format", OutputFormat.PNG)),
+            }
+        )

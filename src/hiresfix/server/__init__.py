@@ -1,0 +1,1 @@
+"""The job service: asyncio and PostgreSQL. Knows no torch outside `worker`."""

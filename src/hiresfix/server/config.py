@@ -1,0 +1,90 @@
+"""The server's settings: environment variables with the prefix `HIRESFIX_`, one typed schema, safe defaults.
+
+Read once at the start of a process and passed on; nothing else in the server reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hiresfix.errors import ConfigurationError
+
+MEBIBYTE = 1024 * 1024
+
+
+def default_home() -> Path:
+    """Where data lives when `HIRESFIX_HOME` is not set.
+
+    root: /var/lib/hiresfix, because the embedded PostgreSQL refuses to run as root and its own user cannot
+    look into /root. Anyone else: the XDG data directory (macOS: Application Support).
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/hiresfix")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "hiresfix"
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "hiresfix"
+
+
+class Settings(BaseSettings):
+    """Every setting of API and worker. Times are seconds, sizes bytes unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="HIRESFIX_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=default_home)
+    """Data directory: embedded database, files, weights added by the operator."""
+    database_url: str | None = None
+    """postgresql://... of PostgreSQL >= 14; without it an embedded PostgreSQL under `home` is started."""
+    storage_url: str | None = None
+    """file://, s3://, gs:// or az:// where pictures live; without it a folder under `home`."""
+    public_url: str = "http://127.0.0.1:8000"
+    """Base of every URL handed to clients; the origin only, no path."""
+    allow_private_addresses: bool = False
+    """Development: fetch from and deliver to loopback and private networks, over plain http too."""
+
+    max_image_bytes: int = Field(default=25 * MEBIBYTE, gt=0)
+    max_input_megapixels: float = Field(default=64.0, gt=0)
+    max_output_megapixels: float = Field(default=64.0, gt=0)
+    max_body_bytes: int = Field(default=36 * MEBIBYTE, gt=0)
+    """Hard cap on a request body; holds a 25 MiB picture as a base64 data URI."""
+    keep_metadata: bool = True
+    """Copy EXIF and XMP into results (GPS position is always removed); false strips them all."""
+    ignore_unknown_keys: bool = False
+    """Accept requests with unrecognised keys instead of answering 400."""
+
+    free_credits: int = Field(default=100, ge=0)
+    max_queued_jobs: int = Field(default=100, gt=0)
+    """Jobs a team may have waiting."""
+    max_queued_jobs_total: int = Field(default=10_000, gt=0)
+    max_attempts: int = Field(default=3, gt=0)
+    lease_seconds: float = Field(default=15.0, gt=0)
+    sweep_seconds: float = Field(default=5.0, gt=0)
+    stall_seconds: float = Field(default=600.0, gt=0)
+    """An engine that reports nothing for so long loses its lease."""
+    drain_seconds: float = Field(default=25.0, ge=0)
+    """After SIGTERM a worker finishes its job for so long, then gives it back."""
+    retention_days: float = Field(default=90.0, gt=0)
+    input_retention_hours: float = Field(default=0.0, ge=0)
+    """Keep a finished job's input for so long (debugging)."""
+    log_level: str = "INFO"
+
+    @property
+    def storage_location(self) -> str:
+        """`storage_url`, or the default folder as a file:// URL."""
+        return self.storage_url or (self.home / "files").absolute().as_uri()
+
+
+def load() -> Settings:
+    """Settings from the environment; raises ConfigurationError naming each variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"HIRESFIX_{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()
+        )
+        raise ConfigurationError(f"Wrong settings: {problems}. Correct these environment variables.") from error
