@@ -22,8 +22,10 @@ class Param:
     """One parameter of a model as callers spell it.
 
     `choices` lists the canonical values of an enumeration; `aliases` are other accepted spellings of the
-    name, `value_aliases` of a value. `minimum`/`maximum` are inclusive; `max_length` counts characters.
-    `default` None means "absent".
+    name (camelCase of any of them is accepted too), `value_aliases` of a value, in lower case.
+    `minimum`/`maximum` are inclusive; `max_length` counts characters. `default` None means "absent", and the
+    numbers in `absent` mean it too. `common`: where the params object lacks it, the request's top level may
+    carry it.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Param:
     max_length: int | None = None
     aliases: tuple[str, ...] = ()
     value_aliases: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[float, ...] = ()
+    common: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,7 @@ _IMAGE = Param(
     name="image",
     kind="uri",
     required=True,
-    aliases=("image_url", "imageUrl"),
+    aliases=("image_url",),
     help="The source picture: an http(s) URL, or a data: URI with base64.",
 )
 _SCALE = Param(
@@ -90,7 +94,8 @@ _SCALE = Param(
     kind="integer",
     default=2,
     choices=SCALES,
-    aliases=("scaleFactor", "upscale_factor", "upscaleFactor"),
+    aliases=("upscale_factor",),
+    value_aliases={f"{scale}x": str(scale) for scale in SCALES},
     help="Multiplier of both sides.",
 )
 _SHARPEN = Param(
@@ -106,7 +111,6 @@ _FORMAT = Param(
     kind="string",
     default="png",
     choices=tuple(OutputFormat),
-    aliases=("outputFormat",),
     value_aliases={"jpeg": "jpg"},
     help="Container of the result; jpg and webp are written at quality 95.",
 )
@@ -115,6 +119,7 @@ _SEED = Param(
     kind="integer",
     minimum=0,
     maximum=MAX_SEED,
+    absent=(-1,),
     help="Reuse a number to make the same picture again; -1 or nothing draws one.",
 )
 
@@ -139,6 +144,7 @@ CLARITY = Model(
             kind="string",
             default="masterpiece, best quality, highres",
             max_length=2000,
+            common=True,
             help="What kind of detail to add.",
         ),
         Param(
@@ -146,7 +152,7 @@ CLARITY = Model(
             kind="string",
             default="(worst quality, low quality, normal quality:2)",
             max_length=2000,
-            aliases=("negativePrompt",),
+            common=True,
             help="What to steer away from.",
         ),
         _SCALE,
@@ -180,7 +186,6 @@ CLARITY = Model(
             default=18,
             minimum=1,
             maximum=100,
-            aliases=("numInferenceSteps",),
             help="Refinement steps.",
         ),
         _SHARPEN,
