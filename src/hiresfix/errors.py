@@ -20,6 +20,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── Unavailable             503   retry_after
     ├── PictureError            400   bytes that are no acceptable picture
     ├── FetchError              400   a URL that could not be fetched, or must not be
+    │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
@@ -157,6 +158,12 @@ class FetchError(HiresfixError):
 
     code = "fetch_failed"
     status = 400
+
+
+class Unreachable(FetchError):
+    """The other side did not answer, or not completely; it may the next time."""
+
+    retryable = True
 
 
 class WeightsError(HiresfixError):
