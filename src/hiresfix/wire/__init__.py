@@ -1,0 +1,52 @@
+"""The public contract as pure functions: nobody else knows a JSON name, a default path or an error's shape.
+
+Reading (`parse_upscale`, `data_uri`, `own_result`, ...) turns what strangers send into canonical values or
+InvalidRequest; writing (`job`, `hook_body`, `error_body`, ...) turns values into what the contract promises.
+No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfix.catalog`: another model is an
+entry there and nothing here.
+"""
+
+from hiresfix.wire.locations import (
+    data_uri,
+    own_result,
+    parse_result_path,
+    result_path,
+)
+from hiresfix.wire.params import json_schema
+from hiresfix.wire.parse import EVENTS, Hook, UpscaleRequest, idempotency_key, parse_upscale, stored_input
+from hiresfix.wire.render import (
+    JobView,
+    accepted,
+    error_body,
+    error_headers,
+    hook_body,
+    image_path,
+    invalid_image,
+    invalid_scale,
+    job,
+    timestamp,
+)
+
+__all__ = [
+    "EVENTS",
+    "Hook",
+    "JobView",
+    "UpscaleRequest",
+    "accepted",
+    "data_uri",
+    "error_body",
+    "error_headers",
+    "hook_body",
+    "idempotency_key",
+    "image_path",
+    "invalid_image",
+    "invalid_scale",
+    "job",
+    "json_schema",
+    "own_result",
+    "parse_result_path",
+    "parse_upscale",
+    "result_path",
+    "stored_input",
+    "timestamp",
+]

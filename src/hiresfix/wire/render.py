@@ -1,0 +1,191 @@
+"""Writing answers: jobs, errors and webhook bodies in the contract's names and formats.
+
+Guarantees the rules that hold between fields (progress 100 only when COMPLETED, nothing charged for a job that
+failed, a result only for one that did not) whatever a row says, and that no 500 tells what went wrong inside.
+Renders what it is shown; reads no database and no clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from hiresfix.catalog import Model
+from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, RateLimited, Unavailable
+from hiresfix.wire.locations import result_path
+
+_UNPAID = ("FAILED", "CANCELLED")
+
+
+class JobView(Protocol):
+    """What rendering reads of a job. `state` is one of the contract's five; `cost` is the price before refunds."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def progress(self) -> int: ...
+    @property
+    def cost(self) -> int: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def webhook_status(self) -> str | None: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def started_at(self) -> datetime | None: ...
+    @property
+    def completed_at(self) -> datetime | None: ...
+    @property
+    def expired(self) -> bool: ...
+    @property
+    def input(self) -> Mapping[str, Any]: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def height(self) -> int | None: ...
+    @property
+    def metadata(self) -> Mapping[str, Any] | None: ...
+    @property
+    def output_format(self) -> str: ...
+
+
+def timestamp(moment: datetime) -> str:
+    """`2026-03-15T10:00:00.000Z`; raises ValueError for a datetime without a zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment!r} has no time zone. Pass an aware datetime.")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def accepted(job_id: UUID, state: str = "QUEUED") -> dict[str, Any]:
+    """The body of a 202. A replay passes the current state; CANCELLED, unknown to that body, reads FAILED."""
+    return {"jobId": str(job_id), "status": "FAILED" if state == "CANCELLED" else state}
+
+
+def job(view: JobView, *, public_url: str, with_input: bool = True) -> dict[str, Any]:
+    """The Job object; lists leave `input` out.
+
+    A job that waits again after losing its worker keeps its progress: it never moves backwards for a client.
+    """
+    body = {
+        "id": str(view.id),
+        "status": view.state,
+        "model": view.model,
+        "progress": _progress(view),
+        "result": _result(view, public_url),
+        "error": _error(view),
+        "creditCost": _credit_cost(view),
+        "webhookStatus": view.webhook_status,
+        "createdAt": timestamp(view.created_at),
+        "startedAt": _optional_timestamp(view.started_at),
+        "completedAt": _optional_timestamp(view.completed_at),
+        "expired": view.expired,
+        "seed": view.seed,
+        "width": view.width,
+        "height": view.height,
+        "metadata": None if view.metadata is None else dict(view.metadata),
+    }
+    return {**body, "input": dict(view.input)} if with_input else body
+
+
+def hook_body(event: str, view: JobView, public_url: str) -> bytes:
+    """The bytes of a webhook request, to be signed and sent as they are.
+
+    event: progress, completed or failed (which also tells of a cancelled job). Raises ValueError where the job's
+    state contradicts the event.
+    """
+    states = {"progress": ("PROCESSING",), "completed": ("COMPLETED",), "failed": _UNPAID}
+    if view.state not in states.get(event, ()):
+        raise ValueError(f"A job that is {view.state} has no '{event}' event. Build the body in that state.")
+    body: dict[str, Any] = {"event": event, "type": event, "jobId": str(view.id), "status": view.state}
+    if event == "progress":
+        body |= {"progress": _progress(view), "model": view.model}
+    else:
+        if event == "completed":
+            body |= {"progress": _progress(view), "result": _result(view, public_url)}
+        else:
+            body |= {"error": _error(view)}
+        body |= {
+            "model": view.model,
+            "creditCost": _credit_cost(view),
+            "completedAt": _optional_timestamp(view.completed_at),
+        }
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _progress(view: JobView) -> int:
+    if view.state == "COMPLETED":
+        return 100
+    if view.state in _UNPAID:
+        return 0
+    return min(max(view.progress, 1 if view.state == "PROCESSING" else 0), 99)
+
+
+def _result(view: JobView, public_url: str) -> dict[str, list[str]] | None:
+    if view.state != "COMPLETED":
+        return None
+    return {"images": [public_url.rstrip("/") + result_path(view.id, view.output_format)]}
+
+
+def _error(view: JobView) -> str | None:
+    if view.state == "CANCELLED":
+        return "Job was cancelled"
+    return (view.error or "Job failed") if view.state == "FAILED" else None
+
+
+def _credit_cost(view: JobView) -> int:
+    return 0 if view.state in _UNPAID else view.cost
+
+
+def _optional_timestamp(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def error_body(error: HiresfixError, *, request_id: str) -> dict[str, Any]:
+    """The body of an error answer. Errors of status 500 say nothing of their cause; the log does."""
+    hidden = error.status == HiresfixError.status
+    body: dict[str, Any] = {"error": "Internal server error" if hidden else error.message}
+    if isinstance(error, InvalidRequest):
+        body["details"] = error.details
+    elif isinstance(error, InsufficientCredits):
+        body |= {"creditsRequired": error.required, "creditsAvailable": error.available}
+    return {**body, "code": HiresfixError.code if hidden else error.code, "requestId": request_id}
+
+
+def error_headers(error: HiresfixError) -> dict[str, str]:
+    """Headers that belong to an error answer: `Retry-After` in whole seconds where trying again can help."""
+    return {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited | Unavailable) else {}
+
+
+def image_path(model: Model) -> str:
+    """The JSON path at which problems with the picture are reported."""
+    return f"{model.params_key}.image"
+
+
+def invalid_image(model: Model, message: str) -> InvalidRequest:
+    """The error for a picture that cannot be fetched, decoded or accepted."""
+    return InvalidRequest({image_path(model): [message]})
+
+
+def invalid_scale(model: Model, *, scale: int, width: int, height: int, limit_megapixels: float) -> InvalidRequest:
+    """The error for a result over the limit; names the largest scale that fits. width, height: the input's pixels."""
+    megapixels = width * height / 1e6
+    scales = (int(choice) for choice in model.param("scale_factor").choices)
+    fitting = [choice for choice in scales if megapixels * choice**2 <= limit_megapixels]
+    advice = f"Use {max(fitting)}." if fitting else "Send a smaller picture."
+    size, limit = _rounded(megapixels * scale**2), _rounded(limit_megapixels)
+    message = f"{scale}x of {width}x{height} is {size} MP; the limit is {limit} MP. {advice}"
+    return InvalidRequest({f"{model.params_key}.scale_factor": [message]})
+
+
+def _rounded(megapixels: float) -> str:
+    return f"{megapixels:.2f}".rstrip("0").rstrip(".")
