@@ -22,6 +22,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
+    ├── EngineFailed            500   no picture came out: not finite, black, or no memory left
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
 """
@@ -168,6 +169,12 @@ class Unreachable(FetchError):
 
 class WeightsError(HiresfixError):
     code = "weights_error"
+
+
+class EngineFailed(HiresfixError):
+    """The engine made no picture worth returning; nothing bad is ever returned as a success."""
+
+    code = "engine_failed"
 
 
 class ConfigurationError(HiresfixError):
