@@ -86,12 +86,13 @@ class EmbeddedPostgres:
             return
         try:
             # Shares are only taken and given back under the start lock: between "nobody else" and "stopped" no
-            # newcomer can slip in. Without the lock the server is left running, which the next `acquire` expects.
+            # newcomer can slip in. A shared lock that can become exclusive was the only one.
             with _exclusive(self._cluster.folder / _START_LOCK, time.monotonic() + STOP_SECONDS):
-                if _is_last(lock):
+                if _try_exclusive(lock):
                     _stop(self._cluster)
                 fcntl.flock(lock, fcntl.LOCK_UN)
-        except Unavailable:
+        except (Unavailable, OSError):
+            # The lock is taken for long, or somebody removed the folder: leave the server, as a killed process would.
             fcntl.flock(lock, fcntl.LOCK_UN)
         finally:
             os.close(lock)
@@ -126,7 +127,7 @@ def acquire(home: Path, *, timeout: float = 120.0) -> EmbeddedPostgres:
             except BaseException:
                 os.close(lock)
                 raise
-    except OSError as error:
+    except (OSError, psycopg.Error) as error:
         raise ConfigurationError(
             f"The embedded PostgreSQL cannot use {home}: {error}. Make sure that the folder is writable for the user "
             f"who runs hiresfix and that its disk has room, choose another one with HIRESFIX_HOME, or {_OWN_SERVER}."
@@ -140,7 +141,10 @@ def is_running(home: Path) -> bool:
     try:
         if sys.platform == "win32" or not (folder / "data").exists():
             return False
-        with psycopg.connect(_Cluster.of(folder).url("postgres"), connect_timeout=5) as connection:
+        cluster = _Cluster.of(folder)
+        if not _is_private(cluster, cluster.socket_folder):
+            return False
+        with psycopg.connect(cluster.url("postgres"), connect_timeout=5) as connection:
             connection.execute("SELECT 1")
     except (OSError, ConfigurationError, psycopg.OperationalError):
         return False
@@ -224,7 +228,7 @@ class _Cluster:
 
 def _open_lock(path: Path) -> int:
     """Descriptors of os.open are not inherited by programs we start, so no child can hold the lock."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 @contextlib.contextmanager
@@ -249,10 +253,6 @@ def _try_exclusive(lock: int) -> bool:
     return True
 
 
-_is_last = _try_exclusive
-"""A shared lock that can become exclusive was the only one."""
-
-
 # --- folders and the user ---------------------------------------------------------------------------------------------
 
 
@@ -265,20 +265,29 @@ def _make_folder(home: Path) -> Path:
     folder = _folder_of(home)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        path.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        with contextlib.suppress(FileExistsError):  # then another process was quicker
+            path.mkdir()
+            path.chmod(0o711 if os.geteuid() == 0 else 0o700)
     return folder
+
+
+def _is_private(cluster: _Cluster, path: Path) -> bool:
+    """Whether `path` is a folder that only the server's user and root can get into; /tmp is open to everybody."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == cluster.uid and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def _own_folder(cluster: _Cluster, path: Path) -> None:
     """Create `path` as a 0700 folder of the server's user, or make sure that it is one."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    found = path.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == 0 == os.geteuid():
-        os.chown(path, cluster.uid, cluster.gid)  # ours, new, or left so by a process that died right here
-        found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != cluster.uid or stat.S_IMODE(found.st_mode) & 0o077:
+    if os.geteuid() == 0 and path.lstat().st_uid == 0:
+        # Just made, or left like this by a process that was killed right here.
+        os.chown(path, cluster.uid, cluster.gid, follow_symlinks=False)
+    if not _is_private(cluster, path):
         raise ConfigurationError(
             f"{path} is not a private folder of the database's user (uid {cluster.uid}, mode 0700). "
             f"Remove it, choose another folder (a shorter one) with HIRESFIX_HOME, or {_OWN_SERVER}."
@@ -381,25 +390,22 @@ def _bring_up(cluster: _Cluster, deadline: float) -> None:
     """Have the server answer and the database exist; the caller holds the start lock."""
     if cluster.data.exists():
         _check_version(cluster)
-        if _ready(cluster):
-            return
-    programs = _provision(cluster)
-    if not cluster.data.exists():
-        _initialise(cluster, programs)
+    else:
+        _initialise(cluster, _provision(cluster))
     spawned: int | None = None
-    while not _ready(cluster):
+    while (refusal := _refusal(cluster)) is not None:
         if time.monotonic() >= deadline:
             raise Unavailable(
-                f"The embedded PostgreSQL did not get ready in time. A long recovery goes on: try again later. "
-                f"Its log in {cluster.log} ends with:\n{_log_tail(cluster)}"
+                f"The embedded PostgreSQL did not get ready in time: {refusal}. A recovery goes on, so try again "
+                f"later. Its logs in {cluster.folder} end with:\n{_log_tail(cluster)}"
             )
         if not _lives(cluster, spawned):
             if spawned is not None and not _orphans_remain(cluster):
                 raise ConfigurationError(
                     f"The embedded PostgreSQL did not start. Correct what it says, or {_OWN_SERVER}. "
-                    f"Its log in {cluster.folder} ends with:\n{_log_tail(cluster)}"
+                    f"Its logs in {cluster.folder} end with:\n{_log_tail(cluster)}"
                 )
-            spawned = _spawn(cluster, programs)
+            spawned = _spawn(cluster, _provision(cluster))
         time.sleep(POLL_SECONDS)
 
 
@@ -407,11 +413,11 @@ def _check_version(cluster: _Cluster) -> None:
     try:
         found = (cluster.data / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
-        found = "none"
+        raise ConfigurationError(f"{cluster.data} holds no data of PostgreSQL. Move it out of the way.") from None
     if found != str(MAJOR_VERSION):
         raise ConfigurationError(
-            f"{cluster.data} holds data of PostgreSQL version {found}, but version {MAJOR_VERSION} is installed. "
-            f"Dump the database with the hiresfix release that wrote it and restore it into a new home, or "
+            f"{cluster.data} holds data of PostgreSQL {found}, but PostgreSQL {MAJOR_VERSION} is installed. Dump the "
+            f"database with the release of hiresfix that wrote it and restore it into a new HIRESFIX_HOME, or "
             f"{_OWN_SERVER}."
         )
 
@@ -423,7 +429,7 @@ def _initialise(cluster: _Cluster, programs: Path) -> None:
     # Always a new name: an initdb that outlived its killed parent must not write into ours.
     fresh = Path(tempfile.mkdtemp(prefix="data-new.", dir=cluster.folder))
     if os.geteuid() == 0:
-        os.chown(fresh, cluster.uid, cluster.gid)
+        os.chown(fresh, cluster.uid, cluster.gid, follow_symlinks=False)
     options = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options += ["--data-checksums", f"--username={NAME}", "--auth-local=trust", "--auth-host=reject"]
     done = cluster.run([programs / "initdb", "--pgdata", fresh, "--no-instructions", *options])
@@ -434,6 +440,8 @@ def _initialise(cluster: _Cluster, programs: Path) -> None:
             f"The embedded PostgreSQL could not create its data in {cluster.folder}. Correct what it says, choose "
             f"another folder with HIRESFIX_HOME, or {_OWN_SERVER}. It said:\n{said}"
         )
+    _own_folder(cluster, cluster.socket_folder)
+    _forget_dead_server(cluster)  # one whose data somebody removed may still listen there
     fresh.rename(cluster.data)
     folder = os.open(cluster.folder, os.O_RDONLY)
     try:
@@ -451,7 +459,8 @@ def _spawn(cluster: _Cluster, programs: Path) -> int:
     options = [part for name, value in _settings(cluster).items() for part in ("-c", f"{name}={value}")]
     # The shell leaves the server to init, which reaps it, and passes the arguments on without reading them.
     orphan = ["/bin/sh", "-c", '"$@" >&2 & echo "$!"', "sh"]
-    with cluster.startup_log.open("wb") as log:
+    cluster.startup_log.unlink(missing_ok=True)
+    with cluster.startup_log.open("xb") as log:
         done = cluster.run([*orphan, programs / "postgres", "-D", cluster.data, *options], stderr=log)
     return int(done.stdout)
 
@@ -478,21 +487,25 @@ def _settings(cluster: _Cluster) -> dict[str, str]:
     }
 
 
-def _ready(cluster: _Cluster) -> bool:
-    """Whether the server lets us in; creates the database the first time."""
+def _refusal(cluster: _Cluster) -> str | None:
+    """Why the server does not let us in; None if it does. Creates the database the first time."""
+    if not _is_private(cluster, cluster.socket_folder):
+        return f"{cluster.socket_folder} is missing"
     try:
         with psycopg.connect(cluster.url("postgres"), autocommit=True, connect_timeout=5) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {NAME}")
-    except psycopg.OperationalError:
-        return False
-    return True
+    except psycopg.OperationalError as error:
+        return str(error).strip()
+    return None
 
 
 def _lives(cluster: _Cluster, spawned: int | None) -> bool:
     """Whether any server is at work on the data: one that answers, if only "starting up", or one still silent."""
-    if PGconn.ping(f"{cluster.url('postgres')}&connect_timeout=5".encode()) in (Ping.OK, Ping.REJECT):
-        return True
+    if _is_private(cluster, cluster.socket_folder):
+        answer = PGconn.ping(f"{cluster.url('postgres')}&connect_timeout=5".encode())
+        if answer in (Ping.OK, Ping.REJECT):
+            return True
     return (spawned is not None and _process(spawned) is not None) or _postmaster(cluster) is not None
 
 
@@ -511,9 +524,16 @@ def _postmaster(cluster: _Cluster) -> psutil.Process | None:
         process = _process(int((cluster.data / "postmaster.pid").read_bytes().split(b"\n")[0]))
         if process is None or process.name() != "postgres" or process.uids().real != cluster.uid:
             return None
-        return process if Path(process.cwd()).samefile(cluster.data) else None
-    except (FileNotFoundError, ValueError, OverflowError, psutil.Error):
+        return process if _works_on(process, cluster.data) else None
+    except (FileNotFoundError, ValueError, OverflowError, psutil.NoSuchProcess):
         return None
+
+
+def _works_on(process: psutil.Process, data: Path) -> bool:
+    try:
+        return Path(process.cwd()).samefile(data)
+    except (psutil.AccessDenied, FileNotFoundError):  # root in a container may not look into others' processes
+        return str(data) in process.cmdline()
 
 
 def _forget_dead_server(cluster: _Cluster) -> None:

@@ -190,10 +190,13 @@ class Storage:
         key = f"probe/{uuid4()}"
         await self.put(key, key.encode(), "text/plain")
         try:
-            if await self.get(key) != key.encode():
-                raise StorageFailed("The file store returns other bytes than it was given. Check its settings.")
+            intact = await self.get(key) == key.encode()
+        except NotFound:
+            intact = False
         finally:
             await self.delete(key)
+        if not intact:
+            raise StorageFailed("The file store does not return what it was given. Check its settings.")
 
 
 def _check(key: str) -> None:

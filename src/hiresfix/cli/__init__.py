@@ -1,0 +1,73 @@
+"""The command line. Every command imports what it needs when it runs, so `--help` is instant and an install
+without the server or the engine still has the rest.
+
+Exit codes: 0 done; 1 something failed, and the message says what to do; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from hiresfix import __version__
+from hiresfix.cli import admin, doctor, server, upscale
+from hiresfix.errors import HiresfixError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Enlarge pictures and invent plausible detail: here, or as a service with a job API.",
+)
+app.command("upscale")(upscale.upscale)
+app.command("serve")(server.serve)
+app.command("worker")(server.worker)
+app.command("api", hidden=True)(server.api)
+app.command("migrate")(server.migrate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(admin.keys, name="keys")
+app.add_typer(admin.credits, name="credits")
+app.add_typer(admin.jobs, name="jobs")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+_EXTRA_OF = {
+    "torch": "engine",
+    "safetensors": "engine",
+    "PIL": "engine",
+    "numpy": "engine",
+    "fastapi": "server",
+    "uvicorn": "server",
+    "psycopg": "server",
+    "pydantic": "server",
+    "pydantic_settings": "server",
+    "structlog": "server",
+    "alembic": "server",
+    "obstore": "server",
+    "procrastinate": "server",
+}
+
+
+def main() -> None:
+    """Entry point: turns expected errors into one line that says what to do."""
+    try:
+        app()
+    except HiresfixError as error:
+        _fail(error.message)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"This command needs the {extra} part. Install it with: pip install 'hiresfix[{extra}]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    typer.secho(message, fg=typer.colors.RED, err=True)
+    sys.exit(1)

@@ -1,0 +1,102 @@
+"""`hiresfix serve`, `worker`, `migrate`: the service's processes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
+
+
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes on this machine.")] = 1,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="API only; run `hiresfix worker` elsewhere.")] = False,
+) -> None:
+    """Run the service: API and workers, on the embedded PostgreSQL unless HIRESFIX_DATABASE_URL names another."""
+    from hiresfix.server import config, db, logs
+    from hiresfix.server import serve as serving
+
+    settings = config.load()
+    logs.configure(settings.log_level)
+    if "public_url" not in settings.model_fields_set:
+        reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+        settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
+    serving.warn_if_open(settings)
+    serving.require_port(host, port)
+    with serving.database(settings) as url:
+        db.migrate(url)
+        key = _first_key(url, settings.free_credits)
+        typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
+        if key:
+            typer.echo(f"API key of the new team (shown only now): {key}", err=True)
+        children = serving.children(host=host, port=port, workers=0 if no_worker else workers)
+        serving.Supervisor(settings=settings, database_url=url, children=children).run()
+
+
+def _first_key(url: str, free_credits: int) -> str | None:
+    import asyncio
+
+    from hiresfix.server import accounts
+    from hiresfix.server.db import Database
+
+    async def bootstrap() -> str | None:
+        async with Database(url, max_size=1) as database, database.transaction() as tx:
+            return await accounts.bootstrap(tx, free_credits=free_credits, key_name="Default")
+
+    return asyncio.run(bootstrap())
+
+
+def worker() -> None:
+    """Run one worker process until SIGTERM; it then finishes its job, or gives it back."""
+    import asyncio
+
+    from hiresfix.errors import ConfigurationError
+    from hiresfix.server import config, db, logs
+    from hiresfix.server import serve as serving
+    from hiresfix.server import worker as working
+
+    settings = config.load()
+    logs.configure(settings.log_level)
+    serving.follow_supervisor()
+    serving.warn_if_open(settings)
+    with serving.database(settings) as url:
+        if not db.schema_is_current(url):
+            raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
+        asyncio.run(working.serve(settings, database_url=url))
+
+
+def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run one API process (what `serve` starts)."""
+    import uvicorn
+
+    from hiresfix.server import config, logs
+    from hiresfix.server import serve as serving
+    from hiresfix.server.app import create_app
+
+    settings = config.load()
+    logs.configure(settings.log_level)
+    serving.follow_supervisor()
+    with serving.database(settings) as url:
+        uvicorn.run(
+            create_app(settings, database_url=url),
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+
+
+def migrate() -> None:
+    """Bring the database's schema to this release's version."""
+    from hiresfix.server import config, db
+    from hiresfix.server import serve as serving
+
+    with serving.database(config.load()) as url:
+        before, after = db.migrate(url)
+    typer.echo(f"The schema is up to date ({after})." if before == after else f"Migrated from {before} to {after}.")

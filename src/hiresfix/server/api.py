@@ -1,0 +1,244 @@
+"""The routes under /v2: each tells its story in the order that api-contract.md 4.6 gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from secrets import randbelow
+from uuid import UUID, uuid4
+
+import structlog
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+
+from hiresfix import wire
+from hiresfix.errors import (
+    FetchError,
+    HiresfixError,
+    InsufficientCredits,
+    InvalidJobId,
+    InvalidRequest,
+    NotFound,
+    PictureError,
+    RequestTooLarge,
+)
+from hiresfix.recipe import MAX_SEED, Recipe
+from hiresfix.server import credits, db, gate, jobs, outbound, uploads
+from hiresfix.server.accounts import Caller
+from hiresfix.server.config import Settings
+from hiresfix.server.db import Database
+from hiresfix.server.jobs import Source, Submission
+from hiresfix.server.queue import Queue
+from hiresfix.server.storage import Storage
+from hiresfix.server.uploads import Probed
+from hiresfix.wire import UpscaleRequest
+
+log = structlog.get_logger(__name__)
+router = APIRouter()
+
+UPSCALE = "/v2/images/upscale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What a route works with; one a process, made when the application starts."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    queue: Queue
+
+
+def service(request: Request) -> Service:
+    found = request.app.state.service
+    assert isinstance(found, Service)
+    return found
+
+
+async def _caller(request: Request) -> Caller:
+    return await gate.admit(
+        service(request).database,
+        api_key=request.headers.get("x-api-key"),
+        authorization=request.headers.get("authorization"),
+    )
+
+
+@router.post(UPSCALE)
+async def upscale(request: Request) -> JSONResponse:
+    """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id."""
+    own, caller = service(request), await _caller(request)
+    body = await _body(request, own.settings.max_body_bytes)
+    key = wire.idempotency_key(request.headers.get("idempotency-key"))
+    asked = wire.parse_upscale(
+        body, request.headers.get("content-type"), ignore_unknown_keys=own.settings.ignore_unknown_keys
+    )
+    if key and (before := await _recall(own, caller, key, asked)):
+        return await _replay(own, before)
+    await _has_room_and_credits(own, caller, asked)
+    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1))
+    await _check_hook(own, asked)
+    probed = await _probe(own, asked, recipe)
+    try:
+        job = await _submit(own, caller, asked, recipe, probed, key=key, request_id=request.state.request_id)
+    except gate.Replayed as winner:
+        return await _replay(own, winner.job)
+    log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=recipe.scale)
+    return JSONResponse(wire.accepted(job), status_code=202, headers={"Location": f"/v2/jobs/{job}"})
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body; raises RequestTooLarge as soon as it is known to be."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise RequestTooLarge
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest({"_root": ["Compressed request bodies are not accepted. Send the JSON as it is."]})
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise RequestTooLarge
+    return bytes(body)
+
+
+async def _recall(own: Service, caller: Caller, key: str, asked: UpscaleRequest) -> UUID | None:
+    async with own.database.transaction() as tx:
+        return await gate.recall(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint)
+
+
+async def _replay(own: Service, job: UUID) -> JSONResponse:
+    async with own.database.transaction() as tx:
+        found = await jobs.get(tx, job)
+    headers = {"Location": f"/v2/jobs/{job}", "Idempotency-Replayed": "true"}
+    return JSONResponse(wire.accepted(job, state=found.state), status_code=202, headers=headers)
+
+
+async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequest) -> None:
+    """A look before the costly probe; the transaction decides again."""
+    async with own.database.transaction() as tx:
+        await jobs.room_for(
+            tx, caller, per_team=own.settings.max_queued_jobs, in_total=own.settings.max_queued_jobs_total
+        )
+        available = await credits.balance(tx, caller.team)
+    if available < asked.model.cost:
+        raise InsufficientCredits(required=asked.model.cost, available=available)
+
+
+async def _check_hook(own: Service, asked: UpscaleRequest) -> None:
+    if asked.hook is None:
+        return
+    try:
+        await outbound.check_receiver(asked.hook.url, uploads.policy(own.settings))
+    except FetchError as error:
+        raise InvalidRequest({"webhookUrl": [error.message]}) from error
+
+
+async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
+    """The picture, wherever it is; a fault of it or of its size is the caller's, named by its field."""
+    try:
+        data = wire.data_uri(asked.image)
+        if data is None:
+            data = await _own_result(own, asked.image)
+        if data is None:
+            data = await uploads.fetch(asked.image, own.settings)
+        probed = await uploads.probe(data, own.settings)
+    except (FetchError, PictureError, NotFound) as error:
+        raise wire.invalid_image(asked.model, error.message) from error
+    try:
+        uploads.fits(probed.header, recipe, own.settings)
+    except PictureError as error:
+        raise wire.invalid_scale(asked.model, error.message) from error
+    return probed
+
+
+async def _own_result(own: Service, url: str) -> bytes | None:
+    """The bytes of one of our own results, read from the store and never over HTTP; None for any other URL."""
+    job = wire.own_result(url, own.settings.public_url)
+    if job is None:
+        return None
+    async with own.database.transaction() as tx:
+        found = await jobs.get(tx, job)
+    if found.result is None or found.expired:
+        raise NotFound("The URL names a result that does not exist any more. Use another picture.")
+    return await own.storage.get(found.result["key"])
+
+
+async def _submit(
+    own: Service,
+    caller: Caller,
+    asked: UpscaleRequest,
+    recipe: Recipe,
+    probed: Probed,
+    *,
+    key: str | None,
+    request_id: str,
+) -> UUID:
+    """Store the picture, then make job, charge, task and idempotency row in one transaction."""
+    job = uuid4()
+    source_key = await uploads.keep(own.storage, job, probed)
+    new = Submission(
+        id=job,
+        caller=caller,
+        request_id=request_id,
+        model=asked.model.id,
+        cost=asked.model.cost,
+        recipe=recipe,
+        input=wire.stored_input(asked),
+        source=Source(
+            key=source_key,
+            sha256=probed.sha256,
+            media_type=probed.header.media_type,
+            bytes=len(probed.data),
+            width=probed.header.width,
+            height=probed.header.height,
+        ),
+        hook_url=asked.hook.url if asked.hook else None,
+        hook_events=asked.hook.events if asked.hook else (),
+        max_attempts=own.settings.max_attempts,
+    )
+    try:
+        async with own.database.transaction() as tx:
+            if key:
+                await gate.remember(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint, job=job)
+            await jobs.submit(tx, own.queue, new)
+    except (HiresfixError, gate.Replayed):
+        # Surely rolled back. After a lost connection the commit may have happened: then the picture stays, and
+        # upkeep removes it if no job turns up for it.
+        await own.storage.delete(source_key)
+        raise
+    return job
+
+
+@router.get("/v2/jobs/{job_id}")
+async def get_job(request: Request, job_id: str) -> JSONResponse:
+    own, caller = service(request), await _caller(request)
+    async with own.database.transaction() as tx:
+        found = await jobs.get(tx, _job_id(job_id), caller=caller)
+    body = wire.job(found, public_url=own.settings.public_url)
+    return JSONResponse(body, headers={"Cache-Control": "no-store"})
+
+
+def _job_id(text: str) -> UUID:
+    try:
+        parsed = UUID(text)
+    except ValueError as error:
+        raise InvalidJobId from error
+    if str(parsed) != text.lower():  # UUID() also reads braces, urn: and missing dashes
+        raise InvalidJobId
+    return parsed
+
+
+@router.get("/healthz")
+async def healthz() -> JSONResponse:
+    """The process is alive."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """The process can serve: database and store answer."""
+    own = service(request)
+    async with own.database.transaction() as tx:
+        await db.value(tx, "select 1 from teams limit 1")
+    await own.storage.check()
+    return JSONResponse({"status": "ok"})

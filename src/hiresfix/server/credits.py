@@ -1,0 +1,113 @@
+"""The ledger: every credit a team was granted, charged or given back, append-only, and the balance it sums to.
+
+Guarantees: `teams.credits` equals the sum of the team's entries after every commit and is never negative; a
+job is charged at most once and refunded at most once. Whole credits only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from hiresfix.errors import InsufficientCredits, NotFound
+from hiresfix.server import db
+from hiresfix.server.db import Tx
+
+
+class Kind(StrEnum):
+    GRANT = "grant"
+    CHARGE = "charge"
+    REFUND = "refund"
+    ADJUST = "adjust"
+
+
+_COUNTERPARTY = {
+    Kind.GRANT: "issued",
+    Kind.CHARGE: "revenue",
+    Kind.REFUND: "revenue",
+    Kind.ADJUST: "adjustments",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the ledger. `amount` is what the team gained (negative: lost) from `counterparty`."""
+
+    id: int
+    team_id: UUID
+    job_id: UUID | None
+    kind: str
+    amount: int
+    counterparty: str
+    actor: str
+    reason: str
+    created_at: datetime
+
+
+async def balance(tx: Tx, team: UUID) -> int:
+    credits = await db.value(tx, "select credits from teams where id = %(team)s", team=team)
+    if credits is None:
+        raise NotFound("Team not found")
+    return int(credits)
+
+
+async def grant(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> int:
+    """Give `amount` > 0 credits; returns the new balance."""
+    if amount <= 0:
+        raise ValueError("A grant must be positive")
+    return await _move(tx, team, Kind.GRANT, amount, actor=actor, reason=reason)
+
+
+async def charge(tx: Tx, team: UUID, cost: int, *, job: UUID, actor: str) -> int:
+    """Take a job's price; raises InsufficientCredits, with the caller's transaction still usable."""
+    return await _move(tx, team, Kind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
+
+
+async def refund(tx: Tx, team: UUID, cost: int, *, job: UUID, reason: str) -> None:
+    """Give a job's price back, once however often it is called."""
+    done = await db.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
+    if done is None:
+        await _move(tx, team, Kind.REFUND, cost, job=job, actor="system", reason=reason)
+
+
+async def _move(
+    tx: Tx, team: UUID, kind: Kind, amount: int, *, actor: str, reason: str, job: UUID | None = None
+) -> int:
+    # The update locks the team's row, so two moves of one team queue up and neither reads a stale balance.
+    after = await db.value(
+        tx,
+        "update teams set credits = credits + %(amount)s where id = %(team)s and credits + %(amount)s >= 0"
+        " returning credits",
+        team=team,
+        amount=amount,
+    )
+    if after is None:
+        raise InsufficientCredits(required=-amount, available=await balance(tx, team))
+    await db.execute(
+        tx,
+        "insert into ledger (team_id, job_id, kind, amount, counterparty, actor, reason)"
+        " values (%(team)s, %(job)s, %(kind)s, %(amount)s, %(counterparty)s, %(actor)s, %(reason)s)",
+        team=team,
+        job=job,
+        kind=kind.value,
+        amount=amount,
+        counterparty=_COUNTERPARTY[kind],
+        actor=actor,
+        reason=reason,
+    )
+    return int(after)
+
+
+async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
+    """The team's newest entries first."""
+    return await db.every(
+        tx,
+        Entry,
+        "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at"
+        " from ledger where team_id = %(team)s order by id desc limit %(limit)s",
+        team=team,
+        limit=limit,
+    )

@@ -1,0 +1,163 @@
+"""The connection to PostgreSQL: one pool a process, transactions, migrations. Knows no tables.
+
+`tx` in a signature means "inside your transaction, I commit nothing"; `db` means "I open my own and hold none
+while waiting for anything else".
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, LiteralString, Self, TypeVar
+
+import psycopg
+from psycopg.rows import class_row, tuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from hiresfix.errors import ConfigurationError
+
+Tx = psycopg.AsyncConnection[tuple[Any, ...]]
+Row = TypeVar("Row")
+
+OUTAGE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+"""What is raised while the database is away; waiting and trying again is right for all of them."""
+
+MINIMUM_SERVER_VERSION = 140000
+
+# A network that silently drops packets must not hang a worker for the kernel's 15 minutes.
+_KEEPALIVE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class Database:
+    """A pool of connections; an async context manager. `url` is any libpq connection string."""
+
+    def __init__(self, url: str, *, max_size: int = 10, name: str = "hiresfix") -> None:
+        self.url = url
+        self._pool: AsyncConnectionPool[Tx] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=max_size,
+            timeout=10,
+            open=False,
+            check=AsyncConnectionPool.check_connection,
+            kwargs={**_KEEPALIVE, "application_name": name, "row_factory": tuple_row},
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Tx]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        async with self._pool.connection() as tx:
+            yield tx
+
+
+async def one(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> Row | None:
+    """The first row as `kind`, whose fields the columns name; None if there is none."""
+    async with tx.cursor(row_factory=class_row(kind)) as cursor:
+        await cursor.execute(query, values)
+        return await cursor.fetchone()
+
+
+async def every(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> list[Row]:
+    """All rows as `kind`."""
+    async with tx.cursor(row_factory=class_row(kind)) as cursor:
+        await cursor.execute(query, values)
+        return await cursor.fetchall()
+
+
+async def value(tx: Tx, query: LiteralString, **values: object) -> Any:
+    """The first column of the first row; None if there is no row."""
+    row = await (await tx.execute(query, values)).fetchone()
+    return None if row is None else row[0]
+
+
+async def execute(tx: Tx, query: LiteralString, **values: object) -> int:
+    """Run a statement; the number of rows it touched."""
+    return (await tx.execute(query, values)).rowcount
+
+
+def migrate(url: str) -> tuple[str | None, str]:
+    """Bring the schema to this release's version; returns (revision before, revision after).
+
+    Safe to call from several processes at once: an advisory lock lets one migrate while the others wait.
+    Raises ConfigurationError for a server that is too old or a schema newer than this release.
+    """
+    from alembic import command  # here: a process that only serves needs neither Alembic nor SQLAlchemy
+    from alembic.runtime.migration import MigrationContext
+    from alembic.util import CommandError
+
+    config = _alembic_config()
+    with _migration_connection(url) as connection:
+        before = MigrationContext.configure(connection).get_current_revision()
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise ConfigurationError(
+                f"The database's schema is at revision {before}, which this release does not know. "
+                "Upgrade hiresfix, or restore the backup made before the upgrade."
+            ) from error
+        after = MigrationContext.configure(connection).get_current_revision()
+    assert after is not None
+    return before, after
+
+
+def schema_is_current(url: str) -> bool:
+    """Whether the schema is exactly the one this release was written for."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    with _migration_connection(url) as connection:
+        return MigrationContext.configure(connection).get_current_revision() == head
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+@contextmanager
+def _migration_connection(url: str) -> Iterator[Any]:
+    from sqlalchemy import create_engine, pool
+
+    def connect() -> psycopg.Connection[Any]:
+        try:
+            return psycopg.connect(url, connect_timeout=10)
+        except psycopg.OperationalError as error:
+            raise ConfigurationError(
+                f"The database does not answer: {error} Check HIRESFIX_DATABASE_URL and that the server is up."
+            ) from error
+
+    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=pool.NullPool)
+    try:
+        with engine.begin() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            if driver.info.server_version < MINIMUM_SERVER_VERSION:
+                raise ConfigurationError(
+                    f"PostgreSQL {driver.info.server_version // 10000} is too old: hiresfix needs 14 or newer."
+                )
+            driver.execute("select pg_advisory_xact_lock(hashtext('hiresfix.migrate'))")
+            yield connection
+    finally:
+        engine.dispose()

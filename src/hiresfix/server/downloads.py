@@ -1,0 +1,76 @@
+"""Result files over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from hiresfix import wire
+from hiresfix.errors import Expired, NotFound
+from hiresfix.server import jobs
+from hiresfix.server.api import service
+from hiresfix.server.jobs import Job
+
+router = APIRouter()
+
+_ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@router.api_route("/files/images/{name}", methods=["GET", "HEAD"])
+async def result(request: Request, name: str) -> Response:
+    own = service(request)
+    job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)
+    assert job.result is not None
+    size, etag = job.result["bytes"], f'"{job.result["sha256"]}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "public, max-age=3600, immutable",
+        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Type": job.result["media_type"],
+        "X-Content-Type-Options": "nosniff",
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    span = _range(request, size, etag)
+    if span is None:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    start, end = span
+    status = 206 if "range" in request.headers and (start, end) != (0, size) else 200
+    headers["Content-Length"] = str(end - start)
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    body = own.storage.stream(job.result["key"], start, end)
+    return StreamingResponse(body, status_code=status, headers=headers)
+
+
+async def _find(request: Request, named: tuple[UUID, str] | None, name: str) -> Job:
+    if named is None:
+        raise NotFound("File not found")
+    job_id, extension = named
+    async with service(request).database.transaction() as tx:
+        job = await jobs.get(tx, job_id)
+    if job.result is None or job.output_format != extension:
+        raise NotFound("File not found")
+    if job.expired:
+        raise Expired("This file has expired and was deleted.")
+    return job
+
+
+def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """First byte and the one after the last; the whole file unless one range is asked for. None: unsatisfiable."""
+    asked = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    condition = request.headers.get("if-range")
+    if not asked or asked.groups() == ("", "") or condition not in (None, etag):
+        return 0, size
+    first, last = asked.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    start, end = int(first), min(int(last) + 1 if last else size, size)
+    return (start, end) if start < end else None

@@ -1,0 +1,468 @@
+"""Jobs: what a customer pays for, from submission to settlement. This table is the truth.
+
+Guarantees, whatever dies and when:
+- a job, its charge, its queue task and (see `gate`) its idempotency row appear in one transaction;
+- a claim gives a fresh token and a lease; only the holder of the token can renew or settle, so a worker that
+  comes back late changes nothing;
+- every job ends exactly once, as COMPLETED or as FAILED/CANCELLED with its credits given back in the same
+  transaction that also announces the end to the caller's webhook;
+- `sweep` hands on jobs whose lease lapsed and tasks the queue lost, and stops jobs that failed too often.
+
+It knows no pictures, no HTTP and no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from hiresfix import wire
+from hiresfix.errors import NotFound, RateLimited, Unavailable
+from hiresfix.recipe import Recipe
+from hiresfix.server import credits, db, webhooks
+from hiresfix.server import queue as tasks
+from hiresfix.server.accounts import Caller
+from hiresfix.server.db import Tx
+from hiresfix.server.queue import Queue
+
+TASK = "jobs.run"
+QUEUE = "engine"
+
+INTERRUPTED = "The job was interrupted too often and has been stopped. Your credits were returned."
+
+
+class State(StrEnum):
+    QUEUED = "QUEUED"
+    PROCESSING = "PROCESSING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL = (State.COMPLETED, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The caller's picture as stored at submission; sizes in bytes and (oriented) pixels."""
+
+    key: str
+    sha256: str
+    media_type: str
+    bytes: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The enlarged picture as stored by the attempt that won, and what the engine said about it."""
+
+    key: str
+    sha256: str
+    media_type: str
+    bytes: int
+    width: int
+    height: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """An attempt's end: the picture is in the store."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """An attempt's end: no picture. `error` is for the caller: no paths, hosts or traces."""
+
+    error: str
+    retryable: bool
+
+
+Outcome = Completed | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """All a new job consists of. `id` is chosen beforehand because the source is stored under it."""
+
+    id: UUID
+    caller: Caller
+    request_id: str
+    model: str
+    cost: int
+    recipe: Recipe
+    input: dict[str, Any]
+    source: Source
+    hook_url: str | None
+    hook_events: tuple[str, ...]
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as its owner may see it (a `wire.JobView`)."""
+
+    id: UUID
+    team_id: UUID
+    user_id: UUID
+    key_id: UUID | None
+    model: str
+    state: str
+    progress: int
+    cost: int
+    attempt: int
+    max_attempts: int
+    recipe: dict[str, Any]
+    input: dict[str, Any]
+    result: dict[str, Any] | None
+    error: str | None
+    hook_url: str | None
+    hook_events: list[str]
+    webhook_status: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expired: bool
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @property
+    def output_format(self) -> str:
+        return str(self.recipe["output_format"])
+
+    @property
+    def width(self) -> int | None:
+        return self.result["width"] if self.result else None
+
+    @property
+    def height(self) -> int | None:
+        return self.result["height"] if self.result else None
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        return self.result["metadata"] if self.result else None
+
+
+_SELECT: LiteralString = """
+    select id, team_id, user_id, key_id, model, state, progress, cost, attempt, max_attempts, recipe, input, result,
+    error, hook_url, hook_events, created_at, started_at, completed_at, purged_at is not null as expired,
+    case when hook_url is null then null
+         when completed_at is null then 'pending'
+         when exists (select from webhook_deliveries d where d.job_id = jobs.id and d.state = 'PENDING') then 'pending'
+         when exists (select from webhook_deliveries d where d.job_id = jobs.id and d.state = 'FAILED'
+                      and d.event in ('completed', 'failed')) then 'failed'
+         else 'delivered' end as webhook_status
+    from jobs
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to work on a job until `lease_until`, proven by `token`."""
+
+    id: UUID
+    token: UUID
+    attempt: int
+    max_attempts: int
+    recipe: Recipe
+    source: Source
+    model: str
+    request_id: str
+
+
+# Submission -----------------------------------------------------------------------------------------------------
+
+
+async def room_for(tx: Tx, caller: Caller, *, per_team: int, in_total: int) -> None:
+    """Raises RateLimited if the team, and Unavailable if the whole server, has too many jobs waiting."""
+    waiting = await db.value(
+        tx,
+        "select count(*) from (select from jobs where state = 'QUEUED' and team_id = %(team)s limit %(cap)s) q",
+        team=caller.team,
+        cap=per_team,
+    )
+    if waiting >= per_team:
+        raise RateLimited(f"Your team has {per_team} jobs waiting already. Try again when some are done.")
+    waiting = await db.value(
+        tx, "select count(*) from (select from jobs where state = 'QUEUED' limit %(cap)s) q", cap=in_total
+    )
+    if waiting >= in_total:
+        raise Unavailable(retry_after=30)
+
+
+async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
+    """Insert the job, take its price and enqueue its task. Raises InsufficientCredits."""
+    await db.execute(
+        tx,
+        "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"
+        " hook_events, max_attempts, cost) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s, %(model)s,"
+        " %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s)",
+        id=new.id,
+        team=new.caller.team,
+        user=new.caller.user,
+        key=new.caller.key,
+        request=new.request_id,
+        model=new.model,
+        recipe=Jsonb(new.recipe.to_dict()),
+        input=Jsonb(new.input),
+        source=Jsonb(_fields(new.source)),
+        hook_url=new.hook_url,
+        hook_events=list(new.hook_events),
+        max_attempts=new.max_attempts,
+        cost=new.cost,
+    )
+    await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
+    await _enqueue(tx, queue, new.id)
+
+
+async def _enqueue(tx: Tx, queue: Queue, job: UUID, *, at: datetime | None = None) -> None:
+    await queue.enqueue(tx, TASK, queue=QUEUE, at=at, job_id=str(job))
+
+
+async def get(tx: Tx, job: UUID, *, caller: Caller | None = None) -> Job:
+    """The job, if `caller` (None: the operator) may see it: its user, or owner and admins of its team.
+
+    Raises NotFound for an unknown job and for someone else's alike.
+    """
+    found = await db.one(tx, Job, _SELECT + " where id = %(job)s", job=job)
+    if found is None or not (caller is None or _may_see(caller, found)):
+        raise NotFound("Job not found")
+    return found
+
+
+def _may_see(caller: Caller, job: Job) -> bool:
+    return caller.user == job.user_id or (caller.role in ("OWNER", "ADMIN") and caller.team == job.team_id)
+
+
+async def newest(tx: Tx, *, limit: int) -> list[Job]:
+    return await db.every(tx, Job, _SELECT + " order by created_at desc, id desc limit %(limit)s", limit=limit)
+
+
+# Work -----------------------------------------------------------------------------------------------------------
+
+
+async def claim(tx: Tx, job: UUID, *, worker: str, lease_seconds: float) -> Claim | None:
+    """Take a queued job for this worker; None if it is not waiting (a duplicate task, or cancelled)."""
+    row = await (
+        await tx.execute(
+            "update jobs set state = 'PROCESSING', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,"
+            " lease_until = now() + make_interval(secs => %(lease)s), started_at = coalesce(started_at, now())"
+            " where id = %(job)s and state = 'QUEUED'"
+            " returning token, attempt, max_attempts, recipe, source, model, request_id",
+            {"token": uuid4(), "worker": worker, "lease": lease_seconds, "job": job},
+        )
+    ).fetchone()
+    if row is None:
+        return None
+    token, attempt, max_attempts, recipe, source, model, request_id = row
+    return Claim(
+        id=job,
+        token=token,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        recipe=Recipe.from_dict(recipe),
+        source=Source(**source),
+        model=model,
+        request_id=request_id,
+    )
+
+
+async def renew(tx: Tx, held: Claim, *, progress: int, lease_seconds: float) -> bool:
+    """Prolong the lease and note progress (0..99, never backwards); False: the job is no longer ours."""
+    return (
+        await db.execute(
+            tx,
+            "update jobs set lease_until = now() + make_interval(secs => %(lease)s),"
+            " progress = greatest(progress, %(progress)s) where id = %(job)s and token = %(token)s",
+            lease=lease_seconds,
+            progress=min(max(progress, 0), 99),
+            job=held.id,
+            token=held.token,
+        )
+        == 1
+    )
+
+
+async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_url: str) -> State | None:
+    """End the attempt; returns the job's new state, or None if the claim was lost and nothing was changed.
+
+    A retryable failure with attempts left puts the job back into the queue, invisibly to the caller.
+    """
+    ours = await db.value(
+        tx, "select 1 from jobs where id = %(job)s and token = %(token)s for update", job=held.id, token=held.token
+    )
+    if ours is None:
+        return None
+    match outcome:
+        case Completed(result=result):
+            await _finish(tx, queue, held.id, State.COMPLETED, public_url=public_url, result=result)
+            return State.COMPLETED
+        case Failed(retryable=True) if held.attempt < held.max_attempts:
+            # A pause that grows: what failed just now (a full disk, a store that is away) may need a moment.
+            await _requeue(tx, queue, held.id, pause=timedelta(seconds=2**held.attempt))
+            return State.QUEUED
+        case Failed(error=error):
+            await _finish(tx, queue, held.id, State.FAILED, public_url=public_url, error=error)
+            return State.FAILED
+
+
+async def give_back(tx: Tx, queue: Queue, held: Claim) -> bool:
+    """Return an unfinished job to the queue because this worker shuts down; it does not cost an attempt."""
+    ours = await db.execute(
+        tx,
+        "update jobs set attempt = attempt - 1 where id = %(job)s and token = %(token)s",
+        job=held.id,
+        token=held.token,
+    )
+    if ours:
+        await _requeue(tx, queue, held.id)
+    return bool(ours)
+
+
+async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta | None = None) -> None:
+    await db.execute(
+        tx,
+        "update jobs set state = 'QUEUED', token = null, lease_until = null, worker = null, queued_at = now()"
+        " where id = %(job)s",
+        job=job,
+    )
+    # A new task, not a retry of the old one: only inserts notify, so waiting workers start at once.
+    await _enqueue(tx, queue, job, at=datetime.now(UTC) + pause if pause else None)
+
+
+async def _finish(
+    tx: Tx,
+    queue: Queue,
+    job: UUID,
+    state: State,
+    *,
+    public_url: str,
+    result: Result | None = None,
+    error: str | None = None,
+) -> None:
+    """The one place where a job ends: state, refund and announcement together."""
+    await db.execute(
+        tx,
+        "update jobs set state = %(state)s, progress = %(progress)s, result = %(result)s, error = %(error)s,"
+        " token = null, lease_until = null, completed_at = now() where id = %(job)s",
+        state=state.value,
+        progress=100 if state is State.COMPLETED else 0,
+        result=Jsonb(_fields(result)) if result else None,
+        error=error,
+        job=job,
+    )
+    ended = await get(tx, job)
+    if state is not State.COMPLETED:
+        await credits.refund(tx, ended.team_id, ended.cost, job=job, reason=f"job {state.value.lower()}")
+    event = "completed" if state is State.COMPLETED else "failed"
+    if ended.hook_url and event in ended.hook_events:
+        await webhooks.announce(
+            tx,
+            queue,
+            job=job,
+            key=ended.key_id,
+            event=event,
+            url=ended.hook_url,
+            body=wire.hook_body(event, ended, public_url=public_url),
+        )
+
+
+def _fields(value: Source | Result) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+# Upkeep ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What one sweep found: leases that lapsed (and how many of those jobs were given up), tasks enqueued anew."""
+
+    lapsed: int
+    given_up: int
+    enqueued: int
+
+
+async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> Swept:
+    """Hand on jobs whose worker went silent, or fail them when no attempt is left. Any number may sweep at once."""
+    lapsed = await (
+        await tx.execute(
+            "select id, attempt < max_attempts from jobs where state = 'PROCESSING' and lease_until < now()"
+            " order by lease_until limit 100 for update skip locked"
+        )
+    ).fetchall()
+    given_up = 0
+    for job, attempts_left in lapsed:
+        if attempts_left:
+            await _requeue(tx, queue, job)
+        else:
+            given_up += 1
+            await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
+    return Swept(lapsed=len(lapsed), given_up=given_up, enqueued=await _enqueue_forgotten(tx, queue))
+
+
+async def _enqueue_forgotten(tx: Tx, queue: Queue) -> int:
+    """Queued jobs whose task is gone (its worker died between fetching and claiming) get a new one."""
+    waiting = await (
+        await tx.execute(
+            "select id from jobs where state = 'QUEUED' and queued_at < now() - interval '30 seconds'"
+            " for update skip locked"
+        )
+    ).fetchall()
+    if not waiting:
+        return 0
+    alive = await tasks.waiting(tx, TASK, "job_id")
+    forgotten = [job for (job,) in waiting if str(job) not in alive]
+    for job in forgotten:
+        await _enqueue(tx, queue, job)
+    return len(forgotten)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purgeable:
+    """A finished job, the key of a file of it that has served its time, and its result's key if it has one."""
+
+    id: UUID
+    key: str
+    result_key: str | None
+
+
+async def expired_results(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
+    """Completed jobs whose picture is older than `retention`."""
+    return await db.every(
+        tx,
+        Purgeable,
+        "select id, result ->> 'key' as key, result ->> 'key' as result_key from jobs where state = 'COMPLETED'"
+        " and purged_at is null and completed_at < now() - %(retention)s order by completed_at limit 100",
+        retention=retention,
+    )
+
+
+async def finished_sources(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
+    """Finished jobs whose input has been kept for `retention`."""
+    return await db.every(
+        tx,
+        Purgeable,
+        "select id, source ->> 'key' as key, result ->> 'key' as result_key from jobs"
+        " where completed_at < now() - %(retention)s and source_purged_at is null order by completed_at limit 100",
+        retention=retention,
+    )
+
+
+async def mark_result_purged(tx: Tx, job: UUID) -> None:
+    await db.execute(tx, "update jobs set purged_at = now() where id = %(job)s", job=job)
+
+
+async def mark_source_purged(tx: Tx, job: UUID) -> None:
+    await db.execute(tx, "update jobs set source_purged_at = now() where id = %(job)s", job=job)

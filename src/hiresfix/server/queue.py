@@ -1,0 +1,93 @@
+"""Dispatch: hands *tasks* to workers through procrastinate. No product words.
+
+Guarantees: a task enqueued in a transaction exists exactly if that transaction commits, and starts within
+milliseconds of it (LISTEN/NOTIFY). It does not guarantee "exactly once": a task may run twice or be lost with
+its worker, so whoever enqueues keeps the truth in a table of its own and sweeps it (see `jobs`, `webhooks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import procrastinate
+import psycopg_pool
+import structlog
+
+from hiresfix.server import db
+from hiresfix.server.db import Tx
+
+log = structlog.get_logger(__name__)
+
+RESTART_SECONDS = 2.0
+
+
+class Queue:
+    """One process's door to the queue. Enqueuing needs no connection of its own, working does."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._app = self._new_app()
+        self._tasks: list[tuple[str, str, Callable[..., Awaitable[None]]]] = []
+
+    def _new_app(self) -> procrastinate.App:
+        connector = procrastinate.PsycopgConnector(
+            conninfo=self._url, min_size=1, max_size=5, timeout=10, kwargs={"application_name": "hiresfix-queue"}
+        )
+        return procrastinate.App(connector=connector)
+
+    async def enqueue(self, tx: Tx, task: str, *, queue: str, at: datetime | None = None, **args: str) -> None:
+        """Ask for `task` to run on `queue`, now or `at` a time, once `tx` commits."""
+        await self._app.configure_task(task, queue=queue, schedule_at=at, connection=tx).defer_async(**args)
+
+    def on(self, task: str, *, queue: str, run: Callable[..., Awaitable[None]]) -> None:
+        """Declare what this process does for `task`."""
+        self._tasks.append((task, queue, run))
+
+    async def work(self, *, queue: str, concurrency: int) -> None:
+        """Work on one queue until cancelled; what is running then is finished before this returns.
+
+        An outage of the database stops procrastinate's loop, by an error or, if only its listener or heartbeat
+        fell, without one. It is started again for as long as it takes.
+        """
+        while True:
+            app = self._new_app()
+            for task, on_queue, run in self._tasks:
+                if on_queue == queue:
+                    app.task(name=task, queue=queue)(run)
+            try:
+                async with app.open_async():
+                    await app.run_worker_async(
+                        queues=[queue],
+                        concurrency=concurrency,
+                        name=queue,
+                        install_signal_handlers=False,
+                        delete_jobs="always",
+                        update_heartbeat_interval=5,
+                        stalled_worker_timeout=60,
+                    )
+                log.warning("queue.worker_restarting", queue=queue, reason="stopped by itself")
+            except asyncio.CancelledError:
+                raise
+            except (procrastinate.exceptions.ConnectorException, psycopg_pool.PoolTimeout, *db.OUTAGE) as error:
+                log.warning("queue.worker_restarting", queue=queue, reason=type(error).__name__)
+            except Exception:
+                log.exception("queue.worker_crashed", queue=queue)
+            await asyncio.sleep(RESTART_SECONDS)
+
+
+async def waiting(tx: Tx, task: str, arg: str) -> set[str]:
+    """The values of argument `arg` over all tasks of this name that wait for a worker."""
+    rows = await tx.execute(
+        "select args ->> %(arg)s from procrastinate_jobs where task_name = %(task)s and status = 'todo'",
+        {"arg": arg, "task": task},
+    )
+    return {row[0] for row in await rows.fetchall()}
+
+
+async def bury_orphans(tx: Tx) -> int:
+    """Remove tasks whose worker is gone; whoever needed them enqueues anew. Returns how many."""
+    await db.execute(tx, "delete from procrastinate_workers where last_heartbeat < now() - interval '10 minutes'")
+    # The foreign key has just set worker_id to null where the worker went away.
+    return await db.execute(tx, "delete from procrastinate_jobs where status = 'doing' and worker_id is null")

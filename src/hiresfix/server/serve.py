@@ -1,0 +1,177 @@
+"""`hiresfix serve`: API and workers as processes of their own, started, watched and stopped together.
+
+Guarantees: a process that dies is started again (at once, then with growing pauses); SIGTERM or Ctrl-C stops
+everything in order, workers draining first; a supervisor that is killed takes its children with it, because
+each of them watches the pipe it got as standard input. It loads neither torch nor the web framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+import structlog
+
+from hiresfix.errors import ConfigurationError
+from hiresfix.server import embedded
+from hiresfix.server.config import Settings
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.2
+LONGEST_PAUSE = 30.0
+SETTLED_SECONDS = 60.0
+"""A child that lived so long starts again without a pause."""
+GRACE_SECONDS = 10.0
+"""What stopping may take beyond the workers' drain."""
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The URL of the operator's database, or of the embedded one, kept running for the length of the block."""
+    if settings.database_url:
+        yield settings.database_url
+        return
+    with embedded.acquire(settings.home) as server:
+        yield server.url
+
+
+@dataclass(slots=True)
+class Child:
+    """One supervised process."""
+
+    name: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    next_start: float = 0.0
+    failures: int = 0
+
+    def start(self, environment: dict[str, str]) -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hiresfix", *self.arguments],
+            env=environment,
+            stdin=subprocess.PIPE,  # its end tells the child that we are gone
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+        )
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def note_death(self) -> None:
+        """Choose when to start again."""
+        assert self.process is not None
+        lived = time.monotonic() - self.started
+        self.failures = 0 if lived > SETTLED_SECONDS else self.failures + 1
+        pause = min(LONGEST_PAUSE, 2.0**self.failures) if self.failures > 1 else 0.0
+        self.next_start = time.monotonic() + pause
+        log.error("process.died", name=self.name, exit_code=self.process.returncode, restart_in=pause)
+        self.process = None
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs the children until told to stop."""
+
+    settings: Settings
+    database_url: str
+    children: list[Child]
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Blocks until SIGTERM, SIGINT or `stopping`; then stops every child."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        environment = {
+            **os.environ,
+            "HIRESFIX_HOME": str(self.settings.home),
+            "HIRESFIX_DATABASE_URL": self.database_url,
+            "HIRESFIX_PUBLIC_URL": self.settings.public_url,
+            SUPERVISED: "1",
+        }
+        try:
+            while not self.stopping.is_set():
+                for child in self.children:
+                    if child.process is not None and not child.is_running():
+                        child.note_death()
+                    if child.process is None and time.monotonic() >= child.next_start:
+                        child.start(environment)
+                self.stopping.wait(POLL_SECONDS)
+        finally:
+            self._stop_children()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping.set()
+
+    def _stop_children(self) -> None:
+        deadline = time.monotonic() + self.settings.drain_seconds + GRACE_SECONDS
+        running = [child.process for child in self.children if child.process is not None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("process.killed", pid=process.pid)
+                process.kill()
+                process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+SUPERVISED = "HIRESFIX_SUPERVISED"
+
+
+def follow_supervisor() -> None:
+    """In a child: end like on SIGTERM when the supervisor is gone. Does nothing in a process started by hand."""
+    if not os.environ.get(SUPERVISED):
+        return
+
+    def wait_for_end() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_end, name="follow-supervisor", daemon=True).start()
+
+
+def children(*, host: str, port: int, workers: int) -> list[Child]:
+    """The API and `workers` worker processes."""
+    api = Child(name="api", arguments=["api", "--host", host, "--port", str(port)])
+    return [api, *(Child(name=f"worker-{number}", arguments=["worker"]) for number in range(1, workers + 1))]
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say loudly that the development switch is on."""
+    if settings.allow_private_addresses:
+        print(
+            "\n"
+            "  !! HIRESFIX_ALLOW_PRIVATE_ADDRESSES is on: anyone with a key can make this server fetch from and\n"
+            "  !! post to your internal network. Development only; unset it before strangers get a key.\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def require_port(host: str, port: int) -> None:
+    """Raises ConfigurationError if nobody could listen there, before anything is started."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot listen on {host}:{port} ({error.strerror}). Choose another with --port."
+            ) from error

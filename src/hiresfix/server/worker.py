@@ -1,0 +1,234 @@
+"""The worker process: takes jobs from the queue, runs the engine on them and settles them.
+
+Guarantees: one picture at a time on the device; the lease is renewed while the engine makes progress and given
+up when it does not; nothing is written to a job without its token; webhooks and upkeep run beside the engine
+and are never blocked by it; SIGTERM finishes the running job in time or gives it back. The only module of the
+server that reaches the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+
+from hiresfix import images
+from hiresfix.engine.upscaler import Upscaled, Upscaler
+from hiresfix.errors import Cancelled, HiresfixError, PictureError, StorageFailed
+from hiresfix.images import Encoded
+from hiresfix.server import db, jobs, uploads, webhooks
+from hiresfix.server.config import Settings
+from hiresfix.server.db import Database
+from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Result
+from hiresfix.server.queue import Queue
+from hiresfix.server.storage import Storage
+from hiresfix.server.upkeep import Upkeep
+
+log = structlog.get_logger(__name__)
+
+IO_CONCURRENCY = 10
+RETRY_SECONDS = 2.0
+STALLED_EXIT = 70
+
+ENGINE_SHARE = 0.96
+"""Of a job's progress; decoding, encoding and storing make up the rest."""
+
+UNEXPECTED = "The picture could not be enlarged because of an internal error. Your credits were returned."
+
+
+@dataclass(slots=True)
+class Beat:
+    """What the engine's thread and the lease's renewal tell each other."""
+
+    fraction: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
+    lost: bool = False
+    give_back: bool = False
+
+    def report(self, fraction: float) -> None:
+        """The engine's progress; stops the engine when the job is no longer ours or has to be given back."""
+        self.fraction, self.heard = fraction, time.monotonic()
+        if self.lost or self.give_back:
+            raise Cancelled
+
+
+class Worker:
+    """One process's work on one device, until `run` is cancelled."""
+
+    def __init__(self, settings: Settings, *, database: Database, storage: Storage, queue: Queue) -> None:
+        self.settings = settings
+        self.database = database
+        self.storage = storage
+        self.queue = queue
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._upscaler = Upscaler()
+        self._beat: Beat | None = None
+        queue.on(jobs.TASK, queue=jobs.QUEUE, run=self._run_task)
+        queue.on(webhooks.TASK, queue=webhooks.QUEUE, run=self._deliver_task)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; then let the running job finish, or give it back after `drain_seconds`."""
+        upkeep = Upkeep(settings=self.settings, database=self.database, storage=self.storage, queue=self.queue)
+        engine = asyncio.create_task(self.queue.work(queue=jobs.QUEUE, concurrency=1))
+        beside = [
+            asyncio.create_task(self.queue.work(queue=webhooks.QUEUE, concurrency=IO_CONCURRENCY)),
+            asyncio.create_task(upkeep.run()),
+        ]
+        log.info("worker.started", worker=self.name, device=str(self._upscaler.device))
+        await stop.wait()
+        log.info("worker.draining", worker=self.name, busy=self._beat is not None)
+        engine.cancel()
+        _, late = await asyncio.wait([engine], timeout=self.settings.drain_seconds)
+        if late and self._beat is not None:
+            self._beat.give_back = True
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(engine, *beside, return_exceptions=True)
+        log.info("worker.stopped", worker=self.name)
+
+    async def _deliver_task(self, delivery_id: str) -> None:
+        policy = uploads.policy(self.settings)
+        await webhooks.deliver(self.database, self.queue, UUID(delivery_id), policy=policy)
+
+    async def _run_task(self, job_id: str) -> None:
+        async with self.database.transaction() as tx:
+            held = await jobs.claim(tx, UUID(job_id), worker=self.name, lease_seconds=self.settings.lease_seconds)
+        if held is None:
+            return  # done, cancelled or taken by another task: the queue may hand a task out twice
+        structlog.contextvars.bind_contextvars(job_id=job_id, attempt=held.attempt, request_id=held.request_id)
+        log.info("job.claimed", model=held.model)
+        started = time.perf_counter()
+        beat = self._beat = Beat()
+        renewal = asyncio.create_task(self._renew(held, beat))
+        try:
+            outcome = await self._attempt(held, beat)
+        finally:
+            renewal.cancel()
+            self._beat = None
+        state = await self._end(held, beat, outcome)
+        log.info("job.settled", state=state, seconds=round(time.perf_counter() - started, 3))
+
+    async def _renew(self, held: Claim, beat: Beat) -> None:
+        """Prolong the lease every fifth of it, for as long as the engine is heard of."""
+        while not beat.lost:
+            await asyncio.sleep(self.settings.lease_seconds / 5)
+            if time.monotonic() - beat.heard > self.settings.stall_seconds:
+                # A thread that hangs cannot be ended, only its process can. The lease lapses, another worker takes
+                # the job, and whoever supervises this process starts it anew.
+                log.error("job.stalled", seconds=self.settings.stall_seconds)
+                os._exit(STALLED_EXIT)
+            try:
+                async with self.database.transaction() as tx:
+                    ours = await jobs.renew(
+                        tx,
+                        held,
+                        progress=max(1, int(100 * ENGINE_SHARE * beat.fraction)),
+                        lease_seconds=self.settings.lease_seconds,
+                    )
+            except db.OUTAGE as error:
+                # Go on: if the outage is short the job is still ours, if not the token will tell.
+                log.warning("job.renewal_failed", reason=type(error).__name__)
+                continue
+            if not ours:
+                log.warning("job.lease_lost")
+                beat.lost = True
+
+    async def _attempt(self, held: Claim, beat: Beat) -> Outcome | None:
+        """Make and store the picture; None when the engine was told to stop."""
+        try:
+            source = await self.storage.get(held.source.key)
+            upscaled, encoded = await asyncio.to_thread(self._make, source, held, beat)
+            return Completed(result=await self._store(held, upscaled, encoded))
+        except Cancelled:
+            return None
+        except PictureError as error:
+            return Failed(error=error.message, retryable=False)
+        except StorageFailed as error:
+            log.warning("job.attempt_failed", reason=error.message)
+            return Failed(error="The picture could not be stored. Your credits were returned.", retryable=True)
+        except Exception as error:
+            log.exception("job.attempt_failed")
+            return Failed(error=UNEXPECTED, retryable=not isinstance(error, HiresfixError) or error.retryable)
+
+    def _make(self, source: bytes, held: Claim, beat: Beat) -> tuple[Upscaled, Encoded]:
+        """In a thread: decode, enlarge, encode."""
+        picture = images.decode(source, uploads.limits(self.settings))
+        upscaled = self._upscaler.run(picture, held.recipe, beat.report)
+        encoded = images.encode(upscaled.picture, held.recipe.output_format, keep_metadata=self.settings.keep_metadata)
+        if (encoded.width, encoded.height) != (
+            held.source.width * held.recipe.scale,
+            held.source.height * held.recipe.scale,
+        ):
+            raise AssertionError(f"result is {encoded.width}x{encoded.height}")
+        return upscaled, encoded
+
+    async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded) -> Result:
+        """Put the picture under a name of this attempt's own, so that nobody overwrites anybody."""
+        key = f"results/{held.id}/{held.token}.{held.recipe.output_format}"
+        await self.storage.put(key, encoded.data, encoded.media_type)
+        notes = [*upscaled.metadata.get("warnings", []), *upscaled.picture.notes, *encoded.notes]
+        return Result(
+            key=key,
+            sha256=hashlib.sha256(encoded.data).hexdigest(),
+            media_type=encoded.media_type,
+            bytes=len(encoded.data),
+            width=encoded.width,
+            height=encoded.height,
+            metadata={**upscaled.metadata, "warnings": list(dict.fromkeys(notes))},
+        )
+
+    async def _end(self, held: Claim, beat: Beat, outcome: Outcome | None) -> str:
+        """Settle or give back, for as long as it takes the database to answer; the token keeps it honest."""
+
+        async def end() -> str:
+            async with self.database.transaction() as tx:
+                if outcome is None:
+                    given_back = beat.give_back and await jobs.give_back(tx, self.queue, held)
+                    return "given back" if given_back else "lost"
+                state = await jobs.settle(tx, self.queue, held, outcome, public_url=self.settings.public_url)
+                return state or "lost"
+
+        state = await _insist(end)
+        if state == "lost" and isinstance(outcome, Completed):
+            await self._discard(held, outcome.result.key)
+        return state
+
+    async def _discard(self, held: Claim, key: str) -> None:
+        """Delete a late attempt's picture, unless it is the job's after all: a commit whose answer was lost."""
+        async with self.database.transaction() as tx:
+            job = await jobs.get(tx, held.id)
+        if job.result is None or job.result["key"] != key:
+            await self.storage.delete(key)
+
+
+async def _insist(step: Callable[[], Awaitable[str]]) -> str:
+    while True:
+        try:
+            return await step()
+        except db.OUTAGE as error:
+            log.warning("job.settlement_postponed", reason=type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def serve(settings: Settings, *, database_url: str) -> None:
+    """Run one worker until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Database(database_url, max_size=6 + IO_CONCURRENCY, name="hiresfix-worker") as database:
+        worker = Worker(
+            settings,
+            database=database,
+            storage=Storage.open(settings.storage_location),
+            queue=Queue(database_url),
+        )
+        await worker.run(stop)
