@@ -1,50 +1,314 @@
-"""Bytes to pixels."""
+"""Bytes to a `Picture`: limits first, then pixels, then one colour policy for every kind of sample.
+
+The policy is the table in `hiresfix.images`. Guarantees: what a stranger sends either becomes a `Picture` or raises
+`PictureError`; pixels are decoded only after the header passed the limits; nothing global is changed by a call.
+"""
 
 from __future__ import annotations
 
 import io
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
 
 from hiresfix.errors import PictureError
-from hiresfix.images.values import Header, Limits, Picture, check_input
+from hiresfix.images import containers
+from hiresfix.images.containers import DAMAGED, Container, read_container
+from hiresfix.images.metadata import clean_exif, clean_xmp, profile_space
+from hiresfix.images.values import MEBIBYTE, Header, Limits, Picture, Samples, check_input
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
-
-
-def _open(data: bytes, limits: Limits) -> Image.Image:
-    if len(data) > limits.max_bytes:
-        raise PictureError(f"The picture has {len(data)} bytes; the limit is {limits.max_bytes}. Make it smaller.")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise PictureError("Not a picture we can read. Send PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF or HEIC.") from error
-    except Exception as error:
-        raise PictureError("The picture is damaged. Save it again and retry.") from error
-    check_input(*image.size, limits)
-    return image
+# Once, for the whole process: Pillow's first line of defence warns and goes on, ours must not.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
-    image = _open(data, limits)
-    width, height = image.size
-    if image.getexif().get(0x0112, 1) >= 5:
+    """Format and size of a picture, no pixel decoded. Raises PictureError when it must not or cannot be read."""
+    container = _admit(data, limits)
+    width, height = container.width, container.height
+    if container.orientation >= 5:
         width, height = height, width
-    return Header(media_type=Image.MIME[image.format or "PNG"], width=width, height=height)
+    return Header(media_type=container.media_type, width=width, height=height, several=container.several)
 
 
 def decode(data: bytes, limits: Limits) -> Picture:
-    image = _open(data, limits)
+    """The upright picture. Raises PictureError when it is over a limit, damaged, or of a kind we do not read."""
+    container = _admit(data, limits)
     try:
-        upright = ImageOps.exif_transpose(image)
-        has_alpha = upright.has_transparency_data
-        pixels = np.asarray(upright.convert("RGBA" if has_alpha else "RGB"))
+        raster = _raster(container)
+    except PictureError:
+        raise
     except Exception as error:
-        raise PictureError("The picture is damaged. Save it again and retry.") from error
+        # Decoders on a stranger's bytes raise nearly every type there is; to the caller all of them mean the same.
+        raise PictureError(DAMAGED.format(container.format)) from error
+    samples = _upright(raster.samples, container.orientation)
+    return _picture(container, replace(raster, samples=samples))
+
+
+def _admit(data: bytes, limits: Limits) -> Container:
+    if len(data) > limits.max_bytes:
+        raise PictureError(
+            f"The picture has {len(data) / MEBIBYTE:.1f} MiB; the limit is {limits.max_bytes / MEBIBYTE:g} MiB. "
+            "Compress it more or make it smaller."
+        )
+    container = read_container(data)
+    check_input(container.width, container.height, limits)
+    return container
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Raster:
+    """Decoded samples (H, W, channels): 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+
+    icc: the profile that describes them, unchecked; None when the colours were converted to sRGB."""
+
+    samples: Samples
+    icc: bytes | None
+    notes: tuple[str, ...] = ()
+
+
+def _picture(container: Container, raster: _Raster) -> Picture:
+    samples, notes = raster.samples, [*container.notes, *raster.notes]
+    if container.several:
+        notes.append("Only the first frame or page was used.")
+    channels = samples.shape[2]
+    alpha = samples[..., -1] if channels in (2, 4) else None
+    if alpha is not None and int(alpha.min()) == np.iinfo(alpha.dtype).max:
+        alpha = None
+    space = profile_space(raster.icc) if raster.icc else None
+    grey = channels <= 2 and space != "RGB"
+    icc = raster.icc if space == ("GRAY" if grey else "RGB") else None
+    if raster.icc and icc is None:
+        notes.append("The colour profile is damaged or made for another kind of picture and was left out.")
+    height, width = samples.shape[:2]
+    exif = clean_exif(container.exif, width, height) if container.exif else None
+    xmp = clean_xmp(container.xmp) if container.xmp else None
+    if (container.exif and not exif and container.format != "TIFF") or (container.xmp and not xmp):
+        notes.append("Metadata (EXIF or XMP) was damaged or too large and was left out.")
+    dpi = container.dpi
     return Picture(
-        rgb=pixels[..., :3].copy(),
-        alpha=pixels[..., 3].copy() if has_alpha else None,
-        grey=image.mode in ("1", "L", "LA"),
-        icc=image.info.get("icc_profile"),
+        rgb=samples[..., :1].repeat(3, axis=2) if channels <= 2 else samples[..., :3].copy(),
+        alpha=None if alpha is None else alpha.copy(),
+        grey=grey,
+        icc=icc,
+        exif=exif,
+        xmp=xmp,
+        dpi=(dpi[1], dpi[0]) if dpi and container.orientation >= 5 else dpi,
+        notes=tuple(notes),
     )
+
+
+def _upright(samples: Samples, orientation: int) -> Samples:
+    """EXIF 2.32, tag 274: 2 and 4 mirror, 3 turns by 180 degrees, 5 to 8 have rows and columns swapped."""
+    if orientation >= 5:
+        samples = samples.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    return samples
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------
+
+
+def _raster(container: Container) -> _Raster:
+    if container.format == "HEIF":
+        return _heif_raster(container)
+    file = b"".join(container.pieces)
+    image = _open(container, file)
+    deep = _deep_rawmodes(container, image)
+    if deep:
+        samples = _decode_deep(container, file, deep)
+        raster = _Raster(samples=samples, icc=container.icc)
+    else:
+        image.load()
+        if image.mode not in _CONVERSIONS:
+            raise _refusal(image.mode)
+        raster = _CONVERSIONS[image.mode](container, image)
+    if raster.samples.shape[:2] != (container.height, container.width):
+        raise ValueError("the pixels have another size than the header")
+    return raster if container.transparent is None else _with_transparent_colour(container, raster)
+
+
+def _open(container: Container, file: bytes) -> Image.Image:
+    # Naming the one format keeps every other parser of Pillow out of a stranger's reach.
+    image = Image.open(io.BytesIO(file), formats=(container.format,))
+    if image.size != (container.width, container.height):
+        raise ValueError("the decoder sees another size than the header")
+    return image
+
+
+def _refusal(kind: str) -> PictureError:
+    return PictureError(f"Pictures with {kind} samples are not supported. Save it as 8 or 16 bit RGB and retry.")
+
+
+def _direct(container: Container, image: Image.Image) -> _Raster:
+    samples = np.asarray(image)
+    return _Raster(samples=samples if samples.ndim == 3 else samples[..., None], icc=container.icc)
+
+
+def _converted(mode: str) -> Callable[[Container, Image.Image], _Raster]:
+    return lambda container, image: _direct(container, image.convert(mode))
+
+
+def _palette(container: Container, image: Image.Image) -> _Raster:
+    return _direct(container, image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _sixteen_grey(container: Container, image: Image.Image) -> _Raster:
+    return _Raster(samples=np.asarray(image).astype(np.uint16)[..., None], icc=container.icc)
+
+
+def _integers(container: Container, image: Image.Image) -> _Raster:
+    samples = np.asarray(image)
+    if samples.min() < 0 or samples.max() > 65_535:
+        raise _refusal("signed or 32 bit integer")
+    return _sixteen_grey(container, image)
+
+
+def _floats(container: Container, image: Image.Image) -> _Raster:
+    samples = np.nan_to_num(np.asarray(image), nan=0.0, posinf=1.0, neginf=0.0)
+    notes = ["Floating point samples were read as 16 bit, 0 being black and 1 white."]
+    if samples.min() < 0 or samples.max() > 1:
+        notes.append("Samples below 0 or above 1 were clipped.")
+    whole = np.rint(np.clip(samples, 0, 1) * 65_535).astype(np.uint16)
+    return _Raster(samples=whole[..., None], icc=container.icc, notes=tuple(notes))
+
+
+def _cmyk(container: Container, image: Image.Image) -> _Raster:
+    notes = ["CMYK was converted to sRGB."]
+    if container.depth > 8:
+        notes.append("CMYK with 16 bit was read as 8 bit.")
+    if container.icc and profile_space(container.icc) == "CMYK":
+        image = _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(container.icc)))
+    else:
+        notes[0] = "CMYK without a usable profile was converted to sRGB by the plain formula."
+        image = image.convert("RGB")
+    return _Raster(samples=np.asarray(image), icc=None, notes=tuple(notes))
+
+
+def _lab(_container: Container, image: Image.Image) -> _Raster:
+    image = _to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+    return _Raster(samples=np.asarray(image), icc=None, notes=("CIE L*a*b* was converted to sRGB.",))
+
+
+def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Relative colorimetric with black point compensation, what image editors do by default."""
+    converted = ImageCms.profileToProfile(
+        image,
+        profile,
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    assert converted is not None, "only None when working in place"
+    return converted
+
+
+_CONVERSIONS: dict[str, Callable[[Container, Image.Image], _Raster]] = {
+    "1": _converted("L"),
+    "L": _direct,
+    "LA": _direct,
+    "RGB": _direct,
+    "RGBA": _direct,
+    "La": _converted("LA"),
+    "RGBa": _converted("RGBA"),
+    "RGBX": _converted("RGB"),
+    "YCbCr": _converted("RGB"),
+    "P": _palette,
+    "PA": _palette,
+    "I;16": _sixteen_grey,
+    "I;16B": _sixteen_grey,
+    "I;16L": _sixteen_grey,
+    "I": _integers,
+    "F": _floats,
+    "CMYK": _cmyk,
+    "LAB": _lab,
+}
+
+
+# --- 16 bit colour ----------------------------------------------------------------------------------------------
+
+# Pillow holds no 16 bit RGB, but its decoders can be told which byte of each sample to unpack: ";16B" takes the
+# first, ";16L" the second, ";16N" the more significant one of this machine. Decoding twice gives both bytes.
+_DEEP = re.compile(r"(RGB|RGBA|RGBX|RGBa);16([BLN])")
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def _deep_rawmodes(container: Container, image: Image.Image) -> tuple[str, str, str] | None:
+    """(mode, rawmode of the high bytes, rawmode of the low bytes) of a 16 bit colour picture, else None."""
+    if container.depth != 16 or image.mode not in ("RGB", "RGBA") or not image.tile:  # type: ignore[attr-defined]
+        return None
+    arguments: Any = image.tile[0].args  # type: ignore[attr-defined]
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    if rawmode == "LA;16B":  # four bytes a pixel, so one pass over them as RGBA brings all
+        return "LA", "RGBA", "RGBA"
+    match = _DEEP.fullmatch(rawmode)
+    if match is None:
+        raise _refusal("separately stored 16 bit")
+    # "RGBa" would divide by alpha byte by byte; `_decode_deep` does it on whole samples.
+    layout = match[1].upper()
+    return image.mode, f"{layout};16{match[2]}", f"{layout};16{_OTHER_BYTE[match[2]]}"
+
+
+def _decode_deep(container: Container, file: bytes, rawmodes: tuple[str, str, str]) -> Samples:
+    mode, high_mode, low_mode = rawmodes
+    high = _decode_as(container, file, high_mode)
+    if mode == "LA":
+        return high.view(">u2").astype(np.uint16)
+    samples = high.astype(np.uint16)
+    np.left_shift(samples, 8, out=samples)
+    del high
+    np.bitwise_or(samples, _decode_as(container, file, low_mode), out=samples)
+    return _divided_by_alpha(samples) if container.premultiplied and mode == "RGBA" else samples
+
+
+def _decode_as(container: Container, file: bytes, rawmode: str) -> NDArray[np.uint8]:
+    image: Any = _open(container, file)
+    image.tile = [
+        tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:])) for tile in image.tile
+    ]
+    return np.array(image)
+
+
+def _divided_by_alpha(samples: Samples) -> Samples:
+    top = np.iinfo(samples.dtype).max
+    alpha = samples[..., 3:].astype(np.uint64)
+    colour = (samples[..., :3] * np.uint64(top) + alpha // 2) // np.maximum(alpha, 1)
+    return np.dstack([np.minimum(colour, top).astype(samples.dtype), samples[..., 3:]])
+
+
+def _with_transparent_colour(container: Container, raster: _Raster) -> _Raster:
+    """PNG's tRNS without palette: pixels of exactly this value, at the file's depth, are transparent."""
+    samples = raster.samples
+    value = np.array(container.transparent, dtype=np.uint32)
+    if container.depth < 8:
+        value = value * 255 // (2**container.depth - 1)
+    top = np.iinfo(samples.dtype).max
+    alpha = np.where((samples == value).all(axis=2), 0, top).astype(samples.dtype)
+    return replace(raster, samples=np.dstack([samples, alpha]))
+
+
+def _heif_raster(container: Container) -> _Raster:
+    assert containers.pillow_heif is not None, "the container was read with it"
+    heif = containers.pillow_heif.open_heif(io.BytesIO(b"".join(container.pieces)), convert_hdr_to_8bit=False)
+    samples = np.array(heif)
+    if samples.ndim == 2:
+        samples = samples[..., None]
+    if samples.shape[:2] != (container.height, container.width) or samples.shape[2] not in (1, 2, 3, 4):
+        raise ValueError("the pixels have another size than the header")
+    if samples.dtype == np.uint16:
+        # libheif's samples stand in the upper bits; spread them so that the brightest is 65535 again.
+        most = 2**container.depth - 1
+        samples = ((samples >> (16 - container.depth)).astype(np.uint32) * 65_535 // most).astype(np.uint16)
+    if container.premultiplied and samples.shape[2] == 4:
+        samples = _divided_by_alpha(samples)
+    return _Raster(samples=samples, icc=container.icc)

@@ -50,12 +50,12 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What is known before a pixel is decoded: media type by magic bytes, pixels a side as the picture is seen
-    (orientation applied), and how many frames or pages the file says it has."""
+    (orientation applied), and whether there are more frames or pages than the first, which is all we use."""
 
     media_type: str
     width: int
     height: int
-    frames: int = 1
+    several: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
