@@ -1,0 +1,414 @@
+"""The file store, against real folders, real processes and a real full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from hiresfix.errors import ConfigurationError, HiresfixError, NotFound, StorageFailed
+from hiresfix.server.storage import CHUNK_BYTES, Storage
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "files of ours"
+
+
+@pytest.fixture(params=["file", "memory"])
+def storage(request: pytest.FixtureRequest, folder: Path) -> Storage:
+    return Storage.open(folder.as_uri() if request.param == "file" else "memory:///")
+
+
+@pytest.fixture
+def local(folder: Path) -> Storage:
+    return Storage.open(folder.as_uri())
+
+
+async def keys(storage: Storage, prefix: str = "") -> list[str]:
+    return sorted([stored.key async for stored in storage.list(prefix)])
+
+
+async def streamed(storage: Storage, key: str, start: int = 0, end: int | None = None) -> list[bytes]:
+    return [chunk async for chunk in storage.stream(key, start, end)]
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# What every store does
+
+
+async def test_what_was_put_comes_back(storage: Storage) -> None:
+    await storage.put("sources/one", b"\x00picture\xff", "image/png")
+
+    assert await storage.get("sources/one") == b"\x00picture\xff"
+
+
+async def test_a_second_put_replaces_the_first(storage: Storage) -> None:
+    await storage.put("a", b"long old bytes", "image/png")
+    before = await storage.head("a")
+    await storage.put("a", b"new", "image/png")
+    after = await storage.head("a")
+
+    assert await storage.get("a") == b"new"
+    assert (before.size, after.size) == (14, 3)
+    assert before.etag != after.etag
+
+
+async def test_head_tells_size_etag_and_time_in_utc(storage: Storage) -> None:
+    began = datetime.now(UTC)
+    await storage.put("results/1/2.png", b"12345", "image/png")
+    stored = await storage.head("results/1/2.png")
+
+    assert (stored.key, stored.size) == ("results/1/2.png", 5)
+    assert re.fullmatch(r'"[^"]+"', stored.etag or "")
+    assert stored.modified.utcoffset() == timedelta(0)
+    assert abs(stored.modified - began) < timedelta(minutes=1)
+
+
+async def test_nothing_is_a_file_too(storage: Storage) -> None:
+    await storage.put("empty", b"", "image/png")
+
+    assert await storage.get("empty") == b""
+    assert await streamed(storage, "empty") == []
+    assert (await storage.head("empty")).size == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0, None), (0, 10), (9, 10), (5, 5), (7, 10**9), (10**9, None), (CHUNK_BYTES - 1, CHUNK_BYTES + 1)],
+)
+async def test_a_stream_is_the_asked_range_cut_at_the_end_of_the_file(
+    storage: Storage, start: int, end: int | None
+) -> None:
+    data = os.urandom(2 * CHUNK_BYTES + 17)
+    await storage.put("big", data, "image/png")
+    chunks = await streamed(storage, "big", start, end)
+
+    assert b"".join(chunks) == data[start:end]
+    assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
+
+
+async def test_a_stream_never_mixes_two_versions(storage: Storage) -> None:
+    await storage.put("big", b"1" * (2 * CHUNK_BYTES), "image/png")
+    stream = storage.stream("big")
+    first = await anext(stream)
+    await storage.put("big", b"2" * (2 * CHUNK_BYTES), "image/png")
+
+    assert first == b"1" * CHUNK_BYTES
+    with pytest.raises(StorageFailed):
+        await anext(stream)
+
+
+async def test_a_missing_key_is_not_found_however_it_is_asked_for(storage: Storage) -> None:
+    await storage.put("results/1/a", b"1", "image/png")
+    for key in ("nothing", "results", "results/1", "results/2/a"):
+        for asked in (storage.get(key), storage.head(key), streamed(storage, key)):
+            with pytest.raises(NotFound):
+                await asked
+
+
+async def test_deleting_twice_is_deleting_once(storage: Storage) -> None:
+    await storage.put("a/b", b"1", "image/png")
+    await storage.put("a/c", b"2", "image/png")
+    await storage.delete("a/b")
+    await storage.delete("a/b")
+    await storage.delete("never/was")
+
+    assert await keys(storage) == ["a/c"]
+
+
+async def test_a_prefix_is_a_folder_and_not_the_start_of_a_name(storage: Storage) -> None:
+    for key in ("results/7/a", "results/7/b/c", "results/77/a", "results/7.png"):
+        await storage.put(key, b"1", "image/png")
+
+    assert await keys(storage, "results/7") == ["results/7/a", "results/7/b/c"]
+    await storage.delete_prefix("results/7")
+    assert await keys(storage) == ["results/7.png", "results/77/a"]
+    await storage.delete_prefix("results/7")
+    assert await keys(storage, "nowhere") == []
+
+
+async def test_listing_goes_beyond_one_page_and_tells_what_head_tells(storage: Storage) -> None:
+    await asyncio.gather(*(storage.put(f"many/{n:04}", b"x" * n, "image/png") for n in range(1203)))
+    listed = {stored.key: stored async for stored in storage.list("many")}
+
+    assert sorted(listed) == [f"many/{n:04}" for n in range(1203)]
+    assert listed["many/1202"] == await storage.head("many/1202")
+    await storage.delete_prefix("many")
+    assert await keys(storage) == []
+
+
+async def test_two_may_delete_the_same_prefix_at_once(storage: Storage) -> None:
+    for n in range(300):
+        await storage.put(f"many/{n}", b"x", "image/png")
+    await asyncio.gather(*(storage.delete_prefix("many") for _ in range(4)))
+
+    assert await keys(storage) == []
+
+
+async def test_the_readiness_check_passes_and_leaves_nothing(storage: Storage) -> None:
+    await storage.check()
+
+    assert await keys(storage) == []
+
+
+BAD_KEYS = [
+    "",
+    "/",
+    "/a",
+    "a/",
+    "a//b",
+    "..",
+    "a/../b",
+    ".",
+    ".staging/x",
+    "a/.b",
+    "a b",
+    "a\\b",
+    "a\nb",
+    "ä",
+    "a\0",
+    "a#1",
+    "a%2f",
+]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_a_key_that_is_no_key_is_refused_by_every_operation(storage: Storage, key: str) -> None:
+    for asked in (
+        storage.put(key, b"1", "image/png"),
+        storage.get(key),
+        storage.head(key),
+        streamed(storage, key),
+        storage.delete(key),
+        storage.delete_prefix(key),
+    ):
+        with pytest.raises(ValueError, match="not a storage key"):
+            await asked
+
+
+# Opening
+
+
+def test_a_missing_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+    Storage.open((tmp_path / "new" / "files").as_uri())
+
+    assert (tmp_path / "new" / "files").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "location", ["files", "/srv/files", "ftp://host/x", "https://host/x", "file://files", "file:files"]
+)
+def test_a_location_that_is_no_store_is_the_operators_mistake(location: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Storage.open(location)
+
+
+def test_a_folder_that_is_a_file_is_the_operators_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(ConfigurationError, match="Choose another"):
+        Storage.open((tmp_path / "file" / "below").as_uri())
+
+
+def test_a_wrong_option_is_the_operators_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="Correct"):
+        Storage.open("s3://bucket", endpont="http://127.0.0.1:1")
+
+
+async def test_a_cloud_store_that_does_not_answer_is_a_failed_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    storage = Storage.open("s3://bucket/ours", endpoint="http://127.0.0.1:9")
+
+    with pytest.raises(StorageFailed) as caught:
+        await storage.check()
+    assert "127.0.0.1" not in caught.value.message
+    assert "127.0.0.1" in str(caught.value.__cause__)
+
+
+# Folders: nothing half-written, nothing left lying about
+
+
+async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(local: Storage, folder: Path) -> None:
+    versions = [bytes([n]) * 3_000_000 for n in range(8)]
+    await asyncio.gather(*(local.put("one", version, "image/png") for version in versions))
+
+    assert await local.get("one") in versions
+    assert files_below(folder) == ["one"]
+
+
+async def test_readers_meanwhile_see_the_old_or_the_new_never_a_part(local: Storage) -> None:
+    versions = [bytes([n]) * (2_000_000 + n) for n in range(20)]
+    await local.put("one", versions[0], "image/png")
+
+    async def write() -> None:
+        for version in versions:
+            await local.put("one", version, "image/png")
+
+    writing = asyncio.create_task(write())
+    reads = 0
+    while not writing.done():
+        assert await local.get("one") in versions
+        reads += 1
+    await writing
+    assert reads > 1
+
+
+async def test_putting_where_another_just_emptied_the_folder_works(local: Storage, folder: Path) -> None:
+    async def come_and_go(name: str) -> None:
+        for _ in range(60):
+            await local.put(f"results/job/{name}", b"1", "image/png")
+            await local.delete(f"results/job/{name}")
+
+    await asyncio.gather(*(come_and_go(name) for name in "abcd"))
+
+    assert not (folder / "results").exists()
+
+
+DYING_WRITER = """
+import asyncio, os, sys
+from pathlib import Path
+from hiresfix.server.storage import Storage
+
+def stop_here(*_):
+    print("here", flush=True)
+    os.read(0, 1)
+
+if sys.argv[2] == "before the bytes are synced":
+    os.fsync = stop_here
+else:
+    Path.replace = stop_here
+asyncio.run(Storage.open(sys.argv[1]).put("results/1/a.png", b"x" * 5_000_000, "image/png"))
+"""
+
+
+def killed_writer(folder: Path, moment: str) -> None:
+    """A process that put a file under results/1/a.png and was killed at that moment."""
+    command = [sys.executable, "-c", DYING_WRITER, folder.as_uri(), moment]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"here\n"
+        writer.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("moment", ["before the bytes are synced", "before the rename"])
+async def test_a_killed_writer_leaves_no_key_and_its_rest_is_cleared_a_day_later(folder: Path, moment: str) -> None:
+    killed_writer(folder, moment)
+    storage = Storage.open(folder.as_uri())
+
+    assert await keys(storage) == []
+    with pytest.raises(NotFound):
+        await storage.get("results/1/a.png")
+
+    [leftover] = files_below(folder)
+    yesterday = time.time() - 25 * 3600
+    os.utime(folder / leftover, (yesterday, yesterday))
+    (folder / ".staging" / "of-a-writer-at-work").write_bytes(b"")
+    Storage.open(folder.as_uri())
+    assert files_below(folder) == [".staging/of-a-writer-at-work"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is")
+def test_bytes_and_directories_are_synced_before_put_returns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that a power cut cannot break: content, then name, then the directories that hold the name."""
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(folder).parts[:1]}")
+        fsync(descriptor)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    asyncio.run(Storage.open(folder.as_uri()).put("results/1", b"bytes", "image/png"))
+
+    assert events == ["sync ('.staging',)", "rename", "sync ('results',)", "sync ()"]
+
+
+# Folders that fail
+
+
+@pytest.fixture
+def readonly() -> Iterator[Path]:
+    """A folder that this process, for the time of the test not root, may read and not write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "kept").write_bytes(b"1")
+        folder.chmod(0o555)
+        with contextlib.ExitStack() as stack:
+            if os.geteuid() == 0:
+                os.seteuid(NOBODY)
+                stack.callback(os.seteuid, 0)
+            yield folder
+        folder.chmod(0o755)
+
+
+async def test_a_folder_that_cannot_be_written_is_a_failed_store_without_its_path(readonly: Path) -> None:
+    storage = Storage.open(readonly.as_uri())
+
+    assert await keys(storage) == ["kept"]
+    for asked in (storage.put("a", b"1", "image/png"), storage.delete("kept"), storage.check()):
+        await expect_failure(asked, readonly)
+
+
+def test_a_folder_that_vanished_is_a_failed_store_and_not_a_missing_file(local: Storage, folder: Path) -> None:
+    folder.rmdir()
+
+    asyncio.run(expect_failure(local.put("a/b", b"1", "image/png"), folder))
+    asyncio.run(expect_failure(local.check(), folder))
+    assert not folder.exists()
+
+
+async def expect_failure(asked: Awaitable[None], folder: Path) -> None:
+    with pytest.raises(HiresfixError) as caught:
+        await asked
+    assert type(caught.value) is StorageFailed
+    assert caught.value.retryable
+    assert str(folder) not in caught.value.message
+    assert caught.value.__cause__ is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting needs root and a system that allows it")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+async def test_a_full_disk_is_a_failed_store_that_keeps_what_it_had(small_disk: Path) -> None:
+    folder = small_disk / "files"
+    storage = Storage.open(folder.as_uri())
+    await storage.put("a", b"old" * 100_000, "image/png")
+
+    await expect_failure(storage.put("a", b"new" * 400_000, "image/png"), folder)
+    await expect_failure(storage.put("b", b"new" * 400_000, "image/png"), folder)
+
+    assert await storage.get("a") == b"old" * 100_000
+    assert files_below(folder) == ["a"]
+    await storage.put("b", b"fits" * 100_000, "image/png")
