@@ -233,7 +233,7 @@ def _meant(key: str, known: Mapping[str, str], misplaced: Mapping[str, str]) -> 
 def _fingerprint(model: Model, values: Mapping[str, Value], image: str, hook: Hook | None) -> bytes:
     request = {
         "model": model.id,
-        "params": {**values, "image": image},
+        "params": {**values, "image": hashlib.sha256(image.encode()).hexdigest()},  # it may be megabytes
         "hook": [hook.url, hook.events] if hook else None,
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).digest()
