@@ -280,7 +280,7 @@ def _explained() -> Iterator[None]:
     except (TimeoutError, httpcore.TimeoutException) as error:
         raise Unreachable(TIMED_OUT) from error
     except httpcore.ConnectError as error:
-        if isinstance(error.__cause__, ssl.SSLError):
+        if isinstance(error.__context__, ssl.SSLError):  # httpcore re-raises "from None", which keeps the context only
             raise FetchError("The URL's host has no valid TLS certificate. Renew it, or use another host.") from error
         raise Unreachable("The URL's host refused the connection. Check that it is public and running.") from error
     except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.ProxyError, zlib.error) as error:
