@@ -114,10 +114,10 @@ def _resized(alpha: Samples, size: tuple[int, int], method: Image.Resampling) ->
 
 def _extreme(alpha: Samples, pick: np.ufunc) -> Samples:
     """The smallest or largest of the 3x3 pixels around each pixel."""
-    extreme = alpha
+    extreme: Samples = alpha
     for axis in (0, 1):
         around = np.pad(extreme, [(1, 1) if side == axis else (0, 0) for side in (0, 1)], mode="edge")
         count = alpha.shape[axis]
         shifted = [around.take(range(shift, shift + count), axis) for shift in (0, 1, 2)]
-        extreme = pick(pick(shifted[0], shifted[1]), shifted[2])
+        extreme = pick(pick(shifted[0], shifted[1]), shifted[2]).astype(alpha.dtype, copy=False)
     return extreme

@@ -75,6 +75,8 @@ class _Raster:
 
 def _picture(container: Container, raster: _Raster) -> Picture:
     samples, notes = raster.samples, [*container.notes, *raster.notes]
+    if container.format == "AVIF" and container.depth > 8:
+        notes.append("AVIF with more than 8 bit was read as 8 bit.")
     if container.several:
         notes.append("Only the first frame or page was used.")
     channels = samples.shape[2]

@@ -18,7 +18,7 @@ from hiresfix.recipe import SCALES, OutputFormat
 MEBIBYTE = 1024 * 1024
 MEGAPIXEL = 1_000_000
 
-Samples = NDArray[np.uint8] | NDArray[np.uint16]
+Samples = NDArray[np.uint8 | np.uint16]
 
 LARGEST_SIDE = {OutputFormat.PNG: 2**31 - 1, OutputFormat.JPG: 65_500, OutputFormat.WEBP: 16_383}
 """Pixels a side: PNG's 31-bit field; libjpeg's JPEG_MAX_DIMENSION; WebP's 14-bit field."""

@@ -22,8 +22,8 @@ from hiresfix.images.values import Encoded, Picture, Samples, check_format
 from hiresfix.recipe import OutputFormat
 
 QUALITY: Final = 95
-_PNG_LEVEL: Final = 4
-"""zlib level; see `benchmarks` numbers in the note below."""
+_WEBP_METHOD: Final = 2
+"""Of 0..6. At quality 95, method 4 takes four times as long as 2 for files 1 % smaller (6 MP synthetic photograph)."""
 _BAND: Final = 256
 _MAX_JPEG_XMP: Final = 65_504
 """Bytes of a packet in one JPEG segment: 65 533 less the 29 of its identifier."""
@@ -98,8 +98,7 @@ def _channels(picture: Picture) -> Samples:
 
 
 def _with_alpha(colour: Samples, alpha: Samples) -> Samples:
-    joined: Samples = np.dstack([colour, alpha])
-    return joined
+    return np.dstack([colour, alpha])
 
 
 # --- PNG --------------------------------------------------------------------------------------------------------
@@ -126,7 +125,8 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _plain_png(samples: Samples) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(samples).save(out, "PNG", compress_level=_PNG_LEVEL)
+    # Run lengths only: after row filters smaller and twice as fast as level 4 on photographs and on flat art.
+    Image.fromarray(samples).save(out, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return out.getvalue()
 
 
@@ -139,7 +139,7 @@ def _deep_png(samples: Samples) -> bytes:
     channels = samples.shape[2] if samples.ndim == 3 else 1
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    deflater = zlib.compressobj(_PNG_LEVEL)
+    deflater = zlib.compressobj(1)  # level 4 saves 6 % and takes half as long again; run lengths cost 30 % here
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
     above = np.zeros((1, width * channels * 2), np.uint8)
     for rows in _bands(height):
@@ -211,9 +211,6 @@ def _webp(picture: Picture, exif: bytes | None, xmp: bytes | None) -> tuple[byte
     return _save(
         Image.fromarray(samples), "WEBP", method=_WEBP_METHOD, exact=True, icc_profile=icc, exif=exif, xmp=xmp
     ), notes
-
-
-_WEBP_METHOD: Final = 2
 
 
 def _grey_to_srgb(grey: Samples, icc: bytes) -> NDArray[np.uint8]:
