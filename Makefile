@@ -1,0 +1,43 @@
+# make demo   upscale a real picture through the HTTP API, on a server started for it
+# make test   check and test everything
+# make serve  run the service here
+# The first of them creates .venv and installs into it; later ones find it done.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check serve install clean
+.DEFAULT_GOAL := demo
+
+demo: install
+	@$(BIN)/python examples/demo.py --out demo
+
+test: check
+	@$(BIN)/python -m pytest
+
+check: install
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+serve: install
+	@$(BIN)/hiresfix serve
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "hiresfix needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv \
+	    || { rm -rf .venv; echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing hiresfix and what it needs into .venv (once, about a minute and 1.5 GB) ..."
+	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]' \
+	    | awk '/^Collecting|^Downloading/ { printf "."; fflush() } /^Success/ { print " done" }'
+	@$(BIN)/python -c 'import hiresfix'
+	@touch $@
+
+clean:
+	@rm -rf .venv demo
