@@ -473,6 +473,7 @@ def _settings(cluster: _Cluster) -> dict[str, str]:
         "unix_socket_directories": f'"{sockets}"',
         "unix_socket_permissions": "0700",
         "max_connections": "200",
+        "hot_standby": "off",  # whoever is let in can write, also after an operator restored an archive
         "fsync": "on",
         "synchronous_commit": "on",
         "timezone": "UTC",
