@@ -376,6 +376,8 @@ DAMAGED = "The data URI is damaged: its base64 does not decode"
         ("data:image/png;base64,QQ=", DAMAGED),
         ("data:image/png;base64,QQ==QQ==", DAMAGED),
         ("data:image/png;base64,====", DAMAGED),
+        ("data:image/png;base64,=QUI", DAMAGED),
+        ("data:image/png;base64,Q=Q=", DAMAGED),
         ("data:image/png;base64,QU%4D", DAMAGED),
         ("data:image/png;base64,QU\x00D", DAMAGED),
         ("data:image/png;base64,画像", "The data URI holds characters that are not base64"),
