@@ -303,6 +303,20 @@ async def test_a_stream_without_end_or_length_is_cut_off(site: Site) -> None:
     await asyncio.wait_for(site.hung_up.wait(), 10)
 
 
+async def test_bytes_after_the_end_of_the_compressed_file_count_too(site: Site) -> None:
+    async def forever(writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(gzip.compress(PICTURE))
+        )
+        while True:
+            writer.write(chunk(b"x" * 65536))
+            await writer.drain()
+
+    site.pages["/"] = forever
+
+    assert "larger" in (await refused(site.url(), SMALL)).message
+
+
 async def test_a_bomb_is_refused_without_being_unpacked(site: Site) -> None:
     bomb = gzip.compress(bytes(100_000_000), compresslevel=6)
     assert len(bomb) < SMALL.max_bytes
