@@ -677,6 +677,14 @@ async def test_the_next_address_is_tried_when_one_is_dead(site: Site, internet: 
     assert isinstance(error, Unreachable)
 
 
+async def test_a_name_with_very_many_addresses_is_dialled_four_times_at_most(internet: Internet) -> None:
+    many = [f"93.184.215.{n}" for n in range(1, 251)]
+    internet.dead = set(many)
+    await refused("http://pictures.example/", public(pictures=[many]))
+
+    assert internet.dialled == [(address, 80) for address in many[:4]]
+
+
 # TLS
 
 

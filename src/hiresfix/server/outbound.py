@@ -44,6 +44,7 @@ MEBIBYTE: Final = 1024 * 1024
 USER_AGENT: Final = f"hiresfix/{__version__}"
 EXCERPT_BYTES: Final = 1024
 MAX_URL_LENGTH: Final = 8192
+MAX_DIALLED: Final = 4
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host name and port -> the textual addresses of its answer; raises OSError when there is none."""
@@ -291,7 +292,7 @@ class _Pinned(httpcore.AsyncNetworkBackend):
     """Connects to the given addresses, first to answer wins, whatever host it is asked for."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses = addresses
+        self._addresses = addresses[:MAX_DIALLED]  # a name with a thousand addresses shall not make us scan them
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
