@@ -54,7 +54,7 @@ def decode(data: bytes, limits: Limits) -> Picture:
 def _admit(data: bytes, limits: Limits) -> Container:
     if len(data) > limits.max_bytes:
         raise PictureError(
-            f"The picture has {len(data) / MEBIBYTE:.1f} MiB; the limit is {limits.max_bytes / MEBIBYTE:g} MiB. "
+            f"The file is larger than the limit of {limits.max_bytes / MEBIBYTE:g} MiB. "
             "Compress it more or make it smaller."
         )
     container = read_container(data)
