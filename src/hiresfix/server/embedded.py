@@ -7,8 +7,8 @@ killed is started anew and recovers. Committed rows survive all of this: fsync s
 
 What lies in `home/postgres`:
 
-    data/           the cluster; appears complete or not at all (initialised beside it, then renamed)
-    run/            the socket's folder; long paths move it to /tmp/hiresfix-<uid>-<hash>
+    data/           the cluster; appears complete or not at all (initialised beside it, then renamed). Holds the
+                    socket too, unless its path is too long: then that lies in /tmp/hiresfix-<uid>-<hash>
     log/            one log a weekday, kept for a week
     startup.log     what the server said before it opened its log
     runtime-<v>/    copy of the binaries, only where the server's user cannot reach the installed ones
@@ -190,12 +190,17 @@ class _Cluster:
 
     @property
     def socket_folder(self) -> Path:
-        """Depends on nothing but path and user: processes with different environments must agree on it."""
-        inside = self.folder / "run"
+        """Depends on path, user and data alone: processes with different environments must agree on it.
+
+        A server clears its socket away even if its data was removed meanwhile. So another cluster, one created
+        later at the same path included, must never share the place: the number of the data's folder is not given
+        out again while a server works in it.
+        """
         # libpq takes a comma for the border between two hosts.
-        if len(os.fsencode(inside / SOCKET)) <= MAX_SOCKET_PATH and "," not in str(inside):
-            return inside
-        digest = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
+        if len(os.fsencode(self.data / SOCKET)) <= MAX_SOCKET_PATH and "," not in str(self.data):
+            return self.data
+        identity = os.fsencode(self.data) + str(self.data.stat().st_ino).encode()
+        digest = hashlib.sha256(identity).hexdigest()[:16]
         return Path("/tmp") / f"{NAME}-{self.uid}-{digest}"  # noqa: S108 - _own_folder checks owner and mode
 
     def url(self, database: str) -> str:
@@ -207,20 +212,26 @@ class _Cluster:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command as the server's user, out of reach of our terminal's signals and our environment."""
         root = os.geteuid() == 0
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            cwd=self.folder,
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-            umask=0o077,
-            user=self.uid if root else None,
-            group=self.gid if root else None,
-            extra_groups=[] if root else None,
-            start_new_session=True,
-            check=False,
-        )
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=self.folder,
+                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                umask=0o077,
+                user=self.uid if root else None,
+                group=self.gid if root else None,
+                extra_groups=[] if root else None,
+                start_new_session=True,
+                check=False,
+            )
+        except PermissionError as error:
+            raise ConfigurationError(
+                f"Programs of the database cannot be started as user {self.uid} ({error.strerror}). "
+                f"Run hiresfix as an ordinary user, or {_OWN_SERVER}."
+            ) from error
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
@@ -289,8 +300,8 @@ def _own_folder(cluster: _Cluster, path: Path) -> None:
         os.chown(path, cluster.uid, cluster.gid, follow_symlinks=False)
     if not _is_private(cluster, path):
         raise ConfigurationError(
-            f"{path} is not a private folder of the database's user (uid {cluster.uid}, mode 0700). "
-            f"Remove it, choose another folder (a shorter one) with HIRESFIX_HOME, or {_OWN_SERVER}."
+            f"{path} is not a private folder of the database's user. Give it owner {cluster.uid} and mode 0700, "
+            f"choose another HIRESFIX_HOME with a short path, or {_OWN_SERVER}."
         )
 
 
@@ -440,8 +451,6 @@ def _initialise(cluster: _Cluster, programs: Path) -> None:
             f"The embedded PostgreSQL could not create its data in {cluster.folder}. Correct what it says, choose "
             f"another folder with HIRESFIX_HOME, or {_OWN_SERVER}. It said:\n{said}"
         )
-    _own_folder(cluster, cluster.socket_folder)
-    _forget_dead_server(cluster)  # one whose data somebody removed may still listen there
     fresh.rename(cluster.data)
     folder = os.open(cluster.folder, os.O_RDONLY)
     try:
@@ -466,11 +475,11 @@ def _spawn(cluster: _Cluster, programs: Path) -> int:
 
 
 def _settings(cluster: _Cluster) -> dict[str, str]:
-    sockets = str(cluster.socket_folder).replace('"', '""')
+    inside = cluster.socket_folder == cluster.data
     return {
         "listen_addresses": "",
         "port": "5432",
-        "unix_socket_directories": f'"{sockets}"',
+        "unix_socket_directories": "." if inside else str(cluster.socket_folder),  # relative to the data
         "unix_socket_permissions": "0700",
         "max_connections": "200",
         "hot_standby": "off",  # whoever is let in can write, also after an operator restored an archive
@@ -491,7 +500,7 @@ def _settings(cluster: _Cluster) -> dict[str, str]:
 def _refusal(cluster: _Cluster) -> str | None:
     """Why the server does not let us in; None if it does. Creates the database the first time."""
     if not _is_private(cluster, cluster.socket_folder):
-        return f"{cluster.socket_folder} is missing"
+        return f"the folder of its socket, {cluster.socket_folder}, is missing or not private"
     try:
         with psycopg.connect(cluster.url("postgres"), autocommit=True, connect_timeout=5) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
