@@ -68,7 +68,10 @@ def hiresfix_server(home: Path, log: Path) -> Iterator[tuple[str, str]]:
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "hiresfix", "serve", "--port", str(port)], env=environment, stdout=output, stderr=output
+            [sys.executable, "-m", "hiresfix", "serve", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
         )
     try:
         wait_until_ready(url, server, log)
@@ -115,9 +118,11 @@ def submit(url: str, key: str, image: str) -> str:
         "-H", "Content-Type: application/json",
         "-d", text,
     ]  # fmt: skip
-    console.print(f"[dim]$ {shlex.join(command[:4])} \\\n    -H 'X-API-Key: afk_…' -H '{command[7]}' \\\n    -d '{text}'")
+    shown = f"{shlex.join(command[:4])} \\\n    -H 'X-API-Key: afk_…' -H '{command[7]}' \\\n    -d '{text}'"
+    console.print(f"[dim]$ {shown}")
     if shutil.which("curl"):
-        answer = subprocess.run([*command, "--silent", "--show-error"], capture_output=True, text=True, check=True).stdout
+        command += ["--silent", "--show-error"]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     else:
         headers = {"X-API-Key": key, "Content-Type": "application/json"}
         answer = httpx.post(f"{url}/v2/images/upscale", headers=headers, content=text.encode(), timeout=60).text
@@ -130,8 +135,9 @@ def submit(url: str, key: str, image: str) -> str:
 
 def poll(url: str, key: str, job_id: str) -> dict[str, Any]:
     """As the model page does: every two seconds until COMPLETED or FAILED."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    percent = TextColumn("{task.percentage:>3.0f} %")
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn(), console=console)
+    with bar as progress:
         task = progress.add_task("QUEUED", total=100)
         while True:
             job: dict[str, Any] = httpx.get(f"{url}/v2/jobs/{job_id}", headers={"X-API-Key": key}).json()
@@ -147,7 +153,8 @@ def compare(before: Path, after: Path, target: Path) -> None:
     with Image.open(before) as source, Image.open(after) as result:
         scale = result.width // source.width
         bicubic = source.resize(result.size, Image.Resampling.BICUBIC)
-        box = tuple(scale * edge for edge in DETAIL)
+        left, top, right, bottom = (scale * edge for edge in DETAIL)
+        box = (left, top, right, bottom)
         sheet = Image.new("RGB", (2 * size[0] + 8, size[1]), "white")
         sheet.paste(bicubic.crop(box).resize(size, Image.Resampling.NEAREST), (0, 0))
         sheet.paste(result.convert("RGB").crop(box).resize(size, Image.Resampling.NEAREST), (size[0] + 8, 0))

@@ -274,21 +274,6 @@ def test_errors_are_an_envelope_with_a_string(error: HiresfixError, shown: dict[
     assert wire.error_headers(error) == headers
 
 
-def test_image_problems_are_reported_at_the_models_own_path() -> None:
-    assert wire.image_path(CLARITY) == f"{PARAMS}.image"
-    assert wire.invalid_image(FAITHFUL, "404").details == {"faithfulUpscaleParams.image": ["404"]}
-
-
-@pytest.mark.parametrize(
-    ("scale", "width", "height", "limit", "message"),
-    [
-        (8, 4000, 3000, 64, "8x of 4000x3000 is 768 MP; the limit is 64 MP. Use 2."),
-        (8, 100_000, 100_000, 64, "8x of 100000x100000 is 640000 MP; the limit is 64 MP. Send a smaller picture."),
-        (2, 1001, 1000, 2.5, "2x of 1001x1000 is 4 MP; the limit is 2.5 MP. Use 1."),
-    ],
-)
-def test_a_result_too_large_names_the_scale_that_fits(
-    scale: int, width: int, height: int, limit: float, message: str
-) -> None:
-    error = wire.invalid_scale(CLARITY, scale=scale, width=width, height=height, limit_megapixels=limit)
-    assert error.details == {f"{PARAMS}.scale_factor": [message]}
+def test_late_problems_are_reported_at_the_models_own_path() -> None:
+    assert wire.invalid_param(CLARITY, "scale_factor", "Use 2.").details == {f"{PARAMS}.scale_factor": ["Use 2."]}
+    assert wire.invalid_param(FAITHFUL, "image", "404").details == {"faithfulUpscaleParams.image": ["404"]}

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Base of every URL handed to clients; the origin only, no path."""
     allow_private_addresses: bool = False
     """Development: fetch from and deliver to loopback and private networks, over plain http too."""
+    outbound_proxy: str | None = None
+    """http:// URL of an egress proxy for all fetching and delivering; it then resolves names and is the guard."""
 
     max_image_bytes: int = Field(default=25 * MEBIBYTE, gt=0)
     max_input_megapixels: float = Field(default=64.0, gt=0)

@@ -229,6 +229,19 @@ def _judge(addresses: Sequence[str], policy: Policy) -> None:
         raise FetchError(PRIVATE_ADDRESS)
 
 
+async def check_receiver(url: str, policy: Policy) -> None:
+    """Raises FetchError if `post` would refuse this URL today; every `post` judges it again."""
+    target = check_url(url, policy)
+    _require_tls(target, policy)
+    if policy.proxy is None:
+        await locate(target, policy)
+
+
+def _require_tls(target: Target, policy: Policy) -> None:
+    if not (target.secure or policy.allow_private):
+        raise FetchError("The URL must start with https://.")
+
+
 async def fetch(url: str, policy: Policy) -> bytes:
     """The body of a GET, decompressed, at most `policy.max_bytes`; whatever the server says it is.
 
@@ -254,8 +267,7 @@ async def post(url: str, body: bytes, headers: Mapping[str, str], policy: Policy
     came back in time. An answer whose body is slow or broken is still an answer.
     """
     target = check_url(url, policy)
-    if not (target.secure or policy.allow_private):
-        raise FetchError("The URL must start with https://.")
+    _require_tls(target, policy)
     loop = asyncio.get_running_loop()
     started = loop.time()
     with _explained():

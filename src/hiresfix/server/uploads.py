@@ -43,7 +43,12 @@ def limits(settings: Settings) -> Limits:
 
 
 def policy(settings: Settings) -> Policy:
-    return Policy(allow_private=settings.allow_private_addresses, max_bytes=settings.max_image_bytes)
+    """The outbound guard's settings, for fetching pictures and for delivering webhooks."""
+    return Policy(
+        allow_private=settings.allow_private_addresses,
+        max_bytes=settings.max_image_bytes,
+        proxy=settings.outbound_proxy,
+    )
 
 
 async def fetch(url: str, settings: Settings) -> bytes:
@@ -54,7 +59,7 @@ async def fetch(url: str, settings: Settings) -> bytes:
 async def probe(data: bytes, settings: Settings) -> Probed:
     """Header first, then every pixel once, so that a truncated file is refused now and not by the worker.
 
-    Raises PictureError. The size of the enlargement is `fits`'s business: it is another parameter's fault.
+    Raises PictureError. Whether its enlargement is too large is another parameter's fault: see the checks below.
     """
     bounds = limits(settings)
     header = images.read_header(data, bounds)
@@ -62,10 +67,14 @@ async def probe(data: bytes, settings: Settings) -> Probed:
     return Probed(data=data, header=header)
 
 
-def fits(probed: Header, recipe: Recipe, settings: Settings) -> None:
-    """Raises PictureError if the enlargement would exceed the operator's limit or what its format can hold."""
-    images.check_output(probed, recipe.scale, limits(settings))
-    images.check_format(probed.width * recipe.scale, probed.height * recipe.scale, recipe.output_format)
+def check_output(source: Header, recipe: Recipe, settings: Settings) -> None:
+    """Raises PictureError if the enlargement would exceed the operator's limit."""
+    images.check_output(source, recipe.scale, limits(settings))
+
+
+def check_format(source: Header, recipe: Recipe, settings: Settings) -> None:
+    """Raises PictureError if the output format cannot hold the enlargement."""
+    images.check_format(source.width * recipe.scale, source.height * recipe.scale, recipe.output_format)
 
 
 def source_key(job: UUID) -> str:

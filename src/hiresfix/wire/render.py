@@ -166,26 +166,6 @@ def error_headers(error: HiresfixError) -> dict[str, str]:
     return {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited | Unavailable) else {}
 
 
-def image_path(model: Model) -> str:
-    """The JSON path at which problems with the picture are reported."""
-    return f"{model.params_key}.image"
-
-
-def invalid_image(model: Model, message: str) -> InvalidRequest:
-    """The error for a picture that cannot be fetched, decoded or accepted."""
-    return InvalidRequest({image_path(model): [message]})
-
-
-def invalid_scale(model: Model, *, scale: int, width: int, height: int, limit_megapixels: float) -> InvalidRequest:
-    """The error for a result over the limit; names the largest scale that fits. width, height: the input's pixels."""
-    megapixels = width * height / 1e6
-    scales = (int(choice) for choice in model.param("scale_factor").choices)
-    fitting = [choice for choice in scales if megapixels * choice**2 <= limit_megapixels]
-    advice = f"Use {max(fitting)}." if fitting else "Send a smaller picture."
-    size, limit = _rounded(megapixels * scale**2), _rounded(limit_megapixels)
-    message = f"{scale}x of {width}x{height} is {size} MP; the limit is {limit} MP. {advice}"
-    return InvalidRequest({f"{model.params_key}.scale_factor": [message]})
-
-
-def _rounded(megapixels: float) -> str:
-    return f"{megapixels:.2f}".rstrip("0").rstrip(".")
+def invalid_param(model: Model, name: str, message: str) -> InvalidRequest:
+    """The error for a parameter whose fault shows only later: a picture that cannot be had, a result too large."""
+    return InvalidRequest({f"{model.params_key}.{model.param(name).name}": [message]})

@@ -1,0 +1,153 @@
+"""Fixtures that several folders share: a real PostgreSQL, a fresh database for each test, a web of other people."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import psycopg
+import pytest
+from PIL import Image
+from psycopg import sql
+
+_databases = count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a server: HIRESFIX_TEST_DATABASE_URL, or an embedded one of this session's own."""
+    if url := os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
+        yield url
+        return
+    from hiresfix.server import embedded
+
+    home = reachable_folder()
+    try:
+        with embedded.acquire(home) as server:
+            yield server.url
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: str) -> str:
+    """A migrated, empty database that others are copied from."""
+    from hiresfix.server import db
+
+    name = f"hiresfix_template_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    db.migrate(database_named(postgres, name))
+    return name
+
+
+@pytest.fixture
+def database_url(postgres: str, template_database: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    name = f"hiresfix_test_{os.getpid()}_{next(_databases)}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
+        )
+        yield database_named(postgres, name)
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def database_named(url: str, name: str) -> str:
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+def reachable_folder() -> Path:
+    """A temporary folder that the system user of an embedded PostgreSQL can enter, as pytest's own cannot."""
+    folder = Path(tempfile.mkdtemp(prefix="hiresfix-test-"))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    folder = reachable_folder()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def png(width: int, height: int, *, seed: int = 7) -> bytes:
+    """A small picture with structure: smooth colour, an edge and some texture."""
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(seed).normal(0, 8, (height, width))
+    base = 96 + 64 * np.sin(x / 9) + 40 * (x + y > (width + height) / 2) + noise
+    rgb = np.stack([base, base * 0.8 + 20, 255 - base], axis=-1).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass
+class Site:
+    """Somebody else's web server on loopback: serves `pages`, collects what is posted to it."""
+
+    url: str = ""
+    pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    answers: list[int] = field(default_factory=list)
+    """Statuses for the next posts, then 200."""
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+
+    def add(self, path: str, body: bytes, status: int = 200) -> str:
+        self.pages[path] = (status, body)
+        return self.url + path
+
+
+def _handler(site: Site) -> Callable[..., BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.fetched.append(self.path)
+            if self.path in site.redirects:
+                self.send_response(302)
+                self.send_header("Location", site.redirects[self.path])
+                self.end_headers()
+                return
+            status, body = site.pages.get(self.path, (404, b"not here"))
+            self._answer(status, body)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            site.received.append((dict(self.headers), body))
+            self._answer(site.answers.pop(0) if site.answers else 200, b"thanks")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None: ...
+
+    return functools.partial(Handler)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    found = Site()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(found))
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
