@@ -8,6 +8,7 @@ import warnings
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,7 @@ def reopened(encoded: images.Encoded) -> Image.Image:
 @pytest.mark.parametrize("forged", [pictures.forged_png, pictures.forged_gif, pictures.forged_webp])
 def test_a_file_that_claims_2500_megapixels_is_refused_without_allocating_them(forged: pictures.Forger) -> None:
     data = forged()
+    resident = psutil.Process().memory_info().rss
     tracemalloc.start()
     try:
         with pytest.raises(PictureError, match=r"50000x50000, 2500 MP; the limit is 64 MP. Make it smaller first"):
@@ -58,9 +60,10 @@ def test_a_file_that_claims_2500_megapixels_is_refused_without_allocating_them(f
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+    assert psutil.Process().memory_info().rss - resident < 20_000_000
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "AVIF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
 def test_reading_a_header_allocates_no_pixels(file_format: str) -> None:
     data = pictures.save(np.zeros((2000, 2000, 3), np.uint8), file_format)
     tracemalloc.start()
@@ -168,6 +171,13 @@ def test_a_file_cut_in_half_is_refused(file_format: str) -> None:
     data = pictures.save(pictures.photo(200, 150), file_format)
     with pytest.raises(PictureError, match="again"):
         decode(data[: len(data) // 2], LIMITS)
+
+
+def test_a_12_bit_jpeg_is_refused_by_its_name() -> None:
+    data = bytearray(pictures.jpeg())
+    data[data.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(PictureError, match="JPEG with 12 bit a sample is not supported"):
+        read_header(bytes(data), LIMITS)
 
 
 def test_without_the_heic_plugin_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

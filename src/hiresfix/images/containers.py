@@ -251,6 +251,8 @@ def _read_jpeg(data: bytes) -> Container:
             pieces.append(view[begin : len(data) if marker == 0xDA else end])
     if frame is None:
         raise ValueError("no frame")
+    if frame[0] != 8:
+        raise PictureError(f"JPEG with {frame[0]} bit a sample is not supported. Save it as PNG and retry.")
     profile, notes = _join_profile(icc)
     return Container(
         format="JPEG",
