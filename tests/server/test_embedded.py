@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import importlib.util
 import os
@@ -65,6 +66,27 @@ def kill_servers(path: Path) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGQUIT)  # like a crash, but shared memory is given back
                 process.wait(timeout=10)
+
+
+@pytest.fixture
+def closed_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def unreaped_orphans() -> Iterator[None]:
+    """As in a container whose first process waits for nobody: what ends stays a zombie."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux can adopt orphans")
+    set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+    yield
+    ctypes.CDLL(None).prctl(set_child_subreaper, 0)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 @pytest.fixture
@@ -156,6 +178,7 @@ def wait_for(path: Path, text: str) -> None:
 # --- life -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("closed_umask")
 def test_the_first_start_creates_a_database_and_the_second_finds_it_again(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +336,13 @@ def test_a_damaged_pid_file_or_one_of_a_zombie_does_not_block_the_start(home: Pa
 
 def test_a_start_that_takes_long_is_waited_for_and_never_started_twice(home: Path) -> None:
     with (data(home) / "postgresql.auto.conf").open("a") as file:
-        file.write("restore_command = 'while test ! -e go; do sleep 0.05; done; false'\n")
+        # Let it replay what it has (then it could already be read), and wait for more.
+        file.write(
+            "restore_command = 'echo %f >> asked; "
+            "test $(wc -l < asked) -le 2 || while test ! -e go; do sleep 0.05; done; false'\n"
+        )
     (data(home) / "recovery.signal").touch()
-    with pytest.raises(Unavailable, match="starting up"):
+    with pytest.raises(Unavailable, match="not accepting connections"):
         acquire(home, timeout=1)
     pid = postmaster(home)
     threading.Timer(0.5, (data(home) / "go").touch).start()
@@ -474,12 +501,13 @@ def test_an_ordinary_user_runs_a_server_of_their_own_which_root_can_share(place:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unreaped_orphans")
 def test_a_server_that_cannot_start_shows_what_it_said(home: Path) -> None:
     settings = data(home) / "postgresql.auto.conf"
     before = settings.read_text()
     settings.write_text("no_such_setting = on\n")
     with pytest.raises(ConfigurationError, match="no_such_setting"):
-        acquire(home)
+        acquire(home, timeout=20)
     assert not is_running(home)
     settings.write_text(before)
 

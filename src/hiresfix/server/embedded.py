@@ -63,6 +63,7 @@ SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.05
+MAX_PAUSE_SECONDS = 1.0
 KEPT_LOG_SECONDS = 6 * 86_400
 KEPT_LOG_BYTES = 10 * 1024 * 1024
 
@@ -404,11 +405,12 @@ def _bring_up(cluster: _Cluster, deadline: float) -> None:
     else:
         _initialise(cluster, _provision(cluster))
     spawned: int | None = None
+    pause = POLL_SECONDS
     while (refusal := _refusal(cluster)) is not None:
         if time.monotonic() >= deadline:
             raise Unavailable(
-                f"The embedded PostgreSQL did not get ready in time: {refusal}. A recovery goes on, so try again "
-                f"later. Its logs in {cluster.folder} end with:\n{_log_tail(cluster)}"
+                f"The embedded PostgreSQL did not get ready in time; a recovery goes on, so try again later. "
+                f"It says: {refusal}\nIts logs in {cluster.folder} end with:\n{_log_tail(cluster)}"
             )
         if not _lives(cluster, spawned):
             if spawned is not None and not _orphans_remain(cluster):
@@ -417,7 +419,8 @@ def _bring_up(cluster: _Cluster, deadline: float) -> None:
                     f"Its logs in {cluster.folder} end with:\n{_log_tail(cluster)}"
                 )
             spawned = _spawn(cluster, _provision(cluster))
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)  # each question leaves a line in the log
 
 
 def _check_version(cluster: _Cluster) -> None:
@@ -511,12 +514,14 @@ def _refusal(cluster: _Cluster) -> str | None:
 
 
 def _lives(cluster: _Cluster, spawned: int | None) -> bool:
-    """Whether any server is at work on the data: one that answers, if only "starting up", or one still silent."""
-    if _is_private(cluster, cluster.socket_folder):
-        answer = PGconn.ping(f"{cluster.url('postgres')}&connect_timeout=5".encode())
-        if answer in (Ping.OK, Ping.REJECT):
-            return True
-    return (spawned is not None and _process(spawned) is not None) or _postmaster(cluster) is not None
+    """Whether any server is at work on the data: one still silent, or one that answers, if only "starting up"."""
+    if (spawned is not None and _process(spawned) is not None) or _postmaster(cluster) is not None:
+        return True
+    if not _is_private(cluster, cluster.socket_folder):
+        return False
+    # The server may also be one whose process we cannot see: in another container that shares the volume.
+    answer = PGconn.ping(f"{cluster.url('postgres')}&connect_timeout=5".encode())
+    return answer in (Ping.OK, Ping.REJECT)
 
 
 def _process(pid: int) -> psutil.Process | None:
@@ -575,7 +580,9 @@ def _log_tail(cluster: _Cluster) -> str:
     lines: list[str] = []
     for path in (cluster.startup_log, *newest):
         with contextlib.suppress(FileNotFoundError):
-            lines += path.read_bytes()[-4096:].decode(errors="replace").splitlines()[-12:]
+            said = path.read_bytes()[-8192:].decode(errors="replace").splitlines()
+            # Without the answers to our own questions during a long start.
+            lines += [line for line in said if "FATAL:  the database system is" not in line][-10:]
     return "\n".join(lines)
 
 
