@@ -1,40 +1,90 @@
-"""The two networks of the ESRGAN family, by their published parameter names, and enlarging tile by tile.
+"""The two networks of the ESRGAN family, by their published parameter names, fed with a picture band by band.
 
 Guarantees: a state dict of the new ESRGAN layout (`conv_first`, `body.0.rdb1.conv1`, ... for RRDBNet;
 `body.0`, `body.1`, ... for SRVGGNetCompact) loads as it is, and modules are registered in the order in which
-the ncnn files store them. Networks take and give float tensors (1, 3, height, width) of nominal range 0..1;
-what they give may overshoot it. Memory beside the result is that of one tile. Knows no files and no recipes.
+the ncnn files store them. A picture fed in bands of rows gives what it gives whole, bit for bit where the
+device's convolutions do not depend on the size of their input, and no row is computed twice: a band's border
+rows are carried over at every convolution, where tiles with a halo would compute theirs again. Networks take
+and give float32 (1, 3, height, width) of nominal range 0..1; what they give may overshoot it. Knows no files,
+no pictures in memory and no recipes.
 
 Sources: Wang et al., ESRGAN (2018); Wang et al., Real-ESRGAN (2021), for the pixel-unshuffled input and SRVGG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiresfix.engine import memory, resampling, tiling
-from hiresfix.engine.tiling import Box
-from hiresfix.errors import EngineFailed
-
-Samples = NDArray[Any]
-Report = Callable[[float], None]
-"""Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
-Finish = Callable[[Tensor, Tensor], Tensor]
-"""(enlarged, input) -> enlarged, float32, for one tile; looks `reach` input pixels to each side at most."""
-
 RESIDUAL = 0.2
 SLOPE = 0.2
+_TAIL_ROWS = 64
+"""Rows of features that are turned into picture at once: at four times the side they weigh sixteen times."""
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
+class Rows:
+    """The rows that wait, at each layer, for the next band of the same picture; one for each run.
+
+    `last` tells the layers that the picture ends with the band at hand, so that they pad with zeros below it.
+    `tick` is called with the weights times pixels multiplied since the last call, every few layers; what it raises
+    ends the run.
+    """
+
+    def __init__(self, tick: Callable[[int], None] | None = None) -> None:
+        self.last = True
+        self._waiting: dict[nn.Module, Tensor] = {}
+        self._tick = tick
+        self._work = 0
+
+    def conv(self, conv: nn.Conv2d, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        """3x3 convolution of parts side by side in channels -> its rows so far, and its input cut to these rows.
+
+        The first row can come out when the second is in: a band comes out one row late, until the last.
+        """
+        x = self._frame(conv, parts)
+        rows = max(0, x.shape[2] - 2)
+        if rows == 0:
+            return x.new_empty((1, conv.out_channels, 0, x.shape[3])), x[:, :, :0]
+        self._work += conv.weight.numel() * rows * x.shape[3]
+        return functional.conv2d(x, conv.weight, conv.bias, padding=(0, 1)), x[:, :, 1:-1]
+
+    def match(self, layer: nn.Module, x: Tensor, rows: int) -> Tensor:
+        """The next `rows` rows of what `layer` was given so far; the others wait."""
+        if layer in self._waiting:
+            x = torch.cat((self._waiting.pop(layer), x), 2)
+        if x.shape[2] > rows:
+            self._waiting[layer] = x[:, :, rows:].clone()
+        return x[:, :, :rows]
+
+    def tick(self) -> None:
+        if self._tick is not None:
+            self._tick(self._work)
+        self._work = 0
+
+    def _frame(self, conv: nn.Conv2d, parts: tuple[Tensor, ...]) -> Tensor:
+        """The parts in one tensor of the convolution's dtype, with the rows that waited above them."""
+        height, width = parts[0].shape[2:]
+        above = self._waiting.get(conv)
+        start = 1 if above is None else above.shape[2]
+        framed = torch.empty(
+            (1, conv.in_channels, start + height + self.last, width),
+            dtype=conv.weight.dtype,
+            device=conv.weight.device,
+            memory_format=torch.channels_last,
+        )
+        framed[:, :, :start] = 0 if above is None else above
+        channel = 0
+        for part in parts:
+            framed[:, channel : channel + part.shape[1], start : start + height] = part
+            channel += part.shape[1]
+        if self.last:
+            framed[:, :, -1] = 0
+        else:
+            self._waiting[conv] = framed[:, :, -2:].clone()
+        return framed
 
 
 class DenseBlock(nn.Module):
@@ -48,11 +98,13 @@ class DenseBlock(nn.Module):
         self.conv4 = _conv(features + 3 * growth, growth)
         self.conv5 = _conv(features + 4 * growth, features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        seen = x
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        parts = [x]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat((seen, functional.leaky_relu_(conv(seen), SLOPE)), 1)
-        return torch.add(x, self.conv5(seen), alpha=RESIDUAL)
+            grown, seen = rows.conv(conv, *parts)
+            parts = [seen, functional.leaky_relu_(grown, SLOPE)]
+        y, seen = rows.conv(self.conv5, *parts)
+        return torch.add(seen[:, : y.shape[1]], y, alpha=RESIDUAL)
 
 
 class RRDB(nn.Module):
@@ -62,14 +114,18 @@ class RRDB(nn.Module):
         self.rdb2 = DenseBlock(features, growth)
         self.rdb3 = DenseBlock(features, growth)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=RESIDUAL)
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        y = x
+        for block in (self.rdb1, self.rdb2, self.rdb3):
+            y = block(y, rows)
+        return torch.add(rows.match(self, x, y.shape[2]), y.to(x.dtype), alpha=RESIDUAL)
 
 
 class RRDBNet(nn.Module):
-    """ESRGAN's generator. `scale` = 2**ups / unshuffle; an input side need be no multiple of anything."""
+    """ESRGAN's generator; `scale` is 2**ups / unshuffle."""
 
-    halo: ClassVar[int] = 64
+    halo = 64
+    """Input pixels whose absence beside a strip changes nothing visible: measured, see benchmarks/enlargers.py."""
 
     def __init__(
         self, *, blocks: int = 23, features: int = 64, growth: int = 32, ups: int = 2, unshuffle: int = 1
@@ -78,91 +134,119 @@ class RRDBNet(nn.Module):
         self.scale = 2**ups // unshuffle
         self.unshuffle = unshuffle
         self.conv_first = _conv(3 * unshuffle**2, features)
-        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.body = nn.ModuleList(RRDB(features, growth) for _ in range(blocks))
         self.conv_body = _conv(features, features)
-        self.ups = [f"conv_up{number}" for number in range(1, ups + 1)]
-        for name in self.ups:
+        self._ups = [f"conv_up{number}" for number in range(1, ups + 1)]
+        for name in self._ups:
             self.add_module(name, _conv(features, features))
         self.conv_hr = _conv(features, features)
         self.conv_last = _conv(features, 3)
 
+    @property
+    def work(self) -> float:
+        """Multiplications for each input pixel."""
+        trunk = sum(map(_weights, (self.conv_first, *self.body, self.conv_body)))
+        tail = sum(_weights(self.get_submodule(name)) * 4**number for number, name in enumerate(self._ups, 1))
+        tail += 4 ** len(self._ups) * (_weights(self.conv_hr) + _weights(self.conv_last))
+        return float(trunk + tail) / self.unshuffle**2
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Computes the dense blocks in `dtype`; their sum and both ends of the network stay float32.
+
+        The blocks are nine tenths of the work. Rounding the ends as well would cost 5 to 10 dB and save little.
+        """
+        self.body.to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if self.unshuffle > 1:
-            x = functional.pad(x, (0, -width % self.unshuffle, 0, -height % self.unshuffle), mode="replicate")
-            x = functional.pixel_unshuffle(x, self.unshuffle)
-        x = self.conv_first(x)
-        x = x + self.conv_body(self.body(x))
-        for name in self.ups:
-            x = functional.leaky_relu_(
-                self.get_submodule(name)(functional.interpolate(x, scale_factor=2, mode="nearest")), SLOPE
-            )
-        x = self.conv_last(functional.leaky_relu_(self.conv_hr(x), SLOPE))
-        return x[..., : height * self.scale, : width * self.scale]
+        height, width = x.shape[2:]
+        x = functional.pad(x, (0, -width % self.unshuffle, 0, -height % self.unshuffle), mode="replicate")
+        y = torch.cat(list(self.band(x, Rows())), 2)
+        return y[:, :, : height * self.scale, : width * self.scale]
+
+    def band(self, x: Tensor, rows: Rows) -> Iterator[Tensor]:
+        """The next rows of the result, in pieces, for the next rows of a picture; sides multiples of `unshuffle`."""
+        first, _ = rows.conv(self.conv_first, functional.pixel_unshuffle(x, self.unshuffle))
+        y = first
+        for block in self.body:
+            y = block(y, rows)
+            rows.tick()
+        y, _ = rows.conv(self.conv_body, y)
+        y = rows.match(self, first, y.shape[2]) + y
+        del first
+        last = rows.last
+        pieces = torch.split(y, _TAIL_ROWS, 2)
+        for number, piece in enumerate(pieces, 1):
+            rows.last = last and number == len(pieces)
+            yield self._tail(piece, rows)
+            rows.tick()
+
+    def _tail(self, y: Tensor, rows: Rows) -> Tensor:
+        for name in self._ups:
+            y, _ = rows.conv(self.get_submodule(name), _repeat(y, 2))  # type: ignore[arg-type]  # all are Conv2d
+            y = functional.leaky_relu_(y, SLOPE)
+        y, _ = rows.conv(self.conv_hr, y)
+        y, _ = rows.conv(self.conv_last, functional.leaky_relu_(y, SLOPE))
+        return y.float()
 
 
 class SRVGGNetCompact(nn.Module):
     """A plain chain of convolutions and PReLUs over a pixel shuffle, added to the enlarged input."""
 
-    halo: ClassVar[int] = 20
+    unshuffle = 1
 
     def __init__(self, *, convs: int = 16, features: int = 64, scale: int = 4) -> None:
         super().__init__()
         self.scale = scale
+        self.halo = convs + 2  # one pixel for each convolution: all that it can see
         layers: list[nn.Module] = [_conv(3, features), nn.PReLU(features)]
         for _ in range(convs):
             layers += [_conv(features, features), nn.PReLU(features)]
-        self.body = nn.Sequential(*layers, _conv(features, 3 * scale**2))
+        self.body = nn.ModuleList([*layers, _conv(features, 3 * scale**2)])
+
+    @property
+    def work(self) -> float:
+        """Multiplications for each input pixel."""
+        return float(_weights(self.body))
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Computes all but the last convolution in `dtype`."""
+        for layer in list(self.body)[:-1]:
+            layer.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        detail = functional.pixel_shuffle(cast(Tensor, self.body(x)), self.scale)
-        return detail + functional.interpolate(x, scale_factor=self.scale, mode="nearest")
+        return torch.cat(list(self.band(x, Rows())), 2)
+
+    def band(self, x: Tensor, rows: Rows) -> Iterator[Tensor]:
+        """The next rows of the result for the next rows of a picture."""
+        y = x
+        for layer in self.body:
+            y = rows.conv(layer, y)[0] if isinstance(layer, nn.Conv2d) else layer(y)
+        rows.tick()
+        detail = functional.pixel_shuffle(y.float(), self.scale)
+        yield detail + _repeat(rows.match(self, x, y.shape[2]), self.scale)
 
 
 Network = RRDBNet | SRVGGNetCompact
 
 
-def enlarge(
-    network: Network, rgb: Samples, *, factor: int, tile: int, finish: Finish, reach: int, report: Report
-) -> tuple[Samples, int]:
-    """The picture at `factor` times its size (at most the network's) and the longest side of a tile used.
-
-    rgb: (H, W, 3) uint8 or uint16, kept. A tile goes through the network, the reduction to `factor` and `finish`
-    in one go, so no float copy of a picture ever exists. Raises EngineFailed for values that are no numbers.
-    """
-    height, width = rgb.shape[:2]
-    picture = tiling.whole(height, width)
-    result = np.empty((height * factor, width * factor, 3), rgb.dtype)
-    done = 0
-
-    def work(core: Box) -> None:
-        nonlocal done
-        kept = core.grown(reach, picture)
-        window = kept.grown(network.halo, picture)
-        x = resampling.to_tensor(rgb[window.slices], _parameter(network).device)
-        y = _run(network, x, kept.within(window), factor)
-        rows, columns = kept.within(window).slices
-        y = finish(y, x[..., rows, columns])
-        rows, columns = core.within(kept).scaled(factor).slices
-        y = y[..., rows, columns]
-        if not bool(y.isfinite().all()):
-            raise EngineFailed("The network gave values that are no numbers. Check its weights, or use float32.")
-        result[core.scaled(factor).slices] = resampling.to_samples(y, rgb.dtype)
-        done += core.height * core.width
-        report(done / (height * width))
-
-    align = network.unshuffle if isinstance(network, RRDBNet) else 1
-    cores = tiling.grid(height, width, tile=tile, halo=network.halo, align=align)
-    return result, memory.work_through(cores, work, align=align)
+def stream(network: Network, bands: Iterable[tuple[Tensor, bool]], tick: Callable[[int], None]) -> Iterator[Tensor]:
+    """A picture's bands from top to bottom, each with whether it is the last -> the result's rows in pieces."""
+    rows = Rows(tick)
+    for x, last in bands:
+        rows.last = last
+        yield from network.band(x, rows)
 
 
-def _run(network: Network, x: Tensor, kept: Box, factor: int) -> Tensor:
-    parameter = _parameter(network)
-    y = network(x.to(parameter.dtype, memory_format=torch.channels_last)).float()
-    rows, columns = kept.scaled(network.scale).slices
-    y = y[..., rows, columns].contiguous()
-    return resampling.resize(y, kept.height * factor, kept.width * factor)
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _parameter(network: Network) -> Tensor:
-    return next(network.parameters())
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 4)
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """Every pixel `times` times in both directions; no rows give no rows."""
+    if x.shape[2] == 0:
+        return x.new_empty((1, x.shape[1], 0, x.shape[3] * times))
+    return functional.interpolate(x, scale_factor=times, mode="nearest")

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 Samples = NDArray[Any]
 
-FOLLOW_REACH = 16
-"""Input pixels beyond which `follow` and `sharpen` see nothing that could change an 8-bit sample."""
+REACH = 16
+"""Input pixels beyond which a reduction, nine rounds of `follow` and `sharpen` see nothing that would show."""
 MOST_DRIFT_DB = 100.0
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -48,7 +48,7 @@ def follow(y: Tensor, x: Tensor, weights: Sequence[float]) -> Tensor:
 
     y <- y + w * up(x - down(y)) for each weight w, kept within 0..1 (Irani and Peleg, Improving Resolution by
     Image Registration, 1991). At equal sizes everything `x` holds would undo the network, so only what survives
-    half the size is followed. Reach: `FOLLOW_REACH` input pixels a round, and a round at equal size twice that.
+    half the size is followed. One round looks four input pixels to each side, but far less at what lies far.
     """
     height, width = x.shape[-2:]
     for weight in weights:

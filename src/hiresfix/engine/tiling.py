@@ -1,8 +1,8 @@
-"""Pure geometry of tiles: which part of a picture is kept from each computation, and what has to be seen for it.
+"""Pure geometry of parts: which pixels along one axis each computation keeps, and which it has to see for them.
 
-A tile's *core* is kept; its *window* is the core grown by a halo, and is what is computed.
-Guarantees: the cores of a grid cover every pixel exactly once; a window is cut off only where the picture ends.
-Boxes are whole pixels, (row, column). Knows no pixels, no networks and no devices.
+A part's *core* is kept; its *window* is the core and a halo round it, and is what is computed.
+Guarantees: the cores cover the axis once, in order; a window is cut off only where the picture ends. All in whole
+pixels. Knows no pixels, no networks and no devices.
 """
 
 from __future__ import annotations
@@ -11,85 +11,54 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
-    """Rows top..bottom and columns left..right, the ends excluded."""
+class Span:
+    """Pixels `start` to `end` of one axis, `end` excluded."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    start: int
+    end: int
 
     @property
-    def height(self) -> int:
-        return self.bottom - self.top
+    def length(self) -> int:
+        return self.end - self.start
 
     @property
-    def width(self) -> int:
-        return self.right - self.left
+    def slice(self) -> slice:
+        return slice(self.start, self.end)
 
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Rows and columns, to index an array whose first two axes they are."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
-
-    def scaled(self, factor: int) -> Box:
+    def scaled(self, factor: int) -> Span:
         """The same place in the picture enlarged `factor` times."""
-        return Box(
-            top=self.top * factor, bottom=self.bottom * factor, left=self.left * factor, right=self.right * factor
-        )
+        return Span(start=self.start * factor, end=self.end * factor)
 
-    def within(self, outer: Box) -> Box:
-        """The same place counted from the corner of `outer`, which contains it."""
-        return Box(
-            top=self.top - outer.top,
-            bottom=self.bottom - outer.top,
-            left=self.left - outer.left,
-            right=self.right - outer.left,
-        )
+    def within(self, outer: Span) -> Span:
+        """The same place counted from the start of `outer`, which contains it."""
+        return Span(start=self.start - outer.start, end=self.end - outer.start)
 
-    def grown(self, halo: int, limit: Box) -> Box:
-        """With `halo` more pixels on each side, cut off where `limit`, the picture, ends."""
-        return Box(
-            top=max(limit.top, self.top - halo),
-            bottom=min(limit.bottom, self.bottom + halo),
-            left=max(limit.left, self.left - halo),
-            right=min(limit.right, self.right + halo),
-        )
-
-    def quarters(self, align: int = 1) -> list[Box]:
-        """Its four (or two, or one) parts of at most half the side, cut at multiples of `align`, in reading order."""
-        rows = _spans(self.top, self.bottom, -(-self.height // (2 * align)) * align)
-        columns = _spans(self.left, self.right, -(-self.width // (2 * align)) * align)
-        return _boxes(rows, columns)
+    def grown(self, halo: int, side: int) -> Span:
+        """With `halo` more pixels at both ends, cut off where the side of the picture ends."""
+        return Span(start=max(0, self.start - halo), end=min(side, self.end + halo))
 
 
-def whole(height: int, width: int) -> Box:
-    return Box(top=0, bottom=height, left=0, right=width)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """`core` is kept, `window` contains it and is what is computed."""
+
+    core: Span
+    window: Span
 
 
-def grid(height: int, width: int, *, tile: int, halo: int = 0, align: int = 1) -> list[Box]:
-    """The cores of a picture's tiles in reading order: about equal, at most `tile` pixels a side.
+def parts(side: int, *, most: int, halo: int = 0, align: int = 1) -> list[Part]:
+    """A side cut into cores of about equal length, at most `most`.
 
-    All corners are multiples of `align`, which must divide `tile`. A side that fits into one window (`tile` and
-    `halo` twice) is not divided. Raises ValueError for sizes below 1.
+    Cores and windows begin at multiples of `align`, which must divide `most`; the halo is rounded up to one. A side
+    that fits into one window (`most` and the halo twice) is not cut. Raises ValueError for lengths below 1.
     """
-    if min(height, width, tile, align) < 1 or halo < 0 or tile % align:
-        raise ValueError(f"no grid of {tile}-pixel tiles, halo {halo}, align {align}, over {height} x {width}")
-    rows, columns = (_spans(0, side, _step(side, tile, halo, align)) for side in (height, width))
-    return _boxes(rows, columns)
-
-
-def _step(side: int, tile: int, halo: int, align: int) -> int:
-    if side <= tile + 2 * halo:
-        return side
-    count = -(-side // tile)
-    # Equal parts, rounded up to `align`: never above `tile`, because `align` divides it. The last may be less.
-    return -(-side // (count * align)) * align
-
-
-def _spans(start: int, end: int, step: int) -> list[tuple[int, int]]:
-    return [(low, min(low + step, end)) for low in range(start, end, step)]
-
-
-def _boxes(rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> list[Box]:
-    return [Box(top=top, bottom=bottom, left=left, right=right) for top, bottom in rows for left, right in columns]
+    if min(side, most, align) < 1 or halo < 0 or most % align:
+        raise ValueError(f"cannot cut {side} pixels into {most} with a halo of {halo}, aligned to {align}")
+    halo += -halo % align
+    step = side
+    if side > most + 2 * halo:
+        count = -(-side // most)
+        # Equal lengths, rounded up to `align`: never above `most`, because `align` divides it. The last may be less.
+        step = -(-side // (count * align)) * align
+    cores = [Span(start=start, end=min(start + step, side)) for start in range(0, side, step)]
+    return [Part(core=core, window=core.grown(halo, side)) for core in cores]

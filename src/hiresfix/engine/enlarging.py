@@ -1,0 +1,98 @@
+"""A picture through a network, a bounded number of pixels at a time.
+
+Guarantees: memory beside the result depends on the tile and on the network, not on the picture: no float copy of
+a picture ever exists. A picture is cut into upright strips with a halo only when it is wider than four tiles;
+each strip flows through the network in bands of rows, which need no halo (see `esrgan`), and then through the
+reduction to the wanted size and the finish. Knows no recipes and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from hiresfix.engine import esrgan, resampling, tiling
+from hiresfix.engine.esrgan import Network
+from hiresfix.engine.tiling import Span
+from hiresfix.errors import EngineFailed
+
+Samples = NDArray[Any]
+Report = Callable[[float], None]
+"""Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
+Finish = Callable[[Tensor, Tensor], Tensor]
+"""(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
+
+STRIP_TILES = 4
+_ALIGN = 4
+
+
+def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: Finish, report: Report) -> Samples:
+    """The picture at `factor` times its size; `factor` is at most the network's.
+
+    rgb: (H, W, 3) uint8 or uint16; the dtype is kept. About `tile` x `tile` input pixels are in work at once.
+    `report` is called many times a tile. Raises EngineFailed for values that are no numbers.
+    """
+    height, width = rgb.shape[:2]
+    result = np.empty((height * factor, width * factor, 3), rgb.dtype)
+    halo = network.halo + resampling.REACH
+    tile += -tile % _ALIGN
+    strips = tiling.parts(width, most=STRIP_TILES * tile, halo=halo, align=_ALIGN)
+    total = network.work * height * sum(strip.window.length for strip in strips)
+    done = 0
+
+    def tick(work: int) -> None:
+        nonlocal done
+        done += work
+        report(min(1.0, done / total))
+
+    for strip in strips:
+        kept = strip.core.within(strip.window)
+        rows = _flow(network, rgb[:, strip.window.slice], factor, tile, finish, tick)
+        for place, y in rows:
+            y = y[..., kept.scaled(factor).slice]
+            if not bool(y.isfinite().all()):
+                raise EngineFailed("The network gave values that are no numbers. Check its weights, or use the CPU.")
+            result[place.slice, strip.core.scaled(factor).slice] = resampling.to_samples(y, rgb.dtype)
+    return result
+
+
+def _flow(
+    network: Network, strip: Samples, factor: int, tile: int, finish: Finish, tick: Callable[[int], None]
+) -> Iterator[tuple[Span, Tensor]]:
+    """The finished rows of a strip from top to bottom: where in the result, and (1, 3, rows, W * factor)."""
+    height, width = strip.shape[:2]
+    held = torch.empty(0)
+    first = done = 0  # the input rows with which `held` begins, and before which all is finished
+    for piece in esrgan.stream(network, _bands(network, strip, tile), tick):
+        held = torch.cat((held, piece), 2) if held.numel() else piece
+        ready = min(height, first + held.shape[2] // network.scale)
+        core = Span(start=done, end=ready if ready == height else ready - resampling.REACH)
+        if core.length <= 0:
+            continue
+        seen = core.grown(resampling.REACH, height)
+        y = held[:, :, seen.within(Span(start=first, end=ready)).scaled(network.scale).slice, : width * network.scale]
+        y = resampling.resize(y.contiguous(), seen.length * factor, width * factor)
+        y = finish(y, resampling.to_tensor(strip[seen.slice], y.device))
+        yield core.scaled(factor), y[:, :, core.within(seen).scaled(factor).slice]
+        done = core.end
+        rest = max(0, done - resampling.REACH)
+        held, first = held[:, :, (rest - first) * network.scale :].clone(), rest
+
+
+def _bands(network: Network, strip: Samples, tile: int) -> Iterator[tuple[Tensor, bool]]:
+    """The strip's rows as tensors, a tile's worth of pixels each, and whether these are the last."""
+    height, width = strip.shape[:2]
+    device = next(network.parameters()).device
+    rows = max(_ALIGN, tile * tile // width // _ALIGN * _ALIGN)
+    for part in tiling.parts(height, most=rows, align=_ALIGN):
+        last = part.core.end == height
+        x = resampling.to_tensor(strip[part.core.slice], device)
+        # A picture whose sides are no multiples of what the network folds together is continued by its border.
+        missing = (0, -width % network.unshuffle, 0, -part.core.length % network.unshuffle)
+        yield functional.pad(x, missing, mode="replicate"), last
