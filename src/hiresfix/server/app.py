@@ -121,7 +121,9 @@ class Envelope:
             body = {"error": "Internal server error", "code": "internal_error", "requestId": request_id}
             await _answer(500, body, {})(scope, receive, send_named)
         finally:
-            log.info(
+            # Clients poll: what only looked and was answered well is not worth a line a second.
+            note = log.debug if scope["method"] in ("GET", "HEAD") and 200 <= status < 400 else log.info
+            note(
                 "request.answered",
                 method=scope["method"],
                 path=scope["path"],

@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     """http:// URL of an egress proxy for all fetching and delivering; it then resolves names and is the guard."""
 
     max_image_bytes: int = Field(default=25 * MEBIBYTE, gt=0)
-    max_input_megapixels: float = Field(default=64.0, gt=0)
+    max_input_megapixels: float = Field(default=64.0, gt=0, le=89)
+    """At most Pillow's decompression-bomb guard, which is the second line behind this limit and never moved."""
     max_output_megapixels: float = Field(default=64.0, gt=0)
     max_body_bytes: int = Field(default=36 * MEBIBYTE, gt=0)
     """Hard cap on a request body; holds a 25 MiB picture as a base64 data URI."""

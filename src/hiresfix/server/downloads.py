@@ -70,7 +70,8 @@ def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
     if not asked or asked.groups() == ("", "") or condition not in (None, etag):
         return 0, size
     first, last = asked.groups()
-    if not first:
-        return max(0, size - int(last)), size
-    start, end = int(first), min(int(last) + 1 if last else size, size)
+    if first:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+    else:
+        start, end = max(0, size - int(last)), size
     return (start, end) if start < end else None

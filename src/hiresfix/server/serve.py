@@ -20,7 +20,7 @@ from types import FrameType
 
 import structlog
 
-from hiresfix.errors import ConfigurationError
+from hiresfix.errors import ConfigurationError, HiresfixError
 from hiresfix.server import embedded
 from hiresfix.server.config import Settings
 
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.2
 LONGEST_PAUSE = 30.0
+DATABASE_SECONDS = 5.0
+"""Between two looks at the embedded database."""
 SETTLED_SECONDS = 60.0
 """A child that lived so long starts again without a pause."""
 GRACE_SECONDS = 10.0
@@ -36,12 +38,24 @@ GRACE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """The URL of the operator's database, or of the embedded one, kept running for the length of the block."""
+    """The URL of the operator's database, or of the embedded one, kept from stopping for the length of the block."""
     if settings.database_url:
         yield settings.database_url
         return
     with embedded.acquire(settings.home) as server:
         yield server.url
+
+
+def revive_database(settings: Settings) -> None:
+    """Start the embedded PostgreSQL again if it died (an operator's own is the operator's)."""
+    if settings.database_url or embedded.is_running(settings.home):
+        return
+    log.error("database.died")
+    try:
+        # The share is given back at once: the one that `database` holds keeps the server running.
+        embedded.acquire(settings.home).release()
+    except HiresfixError as error:
+        log.error("database.not_revived", reason=error.message)
 
 
 @dataclass(slots=True)
@@ -98,8 +112,12 @@ class Supervisor:
             "HIRESFIX_PUBLIC_URL": self.settings.public_url,
             SUPERVISED: "1",
         }
+        next_look = time.monotonic() + DATABASE_SECONDS
         try:
             while not self.stopping.is_set():
+                if time.monotonic() >= next_look:
+                    revive_database(self.settings)
+                    next_look = time.monotonic() + DATABASE_SECONDS
                 for child in self.children:
                     if child.process is not None and not child.is_running():
                         child.note_death()

@@ -1,0 +1,179 @@
+"""A whole job over real processes, and every way a process can leave it (DESIGN.md, the journey of one job)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from hiresfix import signing
+from tests.conftest import Site, png
+from tests.journey.conftest import Service
+from tests.server.conftest import wait_until
+
+LARGE = (400, 400)
+"""Several seconds of work, in several tiles."""
+
+
+def test_a_picture_comes_back_twice_as_large_and_announced(service: Service, site: Site) -> None:
+    service.api()
+    service.worker()
+    job_id = service.submit(site.add("/p.png", png(25, 17)), webhookUrl=site.url + "/hook")
+    job = service.finished(job_id)
+    assert (job["status"], job["progress"], job["creditCost"]) == ("COMPLETED", 100, 1), job
+    assert (job["width"], job["height"]) == (50, 34)
+    assert job["metadata"]["weights"][0]["name"] == "realesrgan-x4plus-anime"
+    (url,) = job["result"]["images"]
+    assert url == f"{service.url}/files/images/{job_id}-1.png"
+    answer = httpx.get(url)
+    assert Image.open(io.BytesIO(answer.content)).size == (50, 34)
+    assert answer.headers["content-type"] == "image/png"
+    wait_until(lambda: site.received)
+    ((headers, body),) = site.received
+    assert json.loads(body)["result"] == job["result"]
+    assert signing.verify(body, headers["X-Webhook-Signature"], hashlib.sha256(service.key.encode()).digest())
+    wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")
+    service.assert_books_are_right()
+
+
+def test_a_clarity_job_says_what_made_it(service: Service, site: Site) -> None:
+    service.api()
+    service.worker()
+    params = {"image": site.add("/p.png", png(24, 24)), "scale_factor": "2", "prompt": "more leaves"}
+    response = httpx.post(
+        f"{service.url}/v2/images/upscale",
+        json={"model": "clarity-upscale", "clarityUpscaleParams": params},
+        headers={"X-API-Key": service.key},
+    )
+    metadata = service.finished(response.json()["jobId"])["metadata"]
+    assert metadata["weights"][0]["name"] == "realsr-df2k"
+    assert any("prompt" in warning for warning in metadata["warnings"])
+
+
+def test_a_worker_killed_in_mid_job_costs_one_attempt_and_nothing_else(service: Service, site: Site) -> None:
+    service.api()
+    victim = service.worker()
+    job_id = service.submit(site.add("/p.png", png(*LARGE)))
+    service.wait_for(job_id, "PROCESSING")
+    time.sleep(0.5)  # well inside the engine
+    victim.kill()
+    victim.wait()
+    assert service.job(job_id)["status"] == "PROCESSING"
+    service.worker()
+    job = service.finished(job_id)
+    assert job["status"] == "COMPLETED"
+    assert service.value("select attempt from jobs") == 2
+    assert service.value("select count(*) from ledger where kind = 'charge'") == 1
+    assert Image.open(io.BytesIO(httpx.get(job["result"]["images"][0]).content)).size == (800, 800)
+    service.assert_books_are_right()
+
+
+def test_a_job_that_outlives_every_attempt_fails_and_is_refunded(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
+    service.api()
+    victim = service.worker()
+    job_id = service.submit(site.add("/p.png", png(*LARGE)))
+    service.wait_for(job_id, "PROCESSING")
+    victim.kill()
+    service.worker()
+    job = service.finished(job_id)
+    assert (job["status"], job["creditCost"], job["progress"]) == ("FAILED", 0, 0)
+    assert "credits were returned" in job["error"]
+    assert service.value("select credits from teams") == 100
+    service.assert_books_are_right()
+
+
+def test_a_frozen_worker_that_wakes_up_late_changes_nothing(service: Service, site: Site) -> None:
+    service.api()
+    frozen = service.worker()
+    job_id = service.submit(site.add("/p.png", png(*LARGE)))
+    service.wait_for(job_id, "PROCESSING")
+    frozen.send_signal(signal.SIGSTOP)
+    service.worker()
+    job = service.finished(job_id)
+    assert job["status"] == "COMPLETED"
+    result = service.value("select result ->> 'key' from jobs")
+    frozen.send_signal(signal.SIGCONT)
+    wait_until(lambda: "lease_lost" in service.log_of(frozen) or '"lost"' in service.log_of(frozen))
+    wait_until(lambda: "job.settled" in service.log_of(frozen))
+    assert service.value("select result ->> 'key' from jobs") == result
+    assert service.value("select attempt from jobs") == 2
+    # The frozen worker is no worse for it: it takes the next job, whoever else is there.
+    assert service.finished(service.submit(site.add("/q.png", png(16, 16))))["status"] == "COMPLETED"
+    stored = [path.name for path in (service.home / "files" / "results" / job_id).iterdir()]
+    assert stored == [Path(result).name]
+    service.assert_books_are_right()
+
+
+def test_sigterm_gives_an_unfinished_job_back_in_time(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_DRAIN_SECONDS"] = "0.2"
+    service.api()
+    first = service.worker()
+    job_id = service.submit(site.add("/p.png", png(*LARGE)))
+    service.wait_for(job_id, "PROCESSING")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 0
+    assert service.job(job_id)["status"] == "QUEUED"
+    assert service.value("select attempt from jobs") == 0
+    service.worker()
+    assert service.finished(job_id)["status"] == "COMPLETED"
+    assert service.value("select attempt from jobs") == 1
+
+
+def test_sigterm_lets_a_short_job_finish(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_DRAIN_SECONDS"] = "60"
+    service.api()
+    worker = service.worker()
+    job_id = service.submit(site.add("/p.png", png(200, 200)))
+    service.wait_for(job_id, "PROCESSING")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(90) == 0
+    assert service.job(job_id)["status"] == "COMPLETED"
+
+
+def test_an_api_killed_between_commit_and_answer_made_exactly_one_job(service: Service, site: Site) -> None:
+    photo = site.add("/p.png", png(20, 20))
+    crashing = service.api(program=(str(Path(__file__).with_name("crashing_api.py")),))
+    with pytest.raises(httpx.TransportError):
+        service.submit(photo, headers={"Idempotency-Key": "once"})
+    assert crashing.wait(10) == -signal.SIGKILL
+    assert service.value("select count(*) from jobs") == 1
+    service.api()
+    job_id = service.submit(photo, headers={"Idempotency-Key": "once"})
+    assert service.value("select count(*) from jobs where id = %s", job_id) == 1
+    assert service.value("select count(*) from jobs") == 1
+    assert service.value("select credits from teams") == 99
+    service.worker()
+    assert service.finished(job_id)["status"] == "COMPLETED"
+    service.assert_books_are_right()
+
+
+def test_a_picture_that_vanished_from_the_store_fails_and_is_refunded(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
+    service.api()
+    job_id = service.submit(site.add("/p.png", png(20, 20)))
+    (service.home / "files" / "sources" / job_id).unlink()
+    service.worker()
+    job = service.finished(job_id)
+    assert job["status"] == "FAILED"
+    assert str(service.home) not in job["error"]
+    service.assert_books_are_right()
+
+
+def test_the_store_keeps_no_input_of_a_finished_job(service: Service, site: Site) -> None:
+    service.api()
+    worker = service.worker()
+    job_id = service.submit(site.add("/p.png", png(20, 20)))
+    service.finished(job_id)
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(30)
+    service.worker()  # housekeeping runs at its start
+    wait_until(lambda: not (service.home / "files" / "sources" / job_id).exists())
+    assert httpx.get(service.job(job_id)["result"]["images"][0]).status_code == 200

@@ -1,0 +1,97 @@
+"""`hiresfix serve` on the embedded default: one command up, in order down, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.conftest import Site, png
+from tests.journey.conftest import Service
+from tests.server.conftest import wait_until
+
+
+def cli(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HIRESFIX_HOME": str(service.home)}
+    environment.pop("HIRESFIX_DATABASE_URL", None)
+    return subprocess.run(
+        [sys.executable, "-m", "hiresfix", *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def processes_below(home: Path) -> list[str]:
+    """Everything alive that was started for this home."""
+    found = []
+    for process in psutil.process_iter(["pid", "name"]):
+        try:
+            if process.environ().get("HIRESFIX_HOME") == str(home) or str(home) in " ".join(process.cmdline()):
+                found.append(f"{process.pid} {process.name()}")
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) -> None:
+    service = Service(home=home, database_url="", key="")  # an empty URL counts as none: embedded
+    try:
+        serve = service.run("serve", "--port", str(service.port))
+        wait_until(lambda: service.is_ready() or serve.poll() is not None, seconds=120)
+        log = service.log_of(serve)
+        assert "HIRESFIX_ALLOW_PRIVATE_ADDRESSES is on" in log
+        (shown,) = re.findall(r"afk_[0-9a-f]{40}", log)
+        me = {"X-API-Key": shown}
+        assert httpx.get(f"{service.url}/v2/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}", headers=me).status_code == 404
+
+        created = cli(service, "keys", "create", "beside")
+        assert re.fullmatch(r"afk_[0-9a-f]{40}\n", created.stdout), created
+        service.key = created.stdout.strip()
+        assert service.finished(service.submit(site.add("/p.png", png(16, 16))))["status"] == "COMPLETED"
+        assert cli(service, "credits", "balance").stdout == "99\n"
+        assert cli(service, "credits", "grant", "5").stdout == "104\n"
+        assert "COMPLETED" in cli(service, "jobs", "list").stdout
+        assert "charge" in cli(service, "credits", "ledger").stdout
+        assert "embedded PostgreSQL, running" in cli(service, "doctor").stdout
+        assert cli(service, "keys", "revoke", "beside").returncode == 0
+        assert httpx.get(f"{service.url}/v2/jobs/x", headers={"X-API-Key": service.key}).status_code == 401
+
+        worker = next(child for child in psutil.Process(serve.pid).children() if "worker" in child.cmdline())
+        worker.kill()
+        wait_until(lambda: service.log_of(serve).count("worker.started") == 2)
+
+        postmaster = int((home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGKILL)
+        wait_until(lambda: "database.died" in service.log_of(serve))
+        wait_until(service.is_ready)
+        service.key = cli(service, "keys", "create", "after the crash").stdout.strip()
+        assert service.finished(service.submit(site.add("/p.png", png(16, 16))))["status"] == "COMPLETED"
+
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(60) == 0
+        assert processes_below(home) == []
+
+        again = service.run("serve", "--port", str(service.port), "--no-worker")
+        wait_until(service.is_ready, seconds=120)
+        assert "afk_" not in service.log_of(again)
+        again.kill()
+        again.wait()
+        # Nobody is left to stop them, so the children follow their supervisor; PostgreSQL waits for the next start.
+        wait_until(lambda: not any("python" in process for process in processes_below(home)))
+        assert cli(service, "credits", "balance").stdout == "103\n"
+        assert processes_below(home) == []
+    finally:
+        service.stop_all()
+
+
+def test_a_taken_port_is_a_clear_error(home: Path, site: Site) -> None:
+    service = Service(home=home, database_url="", key="")
+    port = site.url.rpartition(":")[2]
+    answer = cli(service, "serve", "--port", port)
+    assert answer.returncode == 1
+    assert "Choose another with --port" in answer.stderr
+    assert "Traceback" not in answer.stderr

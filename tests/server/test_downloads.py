@@ -1,0 +1,111 @@
+"""Results over HTTP: no key needed, ranges, validators, expiry (api-contract.md 6)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from uuid import UUID
+
+import httpx
+import pytest
+
+from hiresfix.server import jobs
+from hiresfix.server.db import Database
+from hiresfix.server.jobs import Completed, Result
+from hiresfix.server.queue import Queue
+from hiresfix.server.storage import Storage
+from tests.server.conftest import Api
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def finished(api: Api, photo: str) -> str:
+    """URL of the result of a job that completed with DATA."""
+    job_id = api.submit({"image": photo}).json()["jobId"]
+    asyncio.run(_complete(api, UUID(job_id)))
+    with api.client() as client:
+        (url,) = client.get(f"/v2/jobs/{job_id}").json()["result"]["images"]
+    return str(url)
+
+
+async def _complete(api: Api, job: UUID) -> None:
+    key = f"results/{job}/made-by-hand.png"
+    await Storage.open(api.settings.storage_location).put(key, DATA, "image/png")
+    result = Result(
+        key=key,
+        sha256=hashlib.sha256(DATA).hexdigest(),
+        media_type="image/png",
+        bytes=len(DATA),
+        width=48,
+        height=34,
+        metadata={},
+    )
+    async with Database(api.database_url, max_size=1) as database, database.transaction() as tx:
+        held = await jobs.claim(tx, job, worker="w", lease_seconds=60)
+        assert held is not None
+        await jobs.settle(tx, Queue(api.database_url), held, Completed(result=result), public_url=api.url)
+
+
+def test_a_result_needs_no_key_and_says_what_it_is(finished: str) -> None:
+    answer = httpx.get(finished)
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert answer.headers["content-disposition"] == f'inline; filename="{finished.rpartition("/")[2]}"'
+    head = httpx.head(finished)
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(DATA)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "start", "end"),
+    [
+        ("bytes=0-9", 206, 0, 10),
+        ("bytes=100-", 206, 100, len(DATA)),
+        ("bytes=-5", 206, len(DATA) - 5, len(DATA)),
+        ("bytes=10-999999999", 206, 10, len(DATA)),
+        ("bytes=0-", 200, 0, len(DATA)),
+        ("bytes=-999999999", 200, 0, len(DATA)),
+        ("bytes=5-2", 416, 0, 0),
+        (f"bytes={len(DATA)}-", 416, 0, 0),
+        ("bytes=-0", 416, 0, 0),
+        ("bytes=-", 200, 0, len(DATA)),
+        ("items=0-1", 200, 0, len(DATA)),
+        ("bytes=0-1,3-4", 200, 0, len(DATA)),
+    ],
+)
+def test_ranges(finished: str, asked: str, status: int, start: int, end: int) -> None:
+    answer = httpx.get(finished, headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (status, DATA[start:end])
+    if status == 206:
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(DATA)}"
+    if status == 416:
+        assert answer.headers["content-range"] == f"bytes */{len(DATA)}"
+
+
+def test_a_known_copy_is_304_and_a_changed_one_is_sent_whole(finished: str) -> None:
+    etag = httpx.get(finished).headers["etag"]
+    assert httpx.get(finished, headers={"If-None-Match": etag}).status_code == 304
+    assert httpx.get(finished, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
+    assert httpx.get(finished, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
+
+
+def test_an_expired_result_is_410_and_its_job_still_there(api: Api, finished: str) -> None:
+    api.do("update jobs set purged_at = now()")
+    answer = httpx.get(finished)
+    assert (answer.status_code, answer.json()["code"]) == (410, "expired")
+    with api.client() as client:
+        job = client.get("/v2/jobs/" + finished.rpartition("/")[2].removesuffix("-1.png")).json()
+    assert (job["expired"], job["result"]["images"]) == (True, [finished])
+
+
+@pytest.mark.parametrize("change", [("-1.png", "-2.png"), ("-1.png", "-1.jpg"), ("-1.png", ".png"), ("-1", "-1.png/")])
+def test_other_names_are_404(finished: str, change: tuple[str, str]) -> None:
+    assert httpx.get(finished.replace(*change)).status_code == 404
+
+
+def test_a_result_can_be_the_next_picture_without_http(api: Api, finished: str) -> None:
+    response = api.submit({"image": finished})
+    (message,) = response.json()["details"]["clarityUpscaleParams.image"]
+    assert "404" not in message  # DATA is no picture, which was found out by reading it from the store
+    assert "picture" in message.lower()

@@ -1,0 +1,76 @@
+"""What upkeep removes, and what it must leave alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from uuid import uuid4
+
+import pytest
+
+from hiresfix.server.config import Settings
+from hiresfix.server.db import Database
+from hiresfix.server.queue import Queue
+from hiresfix.server.storage import Storage
+from hiresfix.server.upkeep import Upkeep
+from tests.server.test_jobs import Town, result, town
+
+__all__ = ["town"]
+
+
+@pytest.fixture
+def upkeep(settings: Settings, database: Database, storage: Storage, queue: Queue) -> Upkeep:
+    return Upkeep(settings=settings, database=database, storage=storage, queue=queue)
+
+
+def files(settings: Settings) -> set[str]:
+    folder = settings.home / "files"
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_a_finished_jobs_input_and_losing_pictures_go_and_its_result_stays(
+    upkeep: Upkeep, settings: Settings, storage: Storage, town: Town
+) -> None:
+    running, done = await town.submit(), await town.submit()
+    await town.claim(running)
+    held = await town.claim(done)
+    won = result(held)
+    for key in (f"sources/{running}", f"sources/{done}", won.result.key, f"results/{done}/loser.png"):
+        await storage.put(key, b"x", "image/png")
+    await town.settle(held, won)
+    assert await upkeep.purge_sources() == 1
+    assert files(settings) == {f"sources/{running}", won.result.key}
+    assert await upkeep.purge_sources() == 0
+
+
+async def test_results_go_when_their_time_is_up(
+    upkeep: Upkeep, settings: Settings, storage: Storage, town: Town
+) -> None:
+    held = await town.claim(await town.submit())
+    won = result(held)
+    await storage.put(won.result.key, b"x", "image/png")
+    await town.settle(held, won)
+    assert await upkeep.purge_results() == 0
+    async with town.database.transaction() as tx:
+        await tx.execute("update jobs set completed_at = now() - interval '91 days'")
+    assert await upkeep.purge_results() == 1
+    assert files(settings) == set()
+    assert (await town.get(held.id)).expired
+
+
+async def test_an_old_source_without_a_job_goes(
+    upkeep: Upkeep, settings: Settings, storage: Storage, town: Town
+) -> None:
+    waiting, orphan, fresh = await town.submit(), uuid4(), uuid4()
+    for name in (waiting, orphan, fresh):
+        await storage.put(f"sources/{name}", b"x", "image/png")
+    for name in (waiting, orphan):
+        hour_ago = time.time() - 3700
+        os.utime(settings.home / "files" / "sources" / str(name), (hour_ago, hour_ago))
+    assert await upkeep.purge_orphans() == 1
+    assert files(settings) == {f"sources/{waiting}", f"sources/{fresh}"}
+
+
+async def test_a_full_round_runs_on_an_empty_service(upkeep: Upkeep) -> None:
+    await upkeep.leases()
+    await upkeep.housekeeping()

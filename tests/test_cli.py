@@ -1,0 +1,134 @@
+"""The command line as a person uses it: real files, a real network, real messages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import png
+
+ANIME = ("--model", "faithful-upscale", "--content", "anime")
+"""The smallest of the networks."""
+
+
+def hiresfix(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hiresfix", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=cwd)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(33, 21))
+    return path
+
+
+def test_a_picture_becomes_twice_as_large_beside_itself(photo: Path) -> None:
+    done = hiresfix("upscale", photo, *ANIME)
+    assert done.returncode == 0, done.stderr
+    with Image.open(photo.with_name("photo-2x.png")) as result:
+        assert result.size == (66, 42)
+    assert "33x21 -> 66x42" in done.stderr
+
+
+def test_output_names_the_file_and_its_format(photo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "big.jpg"
+    assert hiresfix("upscale", photo, "-o", target, "--scale", "4", *ANIME).returncode == 0
+    with Image.open(target) as result:
+        assert (result.size, result.format) == ((132, 84), "JPEG")
+
+
+def test_a_folder_and_files_go_into_a_folder_and_a_bad_one_does_not_stop_the_others(
+    photo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(9, 8))
+    (folder / "broken.png").write_bytes(png(30, 30)[:-200])
+    (folder / "notes.txt").write_text("no picture")
+    done = hiresfix("upscale", folder, photo, "-o", tmp_path / "out", *ANIME)
+    assert done.returncode == 1
+    assert "broken.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2x.png", "photo-2x.png"]
+
+
+def test_the_same_seed_makes_the_same_picture(photo: Path, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        assert hiresfix("upscale", photo, "--seed", "5", "-o", tmp_path / name).returncode == 0
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_transparency_is_kept(tmp_path: Path) -> None:
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[4:12, 4:12] = (200, 30, 30, 255)
+    Image.fromarray(rgba).save(tmp_path / "cut.png")
+    assert hiresfix("upscale", tmp_path / "cut.png", *ANIME).returncode == 0
+    with Image.open(tmp_path / "cut-2x.png") as result:
+        assert (result.mode, result.getpixel((0, 0))[3], result.getpixel((16, 16))[3]) == ("RGBA", 0, 255)  # type: ignore[index] # a four-channel pixel is a tuple
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--scale", "3"), "Expected one of 1, 2, 4, 8"),
+        (("--creativity", "2"), "between 0 and 1"),
+        (("--creativity", "lots"), "Expected a number"),
+        (("--seed", "1.5"), "Expected an integer"),
+        (("--model", "topaz"), "clarity-upscale"),
+        (("--content", "anime"), "no such parameter"),
+        (("--format", "tiff"), "png, jpg, webp"),
+        (("--device", "tpu"), "cpu"),
+        (("-o", "photo.png"), "would overwrite"),
+    ],
+)
+def test_wrong_options_say_what_is_right(photo: Path, arguments: tuple[str, ...], hint: str) -> None:
+    done = hiresfix("upscale", photo.name, *arguments, cwd=photo.parent)
+    assert done.returncode in (1, 2)
+    words = " ".join(done.stderr.replace("│", " ").split())
+    assert hint in words
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in photo.parent.iterdir()) == ["photo.png"]
+
+
+def test_a_missing_file_and_an_empty_folder_are_told_apart_from_a_result(tmp_path: Path) -> None:
+    assert "does not exist" in hiresfix("upscale", tmp_path / "nothing.png").stderr
+    assert "No pictures" in hiresfix("upscale", tmp_path).stderr
+
+
+def test_too_large_a_result_names_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "wide.png").write_bytes(png(4000, 600))
+    done = hiresfix("upscale", tmp_path / "wide.png", "--scale", "8")
+    assert done.returncode == 1
+    assert "64 MP" in done.stderr
+
+
+def test_doctor_finds_device_and_weights(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hiresfix", "doctor"],
+        capture_output=True, text=True, timeout=100, env={"HIRESFIX_HOME": str(tmp_path), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("device", "realsr-df2k", "not running"):
+        assert word in done.stdout
+
+
+def test_doctor_says_what_to_do_about_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    environment = {"HIRESFIX_HOME": str(tmp_path), "HIRESFIX_DATABASE_URL": "postgresql://127.0.0.1:1/x", "PATH": ""}
+    command = [sys.executable, "-m", "hiresfix", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 1
+    assert "Check HIRESFIX_DATABASE_URL" in done.stdout
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    environment = {"HIRESFIX_HOME": str(tmp_path), "HIRESFIX_LEASE_SECONDS": "soon", "PATH": ""}
+    command = [sys.executable, "-m", "hiresfix", "migrate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 1
+    assert "HIRESFIX_LEASE_SECONDS" in done.stderr

@@ -1,0 +1,55 @@
+"""What must not be loaded: torch by anyone but the engine, the web framework by anyone but the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HIDE = """
+import sys, importlib.abc
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {hidden!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("hiresfix", ("torch", "fastapi", "numpy", "PIL", "pydantic", "typer", "httpx")),
+        ("hiresfix.cli", ("torch", "fastapi", "numpy", "PIL", "pydantic", "psycopg")),
+        ("hiresfix.server.app", ("torch", "typer", "alembic", "sqlalchemy")),
+        ("hiresfix.server.serve", ("torch", "fastapi")),
+        ("hiresfix.engine.upscaler", ("fastapi", "psycopg", "httpx")),
+    ],
+)
+def test_importing_loads_nothing_it_does_not_need(module: str, unwanted: tuple[str, ...]) -> None:
+    done = run(f"import sys, {module}; print(*[name for name in {unwanted!r} if name in sys.modules])")
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done
+
+
+def test_the_api_is_made_without_torch_installed() -> None:
+    done = run(
+        HIDE.format(hidden=["torch", "safetensors"])
+        + "from hiresfix.server.app import create_app; from hiresfix.server.config import Settings\n"
+        "create_app(Settings(), database_url='postgresql://nowhere/x'); print('made')"
+    )
+    assert done.stdout.strip() == "made", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "extra"),
+    [("torch", ["upscale", sys.executable], "engine"), ("psycopg", ["credits", "balance"], "server")],
+)
+def test_a_missing_part_says_how_to_install_it(hidden: str, arguments: list[str], extra: str) -> None:
+    done = run(HIDE.format(hidden=[hidden]) + f"sys.argv[1:] = {arguments!r}\nfrom hiresfix.cli import main; main()")
+    assert done.returncode == 1
+    assert f"pip install 'hiresfix[{extra}]'" in done.stderr
