@@ -1,0 +1,72 @@
+"""A recipe is complete, bounded and survives the trip through JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiresfix.catalog import CLARITY, FAITHFUL, MODELS, WEIGHTS, find_model, find_weights
+from hiresfix.recipe import MAX_SEED, SCALES, Engine, OutputFormat, Recipe
+
+recipes = st.builds(
+    Recipe,
+    engine=st.sampled_from(Engine),
+    scale=st.sampled_from(SCALES),
+    creativity=st.floats(0, 1),
+    resemblance=st.floats(0, 3),
+    dynamic=st.floats(1, 50),
+    steps=st.integers(1, 100),
+    sharpen=st.floats(0, 10),
+    prompt=st.text(),
+    seed=st.integers(0, MAX_SEED),
+    output_format=st.sampled_from(OutputFormat),
+)
+
+
+@given(recipes)
+def test_json_gives_the_same_recipe_back(recipe: Recipe) -> None:
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scale": 3}, {"creativity": 1.01}, {"resemblance": -0.1}, {"dynamic": 0}, {"steps": 0}, {"sharpen": math.nan},
+     {"seed": -1}, {"seed": MAX_SEED + 1}, {"dynamic": math.inf}],
+)  # fmt: skip
+def test_a_value_out_of_range_is_named(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Recipe(**change)
+
+
+def test_an_unknown_key_is_not_half_understood() -> None:
+    with pytest.raises(TypeError):
+        Recipe.from_dict({"scale": 2, "from_the_future": 1})
+
+
+def test_seed_zero_is_a_seed() -> None:
+    assert CLARITY.recipe({"seed": 0}, seed=99).seed == 0
+    assert CLARITY.recipe({}, seed=99).seed == 99
+
+
+def test_content_chooses_the_network() -> None:
+    assert FAITHFUL.recipe({"content": "photo"}, seed=1).enlarger == "realsr-df2k"
+    assert FAITHFUL.recipe({"content": "anime"}, seed=1).enlarger == "realesrgan-x4plus-anime"
+
+
+def test_models_are_found_by_id_and_alias_in_any_case() -> None:
+    assert find_model("Clarity-Upscaler") is CLARITY
+    assert find_model("topaz-image-upscale") is None
+    assert all(find_weights(model.preset.enlarger) for model in MODELS)
+    assert len({weights.name for weights in WEIGHTS}) == len(WEIGHTS)
+
+
+def test_defaults_of_parameters_and_preset_agree() -> None:
+    """The preset is what the engine gets, the parameter's default what the caller is told."""
+    for model in MODELS:
+        defaults = {param.name: param.default for param in model.params if param.default is not None}
+        assert model.recipe(defaults, seed=0) == model.recipe({}, seed=0)
