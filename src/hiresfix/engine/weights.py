@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,9 +45,7 @@ def load(weight: WeightFile | Path) -> Network:
         raise WeightsError(
             f"{path.name} is not the file of the catalog (its SHA-256 differs). Reinstall the package {_wheel(weight)}."
         )
-    network = (
-        _read_ncnn(path.read_bytes(), path.name) if path.suffix == ".bin" else _build(_read_state(path), path.name)
-    )
+    network = _read_ncnn(path.read_bytes(), path.name) if path.suffix == ".bin" else _build(read_state(path), path.name)
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise WeightsError(f"{path.name} holds values that are no finite numbers. Download the file again.")
     return network.eval().requires_grad_(requires_grad=False)
@@ -119,15 +118,23 @@ def _srvgg_of(convs: int) -> Network:
 # .pth and .safetensors: names tell the architecture, shapes its sizes.
 
 
-def _read_state(path: Path) -> State:
+def read_state(path: Path) -> State:
+    """The named tensors of a .pth, .pt, .ckpt or .safetensors file: on the CPU, mapped into memory, in their dtype.
+
+    Nothing in the file is run. Raises WeightsError for a file that is damaged or holds no state dict.
+    """
+    return _unwrap(read_tensors(path), path.name)
+
+
+def read_tensors(path: Path) -> Any:
+    """What the file holds, as nested as it is there; otherwise as `read_state`."""
     if path.suffix not in (".pth", ".pt", ".ckpt", ".safetensors"):
         raise WeightsError(f"{path.name} is no weight file. Use .bin (ncnn), .pth or .safetensors.")
     try:
-        read: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
@@ -135,21 +142,19 @@ def _read_state(path: Path) -> State:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
-    return _unwrap(read, path.name)
 
 
 def _unwrap(read: object, name: str) -> State:
     """The state dict, which training scripts like to nest under a name and data-parallel ones to prefix."""
     while isinstance(read, Mapping):
         if read and all(isinstance(value, Tensor) for value in read.values()):
-            return {str(key).removeprefix("module."): value.float() for key, value in read.items()}
+            return {str(key).removeprefix("module."): value for key, value in read.items()}
         read = next((read[key] for key in _WRAPPERS if key in read), None)
     raise WeightsError(f"{name} holds no state dict. Use the generator's weights, not a training checkpoint.")
 
 
 def _build(state: State, name: str) -> Network:
-    if "model.0.weight" in state:
-        state = _rename(state)
+    state = {key: value.float() for key, value in (_rename(state) if "model.0.weight" in state else state).items()}
     try:
         network = _shape(state)
         network.load_state_dict(state)

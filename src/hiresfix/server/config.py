@@ -5,30 +5,15 @@ Read once at the start of a process and passed on; nothing else in the server re
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hiresfix.errors import ConfigurationError
+from hiresfix.home import default_home
 
 MEBIBYTE = 1024 * 1024
-
-
-def default_home() -> Path:
-    """Where data lives when `HIRESFIX_HOME` is not set.
-
-    root: /var/lib/hiresfix, because the embedded PostgreSQL refuses to run as root and its own user cannot
-    look into /root. Anyone else: the XDG data directory (macOS: Application Support).
-    """
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return Path("/var/lib/hiresfix")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "hiresfix"
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "hiresfix"
 
 
 class Settings(BaseSettings):
