@@ -55,10 +55,8 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
         kept = strip.core.within(strip.window)
         rows = _flow(network, rgb[:, strip.window.slice], factor, tile, finish, tick)
         for place, y in rows:
-            y = y[..., kept.scaled(factor).slice]
-            if not bool(y.isfinite().all()):
-                raise EngineFailed("The network gave values that are no numbers. Check its weights, or use the CPU.")
-            result[place.slice, strip.core.scaled(factor).slice] = resampling.to_samples(y, rgb.dtype)
+            samples = resampling.to_samples(y[..., kept.scaled(factor).slice], rgb.dtype)
+            result[place.slice, strip.core.scaled(factor).slice] = samples
     return result
 
 
@@ -70,6 +68,8 @@ def _flow(
     held = torch.empty(0)
     first = done = 0  # the input rows with which `held` begins, and before which all is finished
     for piece in esrgan.stream(network, _bands(network, strip, tile), tick):
+        if not bool(piece.isfinite().all()):
+            raise EngineFailed("The network gave values that are no numbers. Check its weights, or use the CPU.")
         held = torch.cat((held, piece), 2) if held.numel() else piece
         ready = min(height, first + held.shape[2] // network.scale)
         core = Span(start=done, end=ready if ready == height else ready - resampling.REACH)

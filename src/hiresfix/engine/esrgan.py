@@ -60,7 +60,7 @@ class Rows:
         return x[:, :, :rows]
 
     def tick(self) -> None:
-        if self._tick is not None:
+        if self._tick is not None and self._work:
             self._tick(self._work)
         self._work = 0
 
@@ -221,7 +221,7 @@ class SRVGGNetCompact(nn.Module):
         y = x
         for layer in self.body:
             y = rows.conv(layer, y)[0] if isinstance(layer, nn.Conv2d) else layer(y)
-        rows.tick()
+            rows.tick()
         detail = functional.pixel_shuffle(y.float(), self.scale)
         yield detail + _repeat(rows.match(self, x, y.shape[2]), self.scale)
 

@@ -1,0 +1,144 @@
+"""A picture through a network in parts: the same pixels, little memory, and stopping when asked to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiresfix.catalog import find_weights
+from hiresfix.engine import enlarging, memory, resampling, weights
+from hiresfix.engine.esrgan import Network, RRDBNet, SRVGGNetCompact
+from hiresfix.errors import Cancelled, EngineFailed
+from tests.pictures import photo
+
+CPU = torch.device("cpu")
+BEST = memory.choose_dtype(CPU)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> object:
+    with torch.inference_mode():
+        yield
+
+
+def catalogued(name: str, dtype: torch.dtype) -> Network:
+    weight = find_weights(name)
+    assert weight is not None
+    return memory.place(weights.load(weight), CPU, dtype)
+
+
+def followed(y: Tensor, x: Tensor) -> Tensor:
+    return resampling.sharpen(resampling.follow(y.clamp(0, 1), x, resampling.rounds(3)), 1)
+
+
+def enlarge(network: Network, rgb: NDArray[np.uint8], tile: int, *, factor: int = 4) -> NDArray[np.int16]:
+    result = enlarging.enlarge(network, rgb, tile, factor=factor, finish=followed, report=lambda fraction: None)
+    return result.astype(np.int16)
+
+
+def copying() -> Network:
+    """Weights of zero: what comes out is the input with every pixel repeated."""
+    network = SRVGGNetCompact(convs=1, features=4)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    return network
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 40),
+    tile=st.sampled_from([32, 33, 48]),
+    factor=st.sampled_from([1, 2, 4]),
+)
+def test_any_tile_gives_what_one_tile_gives_within_one_level(width: int, height: int, tile: int, factor: int) -> None:
+    network = catalogued("realesr-animevideov3", BEST)
+    rgb = photo(width, height, seed=width)
+    with torch.inference_mode():
+        tiled, whole = (enlarge(network, rgb, size, factor=factor) for size in (tile, 2048))
+    assert np.abs(tiled - whole).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["realesrgan-x4plus-anime", "realsr-df2k"])
+def test_strips_of_a_deep_network_meet_within_one_level(name: str) -> None:
+    network = catalogued(name, torch.float32)
+    rgb = photo(4 * 32 + 2 * 80 + 12, 4)
+    assert np.abs(enlarge(network, rgb, 32) - enlarge(network, rgb, 2048)).max() <= 1
+
+
+def test_a_network_that_folds_pixels_together_takes_any_size_in_any_tile() -> None:
+    torch.manual_seed(0)
+    network = RRDBNet(blocks=1, features=8, growth=4, unshuffle=4)
+    rgb = photo(331, 41)
+    tiled, whole = (enlarge(network, rgb, size, factor=1) for size in (33, 2048))
+    assert whole.shape == (61, 331, 3)
+    assert np.abs(tiled - whole).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("tile", [32, 2048])
+def test_a_network_that_adds_nothing_repeats_every_sample_exactly(dtype: type[np.uint8], tile: int) -> None:
+    rgb = photo(210, 40).astype(dtype) * dtype(np.iinfo(dtype).max // 255) + dtype(0)
+    result = enlarging.enlarge(copying(), rgb, tile, factor=4, finish=lambda y, x: y, report=lambda fraction: None)
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, rgb.repeat(4, 0).repeat(4, 1))
+
+
+def test_progress_rises_to_the_end_and_stops_the_work_when_it_raises() -> None:
+    network = catalogued("realesrgan-x4plus-anime", BEST)
+    rgb = photo(24, 20)
+    told: list[float] = []
+    enlarging.enlarge(network, rgb, 32, factor=2, finish=followed, report=told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+    assert len(told) >= 7  # once a block at least
+
+    def stop(fraction: float) -> None:
+        told.append(fraction)
+        if fraction > 0.3:
+            raise Cancelled
+
+    told.clear()
+    with pytest.raises(Cancelled):
+        enlarging.enlarge(network, rgb, 32, factor=2, finish=followed, report=stop)
+    assert told[-1] < 0.6
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_values_that_are_no_numbers_are_an_error_not_a_picture(value: float) -> None:
+    network = copying()
+    network.get_parameter("body.4.bias").fill_(value)
+    with pytest.raises(EngineFailed, match="no numbers"):
+        enlarge(network, photo(20, 20), 64)
+
+
+_PEAK = """
+import resource, sys, numpy as np, torch
+from hiresfix.engine import enlarging
+from hiresfix.engine.esrgan import RRDBNet
+torch.manual_seed(0)
+torch.set_num_threads(1)
+rgb = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 600, 3), dtype=np.uint8)
+with torch.inference_mode():
+    enlarging.enlarge(RRDBNet(blocks=1, features=4, growth=2), rgb, 128, factor=4,
+                      finish=lambda y, x: y, report=lambda fraction: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_larger_picture_takes_no_more_memory_than_its_own_samples() -> None:
+    small, large = (
+        int(subprocess.run([sys.executable, "-c", _PEAK, str(rows)], capture_output=True, text=True, check=True).stdout)
+        for rows in (200, 1000)
+    )
+    samples = 800 * 600 * 3 * (1 + 4 * 4) / 1024  # kibibytes of input and result
+    float_copy_of_the_result = 800 * 600 * 16 * 3 * 4 / 1024
+    assert large - small < samples + float_copy_of_the_result / 3
