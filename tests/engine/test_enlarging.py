@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ def _no_gradients() -> object:
         yield
 
 
+@functools.cache
 def catalogued(name: str, dtype: torch.dtype) -> Network:
     weight = find_weights(name)
     assert weight is not None
@@ -77,9 +79,9 @@ def test_strips_of_a_deep_network_meet_within_one_level(name: str) -> None:
 def test_a_network_that_folds_pixels_together_takes_any_size_in_any_tile() -> None:
     torch.manual_seed(0)
     network = RRDBNet(blocks=1, features=8, growth=4, unshuffle=4)
-    rgb = photo(331, 41)
+    rgb = photo(371, 41)
     tiled, whole = (enlarge(network, rgb, size, factor=1) for size in (33, 2048))
-    assert whole.shape == (61, 331, 3)
+    assert whole.shape == (41, 371, 3)
     assert np.abs(tiled - whole).max() <= 1
 
 

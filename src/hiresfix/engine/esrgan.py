@@ -21,6 +21,7 @@ from torch.nn import functional
 
 RESIDUAL = 0.2
 SLOPE = 0.2
+_VISIBLE = 64
 _TAIL_ROWS = 64
 """Rows of features that are turned into picture at once: at four times the side they weigh sixteen times."""
 
@@ -122,10 +123,10 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """ESRGAN's generator; `scale` is 2**ups / unshuffle."""
+    """ESRGAN's generator; `scale` is 2**ups / unshuffle.
 
-    halo = 64
-    """Input pixels whose absence beside a strip changes nothing visible: measured, see benchmarks/enlargers.py."""
+    `halo`: input pixels whose absence beside a strip changes nothing visible.
+    """
 
     def __init__(
         self, *, blocks: int = 23, features: int = 64, growth: int = 32, ups: int = 2, unshuffle: int = 1
@@ -133,6 +134,8 @@ class RRDBNet(nn.Module):
         super().__init__()
         self.scale = 2**ups // unshuffle
         self.unshuffle = unshuffle
+        # Deep networks see less than they could: benchmarks/enlargers.py --halo measures it.
+        self.halo = min(_VISIBLE, 15 * blocks + 6) * unshuffle
         self.conv_first = _conv(3 * unshuffle**2, features)
         self.body = nn.ModuleList(RRDB(features, growth) for _ in range(blocks))
         self.conv_body = _conv(features, features)
