@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -300,8 +300,7 @@ def with_diffusers(sigmas: Sequence[float], noise: Sequence[float], *, signed: b
     class Signed(DPMSolverMultistepScheduler):
         def multistep_dpm_solver_third_order_update(self, *args: Any, **given: Any) -> Tensor:
             """-0.5 should be +0.5 in the weight of the second difference."""
-            now, outputs = self._step_index, args[0]
-            assert now is not None
+            now, outputs = cast(int, self.step_index), args[0]
             h, h0, h1 = (-(self.sigmas[now + 1 - k] / self.sigmas[now - k]).log() for k in range(3))
             newer, older = (outputs[-1] - outputs[-2]) / (h0 / h), (outputs[-2] - outputs[-3]) / (h1 / h)
             alpha, _ = self._sigma_to_alpha_sigma_t(self.sigmas[now + 1])
