@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -31,6 +32,21 @@ State = Mapping[str, Tensor]
 
 _FP16_TAG = 0x01306B47
 _WRAPPERS = ("params_ema", "params", "state_dict")
+# What the readers raise for bytes that are not what they expect; a damaged pickle can fail at any of its opcodes.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def load(weight: WeightFile | Path) -> Network:
@@ -140,7 +156,7 @@ def read_tensors(path: Path) -> Any:
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
             "Download it again, or convert it to .safetensors where you trust it."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
 
 
