@@ -19,6 +19,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── StorageFailed           502
     ├── Unavailable             503   retry_after
     ├── PictureError            400   bytes that are no acceptable picture
+    ├── PromptError             400   a prompt that is too long to read
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
@@ -151,6 +152,13 @@ class PictureError(HiresfixError):
     """The bytes are no picture we accept: unknown, damaged, or over a limit that the message names."""
 
     code = "invalid_picture"
+    status = 400
+
+
+class PromptError(HiresfixError):
+    """The prompt cannot be read as it is: it makes more chunks than the engine takes."""
+
+    code = "invalid_prompt"
     status = 400
 
 
