@@ -58,6 +58,23 @@ def test_a_folder_and_files_go_into_a_folder_and_a_bad_one_does_not_stop_the_oth
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2x.png", "photo-2x.png"]
 
 
+def test_a_folder_can_be_enlarged_again_and_names_may_look_like_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "in [x["
+    folder.mkdir()
+    for name in ("a.png", "a.gif", "[red]b.png"):
+        Image.new("RGB", (5, 4), "teal").save(folder / name)
+    expected = ["[red]b-2x.png", "a.gif-2x.png", "a.png-2x.png"]
+    for _ in range(2):
+        done = hiresfix("upscale", folder, folder / "a.png", *ANIME)
+        assert done.returncode == 0, done.stderr
+        assert sorted(Path(line).name for line in done.stdout.splitlines()) == expected
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*expected, "a.png", "a.gif", "[red]b.png"])
+
+
+def test_what_does_not_act_is_said(photo: Path) -> None:
+    assert "do not act with this engine yet" in hiresfix("upscale", photo, "--prompt", "leaves").stderr
+
+
 def test_the_same_seed_makes_the_same_picture(photo: Path, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         assert hiresfix("upscale", photo, "--seed", "5", "-o", tmp_path / name).returncode == 0
@@ -83,6 +100,8 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
         (("--model", "topaz"), "clarity-upscale"),
         (("--content", "anime"), "no such parameter"),
         (("--format", "tiff"), "png, jpg, webp"),
+        (("-o", "out.tiff"), "use .png, .jpg or .webp"),
+        (("-o", "out.png", "--format", "jpg"), "does not go into"),
         (("--device", "tpu"), "cpu"),
         (("-o", "photo.png"), "would overwrite"),
     ],

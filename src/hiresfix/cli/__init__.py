@@ -65,6 +65,7 @@ def main() -> None:
             raise
         _fail(f"This command needs the {extra} part. Install it with: pip install 'hiresfix[{extra}]'")
     except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
         sys.exit(130)
 
 

@@ -83,13 +83,15 @@ def _weights() -> Iterator[Finding]:
 def _database() -> Iterator[Finding]:
     import psycopg
 
-    from hiresfix.server import config, embedded
+    from hiresfix.server import config, db, embedded
 
     settings = config.load()
     if settings.database_url:
         try:
             with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
                 version = connection.info.server_version // 10000
+        except psycopg.ProgrammingError:
+            yield Finding(what="database", verdict="problem", text=db.NO_URL)
         except psycopg.OperationalError as error:
             text = f"does not answer: {str(error).strip()}. Check HIRESFIX_DATABASE_URL and that the server is up."
             yield Finding(what="database", verdict="problem", text=text)

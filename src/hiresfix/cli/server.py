@@ -27,12 +27,13 @@ def serve(
         settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
     serving.warn_if_open(settings)
     serving.require_port(host, port)
+    serving.stop_on_signals()
     with serving.database(settings) as url:
         db.migrate(url)
         key = _first_key(url, settings.free_credits)
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
-        if key:
-            typer.echo(f"API key of the new team (shown only now): {key}", err=True)
+        if key:  # on standard output, apart from the logs, which tend to be kept
+            typer.echo(f"API key of the new team (shown only now): {key}")
         children = serving.children(host=host, port=port, workers=0 if no_worker else workers)
         serving.Supervisor(settings=settings, database_url=url, children=children).run()
 
@@ -61,8 +62,8 @@ def worker() -> None:
 
     settings = config.load()
     logs.configure(settings.log_level)
-    serving.follow_supervisor()
-    serving.warn_if_open(settings)
+    if not serving.follow_supervisor():
+        serving.warn_if_open(settings)
     with serving.database(settings) as url:
         if not db.schema_is_current(url):
             raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")

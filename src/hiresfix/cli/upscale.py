@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,8 @@ from hiresfix.errors import HiresfixError
 from hiresfix.recipe import MAX_SEED, Recipe
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from hiresfix.engine.upscaler import Upscaler
     from hiresfix.images import Limits
 
@@ -56,8 +61,7 @@ def upscale(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Enlarge pictures on this machine."""
-    if output_format is None and output is not None:
-        output_format = _FORMAT_OF_SUFFIX.get(output.suffix.lower())
+    output_format = _format(output, output_format)
     given = {
         "scale_factor": scale,
         "creativity": creativity,
@@ -98,7 +102,10 @@ def _recipe(model: Model, given: dict[str, str]) -> Recipe:
     for name, raw in given.items():
         option = "--" + _OPTION.get(name, name).replace("_", "-")
         if name not in params:
-            raise typer.BadParameter(f"{model.id} has no such parameter", param_hint=option)
+            others = [other.id for other in MODELS if any(param.name == name for param in other.params)]
+            raise typer.BadParameter(
+                f"{model.id} has no such parameter; use --model {' or '.join(others)}", param_hint=option
+            )
         try:
             values[name] = canonical(params[name], raw)
         except Wrong as error:
@@ -106,69 +113,122 @@ def _recipe(model: Model, given: dict[str, str]) -> Recipe:
     return model.recipe(values, seed=secrets.randbelow(MAX_SEED + 1))
 
 
+def _format(output: Path | None, wanted: str | None) -> str | None:
+    """The format that the output's name says, which must not contradict the one wanted."""
+    suffix = output.suffix.lower() if output is not None and not output.is_dir() else ""
+    named = _FORMAT_OF_SUFFIX.get(suffix)
+    if suffix in SUFFIXES and named is None:
+        raise typer.BadParameter(f"Cannot write {suffix}; use .png, .jpg or .webp.", param_hint="--output")
+    if named and wanted and named != _FORMAT_OF_SUFFIX.get(f".{wanted.lower()}", wanted):
+        raise typer.BadParameter(f"{wanted} does not go into a file called {suffix}.", param_hint="--format")
+    return wanted or named
+
+
 def _errands(inputs: list[Path], output: Path | None, recipe: Recipe) -> list[Errand]:
-    """What to read and write; refuses, before any work, what would overwrite an input or another result."""
-    sources = [source for path in inputs for source in _sources(path)]
-    if not sources:
-        raise typer.BadParameter("No pictures found there.", param_hint="IN...")
+    """What to read and write; refuses, before any work, what would overwrite an input.
+
+    A file named twice is read once, a result found in a folder beside its source is no input, and an older result
+    is made anew.
+    """
+    named = [path for path in inputs if not path.is_dir()]
+    found = [source for path in inputs if path.is_dir() for source in _pictures_in(path)]
+    sources = list({source.resolve(): source for source in [*map(_existing, named), *found]}.values())
     into_file = output is not None and output.suffix.lower() in _FORMAT_OF_SUFFIX and not output.is_dir()
     if into_file and len(sources) > 1:
         raise typer.BadParameter(f"{len(sources)} pictures need a folder, not one file.", param_hint="--output")
-    errands = [Errand(source=source, target=_target(source, output, into_file, recipe)) for source in sources]
-    taken = {source.resolve(): source for source in sources}
+    stems = Counter((_folder(source, output), source.stem) for source in sources)
+
+    def target(source: Path) -> Path:
+        if output is not None and into_file:
+            return output
+        folder = _folder(source, output)
+        # a.gif and a.png in one folder: their results are told apart by the whole name.
+        stem = source.stem if stems[folder, source.stem] == 1 else source.name
+        return folder / f"{stem}-{recipe.scale}x.{recipe.output_format}"
+
+    targets = {source: target(source) for source in sources}
+    results = {path.resolve() for path in targets.values()}
+    errands = [
+        Errand(source=source, target=targets[source])
+        for source in sources
+        if source in named or source.resolve() not in results
+    ]
     for errand in errands:
-        clash = taken.get(errand.target.resolve())
-        if clash is not None:
-            raise typer.BadParameter(f"{errand.target} would overwrite {clash}.", param_hint="--output")
-        taken[errand.target.resolve()] = errand.source
+        if errand.source.resolve() in results:
+            raise typer.BadParameter(f"A result would overwrite the input {errand.source}.", param_hint="--output")
+    if not errands:
+        raise typer.BadParameter(
+            f"No pictures in {', '.join(map(str, inputs))} (folders below it are not searched).", param_hint="IN..."
+        )
     return errands
 
 
-def _sources(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    elif path.is_file():
-        yield path
-    else:
+def _folder(source: Path, output: Path | None) -> Path:
+    return output or source.parent
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
         raise typer.BadParameter(f"{path} does not exist.", param_hint="IN...")
-
-
-def _target(source: Path, output: Path | None, into_file: bool, recipe: Recipe) -> Path:
-    if output is not None and into_file:
-        return output
-    return (output or source.parent) / f"{source.stem}-{recipe.scale}x.{recipe.output_format}"
+    return path
 
 
 def _run(errands: list[Errand], recipe: Recipe, *, strip: bool, device: str) -> int:
-    """Enlarge one after the other with a progress bar; returns how many failed."""
+    """Enlarge one after the other with a progress bar; returns how many failed.
+
+    For people on standard error; where standard output is a pipe or a file, the results' names go there.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from hiresfix.engine.upscaler import Upscaler
     from hiresfix.images import Limits
 
-    console = Console(stderr=True)
-    upscaler, limits, failures = Upscaler(device), Limits(), 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # File names may look like markup, and are not.
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    bar = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    upscaler, limits, failures, told = Upscaler(device), Limits(), 0, set[str]()
+    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
         for errand in errands:
             task = progress.add_task(errand.source.name, total=1.0)
             started = time.perf_counter()
             try:
-                said = _enlarge(
-                    errand, recipe, upscaler, limits, strip, lambda done, t=task: progress.update(t, completed=done)
-                )
+                done = _enlarge(errand, recipe, upscaler, limits, strip, partial(_show, progress, task))
             except (HiresfixError, OSError) as error:
                 failures += 1
-                console.print(f"[red]{errand.source}: {error}", soft_wrap=True)
+                console.print(f"{errand.source}: {error}", style="red")
             else:
-                console.print(f"{errand.target}  {said}, {time.perf_counter() - started:.1f} s", soft_wrap=True)
+                console.print(f"{errand.target}  {done.size}, {time.perf_counter() - started:.1f} s")
+                if not sys.stdout.isatty():
+                    typer.echo(errand.target)
+                for note in done.notes:
+                    if note not in told:
+                        console.print(f"  note: {note}", style="dim")
+                        told.add(note)
             progress.remove_task(task)
     return failures
 
 
-def _enlarge(errand: Errand, recipe: Recipe, upscaler: Upscaler, limits: Limits, strip: bool, report: Any) -> str:
-    """Read, enlarge, write; returns what to say about the result. A failure leaves no file behind."""
+def _show(progress: Progress, task: TaskID, fraction: float) -> None:
+    progress.update(task, completed=fraction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What to say about a result."""
+
+    size: str
+    notes: tuple[str, ...]
+
+
+def _enlarge(
+    errand: Errand, recipe: Recipe, upscaler: Upscaler, limits: Limits, strip: bool, report: Callable[[float], None]
+) -> Done:
+    """Read, enlarge, write. A failure leaves no file behind."""
     from hiresfix import images
 
     data = errand.source.read_bytes()
@@ -178,10 +238,13 @@ def _enlarge(errand: Errand, recipe: Recipe, upscaler: Upscaler, limits: Limits,
     upscaled = upscaler.run(images.decode(data, limits), recipe, report)
     encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=not strip)
     errand.target.parent.mkdir(parents=True, exist_ok=True)
-    partial = errand.target.with_name(f".{errand.target.name}.{os.getpid()}.part")
+    partial_file = errand.target.with_name(f".{errand.target.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(encoded.data)
-        partial.replace(errand.target)
+        partial_file.write_bytes(encoded.data)
+        partial_file.replace(errand.target)
     finally:
-        partial.unlink(missing_ok=True)
-    return f"{header.width}x{header.height} -> {encoded.width}x{encoded.height}, seed {recipe.seed}"
+        partial_file.unlink(missing_ok=True)
+    return Done(
+        size=f"{header.width}x{header.height} -> {encoded.width}x{encoded.height}, seed {recipe.seed}",
+        notes=(*upscaled.metadata["warnings"], *upscaled.picture.notes, *encoded.notes),
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from dataclasses import dataclass
 from secrets import randbelow
 from uuid import UUID, uuid4
@@ -22,6 +24,7 @@ from hiresfix.errors import (
     NotFound,
     PictureError,
     RequestTooLarge,
+    StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
 from hiresfix.server import credits, db, gate, jobs, outbound, uploads
@@ -38,11 +41,12 @@ log = structlog.get_logger(__name__)
 router = APIRouter()
 
 UPSCALE = "/v2/images/upscale"
+STORE_SECONDS = 5.0
 PARSED_AT_ONCE = 64 * 1024
 """Bytes; a picture as a data URI takes half a second to parse, in which nobody else may be kept waiting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Service:
     """What a route works with; one a process, made when the application starts."""
 
@@ -50,6 +54,9 @@ class Service:
     database: Database
     storage: Storage
     queue: Queue
+    decoding: asyncio.Semaphore
+    """How many pictures are decoded at once: each may take a gigabyte."""
+    store_known_until: float = 0.0
 
 
 def service(request: Request) -> Service:
@@ -150,7 +157,8 @@ async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
             data = await _own_result(own, asked.image)
         if data is None:
             data = await uploads.fetch(asked.image, own.settings)
-        probed = await uploads.probe(data, own.settings)
+        async with own.decoding:
+            probed = await uploads.probe(data, own.settings)
     except (FetchError, PictureError, NotFound) as error:
         raise wire.invalid_param(asked.model, "image", error.message) from error
     for param, check in (("scale_factor", uploads.check_output), ("output_format", uploads.check_format)):
@@ -214,7 +222,8 @@ async def _submit(
     except (HiresfixError, gate.Replayed):
         # Surely rolled back. After a lost connection the commit may have happened: then the picture stays, and
         # upkeep removes it if no job turns up for it.
-        await own.storage.delete(source_key)
+        with contextlib.suppress(StorageFailed):
+            await own.storage.delete(source_key)
         raise
     return job
 
@@ -250,5 +259,8 @@ async def readyz(request: Request) -> JSONResponse:
     own = service(request)
     async with own.database.transaction() as tx:
         await db.value(tx, "select 1 from teams limit 1")
-    await own.storage.check()
+    # Anyone may ask, any number of times: the store is tried once in a while.
+    if time.monotonic() >= own.store_known_until:
+        await own.storage.check()
+        own.store_known_until = time.monotonic() + STORE_SECONDS
     return JSONResponse({"status": "ok"})

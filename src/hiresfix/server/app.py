@@ -7,6 +7,7 @@ torch installed.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -33,6 +34,7 @@ from hiresfix.server.storage import Storage
 
 log = structlog.get_logger(__name__)
 
+DECODING = 4
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEXT_FOR_STATUS = {404: "Not found", 405: "Method not allowed", 413: "Request body too large"}
 
@@ -48,6 +50,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 database=database,
                 storage=Storage.open(settings.storage_location),
                 queue=Queue(database_url),
+                decoding=asyncio.Semaphore(DECODING),
             )
             yield
 

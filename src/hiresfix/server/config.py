@@ -6,8 +6,9 @@ Read once at the start of a process and passed on; nothing else in the server re
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hiresfix.errors import ConfigurationError
@@ -59,7 +60,20 @@ class Settings(BaseSettings):
     retention_days: float = Field(default=90.0, gt=0)
     input_retention_hours: float = Field(default=0.0, ge=0)
     """Keep a finished job's input for so long (debugging)."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: str | None) -> str | None:
+        # Here, because later the driver's complaint would print the URL with its password.
+        if url is not None and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("not a PostgreSQL URL; use postgresql://user:password@host/name")
+        return url
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, level: str) -> str:
+        return level.upper()
 
     @property
     def storage_location(self) -> str:

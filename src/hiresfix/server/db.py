@@ -21,13 +21,26 @@ from hiresfix.errors import ConfigurationError
 Tx = psycopg.AsyncConnection[tuple[Any, ...]]
 Row = TypeVar("Row")
 
-OUTAGE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+OUTAGE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,  # what a primary says that has just become a standby
+    PoolTimeout,
+)
 """What is raised while the database is away; waiting and trying again is right for all of them."""
 
+LOCK_TIMEOUT = "10s"
+IDLE_TIMEOUT = "15s"
+"""A process that freezes between two statements must not keep everybody else from its rows for hours."""
+RECONNECT_SECONDS = 2.0
+"""The pool's pauses between two tries double up to this; by default it would sleep as long as the outage lasted."""
+
 MINIMUM_SERVER_VERSION = 140000
+NO_URL = "HIRESFIX_DATABASE_URL is not a PostgreSQL URL. Use postgresql://user:password@host/name."
 
 # A network that silently drops packets must not hang a worker for the kernel's 15 minutes.
-_KEEPALIVE = {
+KEEPALIVE = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -47,8 +60,10 @@ class Database:
             max_size=max_size,
             timeout=10,
             open=False,
+            reconnect_timeout=RECONNECT_SECONDS,
+            configure=_bound,
             check=AsyncConnectionPool.check_connection,
-            kwargs={**_KEEPALIVE, "application_name": name, "row_factory": tuple_row},
+            kwargs={**KEEPALIVE, "application_name": name, "row_factory": tuple_row},
         )
 
     async def __aenter__(self) -> Self:
@@ -65,6 +80,14 @@ class Database:
         """One transaction: committed when the block ends, rolled back when it raises."""
         async with self._pool.connection() as tx:
             yield tx
+
+
+async def _bound(connection: Tx) -> None:
+    """No statement waits for a lock, and no transaction for its next statement, without end."""
+    await connection.set_autocommit(True)
+    await connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    await connection.execute(f"set idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())
+    await connection.set_autocommit(False)
 
 
 async def one(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> Row | None:
@@ -143,6 +166,9 @@ def _migration_connection(url: str) -> Iterator[Any]:
     def connect() -> psycopg.Connection[Any]:
         try:
             return psycopg.connect(url, connect_timeout=10)
+        except psycopg.ProgrammingError:
+            # Without its text and cause: they quote the URL, password and all.
+            raise ConfigurationError(NO_URL) from None
         except psycopg.OperationalError as error:
             raise ConfigurationError(
                 f"The database does not answer: {error} Check HIRESFIX_DATABASE_URL and that the server is up."

@@ -17,7 +17,7 @@ from hiresfix.server.jobs import Job
 
 router = APIRouter()
 
-_ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 @router.api_route("/files/images/{name}", methods=["GET", "HEAD"])
@@ -34,7 +34,8 @@ async def result(request: Request, name: str) -> Response:
         "Content-Type": job.result["media_type"],
         "X-Content-Type-Options": "nosniff",
     }
-    if etag in request.headers.get("if-none-match", ""):
+    if_none_match = request.headers.get("if-none-match", "")
+    if etag in if_none_match or if_none_match.strip() == "*":
         return Response(status_code=304, headers=headers)
     span = _range(request, size, etag)
     if span is None:
@@ -58,9 +59,14 @@ async def _find(request: Request, named: tuple[UUID, str] | None, name: str) -> 
         job = await jobs.get(tx, job_id)
     if job.result is None or job.output_format != extension:
         raise NotFound("File not found")
-    if job.expired:
-        raise Expired("This file has expired and was deleted.")
-    return job
+    try:
+        # Before any header: once the answer has begun, a missing file could only be a broken one.
+        if not job.expired:
+            await service(request).storage.head(job.result["key"])
+            return job
+    except NotFound:
+        pass  # deleted a moment ago; its mark is about to follow
+    raise Expired("This file has expired and was deleted.")
 
 
 def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
@@ -70,6 +76,8 @@ def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
     if not asked or asked.groups() == ("", "") or condition not in (None, etag):
         return 0, size
     first, last = asked.groups()
+    if first and last and int(last) < int(first):
+        return 0, size  # invalid, hence ignored (RFC 9110, 14.1.1)
     if first:
         start, end = int(first), min(int(last) + 1 if last else size, size)
     else:

@@ -58,19 +58,18 @@ async def remember(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint:
     """Bind the key to the job that this transaction is about to make. Call it before anything is locked.
 
     Of requests that race with one key, the unique index lets one through; the others wait here for its end
-    (10 s at most, then Unavailable) and either take its place or raise Replayed or Conflict.
+    (for `db.LOCK_TIMEOUT` at most, then Unavailable) and either take its place or raise Replayed or Conflict.
     """
-    await db.execute(
-        tx,
-        "delete from idempotency_keys where user_id = %(user)s and route = %(route)s and key = %(key)s"
-        " and created_at <= now() - %(window)s::interval",
-        user=caller.user,
-        route=route,
-        key=key,
-        window=WINDOW,
-    )
     try:
-        await tx.execute("set local lock_timeout = '10s'")
+        await db.execute(
+            tx,
+            "delete from idempotency_keys where user_id = %(user)s and route = %(route)s and key = %(key)s"
+            " and created_at <= now() - %(window)s::interval",
+            user=caller.user,
+            route=route,
+            key=key,
+            window=WINDOW,
+        )
         bound = await db.execute(
             tx,
             "insert into idempotency_keys (user_id, route, key, fingerprint, job_id) values"
@@ -81,7 +80,6 @@ async def remember(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint:
             fingerprint=fingerprint,
             job=job,
         )
-        await tx.execute("set local lock_timeout = 0")
     except psycopg.errors.LockNotAvailable as error:
         raise Unavailable from error
     if not bound:

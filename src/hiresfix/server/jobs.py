@@ -25,7 +25,6 @@ from hiresfix import wire
 from hiresfix.errors import NotFound, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
 from hiresfix.server import credits, db, webhooks
-from hiresfix.server import queue as tasks
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Tx
 from hiresfix.server.queue import Queue
@@ -169,16 +168,23 @@ _SELECT: LiteralString = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to work on a job until `lease_until`, proven by `token`."""
+    """The right to work on a job until its lease ends, proven by `token`.
+
+    `stored_recipe` is as the job's row has it: another release may have written it, so reading it is part of the
+    attempt (`recipe`), which can fail and is counted, and not of the claim.
+    """
 
     id: UUID
     token: UUID
     attempt: int
     max_attempts: int
-    recipe: Recipe
+    stored_recipe: dict[str, Any]
     source: Source
     model: str
     request_id: str
+
+    def recipe(self) -> Recipe:
+        return Recipe.from_dict(self.stored_recipe)
 
 
 # Submission -----------------------------------------------------------------------------------------------------
@@ -271,7 +277,7 @@ async def claim(tx: Tx, job: UUID, *, worker: str, lease_seconds: float) -> Clai
         token=token,
         attempt=attempt,
         max_attempts=max_attempts,
-        recipe=Recipe.from_dict(recipe),
+        stored_recipe=recipe,
         source=Source(**source),
         model=model,
         request_id=request_id,
@@ -385,46 +391,39 @@ def _fields(value: Source | Result) -> dict[str, Any]:
 # Upkeep ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """What one sweep found: leases that lapsed (and how many of those jobs were given up), tasks enqueued anew."""
+async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> State | None:
+    """Hand on one job whose worker went silent, or fail it when no attempt is left; None if there is none.
 
-    lapsed: int
-    given_up: int
-    enqueued: int
-
-
-async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> Swept:
-    """Hand on jobs whose worker went silent, or fail them when no attempt is left. Any number may sweep at once."""
-    lapsed = await (
+    Any number may sweep at once. One job a transaction: two that refund several teams' jobs would deadlock.
+    """
+    row = await (
         await tx.execute(
             "select id, attempt < max_attempts from jobs where state = 'PROCESSING' and lease_until < now()"
-            " order by lease_until limit 100 for update skip locked"
+            " order by lease_until limit 1 for update skip locked"
         )
-    ).fetchall()
-    given_up = 0
-    for job, attempts_left in lapsed:
-        if attempts_left:
-            await _requeue(tx, queue, job)
-        else:
-            given_up += 1
-            await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
-    return Swept(lapsed=len(lapsed), given_up=given_up, enqueued=await _enqueue_forgotten(tx, queue))
+    ).fetchone()
+    if row is None:
+        return None
+    job, attempts_left = row
+    if attempts_left:
+        await _requeue(tx, queue, job)
+        return State.QUEUED
+    await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
+    return State.FAILED
 
 
-async def _enqueue_forgotten(tx: Tx, queue: Queue) -> int:
-    """Queued jobs whose task is gone (its worker died between fetching and claiming) get a new one."""
-    waiting = await (
+async def enqueue_forgotten(tx: Tx, queue: Queue) -> int:
+    """Queued jobs whose task is gone (its worker died between fetching and claiming) get a new one; how many."""
+    forgotten = await (
         await tx.execute(
             "select id from jobs where state = 'QUEUED' and queued_at < now() - interval '30 seconds'"
-            " for update skip locked"
+            " and not exists (select from procrastinate_jobs task where task.task_name = %(task)s"
+            " and task.status = 'todo' and task.args ->> 'job_id' = jobs.id::text)"
+            " limit 100 for update skip locked",
+            {"task": TASK},
         )
     ).fetchall()
-    if not waiting:
-        return 0
-    alive = await tasks.waiting(tx, TASK, "job_id")
-    forgotten = [job for (job,) in waiting if str(job) not in alive]
-    for job in forgotten:
+    for (job,) in forgotten:
         await _enqueue(tx, queue, job)
     return len(forgotten)
 
@@ -444,7 +443,7 @@ async def expired_results(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
         tx,
         Purgeable,
         "select id, result ->> 'key' as key, result ->> 'key' as result_key from jobs where state = 'COMPLETED'"
-        " and purged_at is null and completed_at < now() - %(retention)s order by completed_at limit 100",
+        " and purged_at is null and completed_at < now() - %(retention)s order by completed_at limit 1000",
         retention=retention,
     )
 
@@ -455,7 +454,7 @@ async def finished_sources(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
         tx,
         Purgeable,
         "select id, source ->> 'key' as key, result ->> 'key' as result_key from jobs"
-        " where completed_at < now() - %(retention)s and source_purged_at is null order by completed_at limit 100",
+        " where completed_at < now() - %(retention)s and source_purged_at is null order by completed_at limit 1000",
         retention=retention,
     )
 

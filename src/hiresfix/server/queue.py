@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import procrastinate
+import procrastinate.exceptions
+import procrastinate.worker
 import psycopg_pool
 import structlog
 
@@ -33,7 +35,12 @@ class Queue:
 
     def _new_app(self) -> procrastinate.App:
         connector = procrastinate.PsycopgConnector(
-            conninfo=self._url, min_size=1, max_size=5, timeout=10, kwargs={"application_name": "hiresfix-queue"}
+            conninfo=self._url,
+            min_size=1,
+            max_size=5,
+            timeout=10,
+            reconnect_timeout=db.RECONNECT_SECONDS,
+            kwargs={**db.KEEPALIVE, "application_name": "hiresfix-queue"},
         )
         return procrastinate.App(connector=connector)
 
@@ -58,7 +65,8 @@ class Queue:
                     app.task(name=task, queue=queue)(run)
             try:
                 async with app.open_async():
-                    await app.run_worker_async(
+                    worker = _Worker(
+                        app,
                         queues=[queue],
                         concurrency=concurrency,
                         name=queue,
@@ -67,6 +75,7 @@ class Queue:
                         update_heartbeat_interval=5,
                         stalled_worker_timeout=60,
                     )
+                    await worker.run()  # type: ignore[no-untyped-call]  # upstream
                 log.warning("queue.worker_restarting", queue=queue, reason="stopped by itself")
             except asyncio.CancelledError:
                 raise
@@ -77,13 +86,13 @@ class Queue:
             await asyncio.sleep(RESTART_SECONDS)
 
 
-async def waiting(tx: Tx, task: str, arg: str) -> set[str]:
-    """The values of argument `arg` over all tasks of this name that wait for a worker."""
-    rows = await tx.execute(
-        "select args ->> %(arg)s from procrastinate_jobs where task_name = %(task)s and status = 'todo'",
-        {"arg": arg, "task": task},
-    )
-    return {row[0] for row in await rows.fetchall()}
+class _Worker(procrastinate.worker.Worker):
+    """procrastinate 3.10's worker stops when its listener or heartbeat falls, so that it can be started again."""
+
+    async def _periodic_deferrer(self) -> None:
+        # Upstream's returns at once when there are no periodic tasks, and its end is all that the watch over listener
+        # and heartbeat sees: after any outage a worker would go on without notifications, polling, for good.
+        await asyncio.Event().wait()
 
 
 async def bury_orphans(tx: Tx) -> int:

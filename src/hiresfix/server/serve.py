@@ -69,14 +69,19 @@ class Child:
     next_start: float = 0.0
     failures: int = 0
 
-    def start(self, environment: dict[str, str]) -> None:
+    def try_to_start(self, environment: dict[str, str]) -> None:
+        """Start it; when the machine has no room for a process, later."""
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hiresfix", *self.arguments],
-            env=environment,
-            stdin=subprocess.PIPE,  # its end tells the child that we are gone
-            start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hiresfix", *self.arguments],
+                env=environment,
+                stdin=subprocess.PIPE,  # its end tells the child that we are gone
+                start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+            )
+        except OSError as error:
+            self.next_start = self.started + LONGEST_PAUSE
+            log.error("process.not_started", name=self.name, reason=error.strerror)
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -86,7 +91,7 @@ class Child:
         assert self.process is not None
         lived = time.monotonic() - self.started
         self.failures = 0 if lived > SETTLED_SECONDS else self.failures + 1
-        pause = min(LONGEST_PAUSE, 2.0**self.failures) if self.failures > 1 else 0.0
+        pause = min(LONGEST_PAUSE, 2.0 ** min(self.failures, 10)) if self.failures > 1 else 0.0
         self.next_start = time.monotonic() + pause
         log.error("process.died", name=self.name, exit_code=self.process.returncode, restart_in=pause)
         self.process = None
@@ -103,7 +108,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Blocks until SIGTERM, SIGINT or `stopping`; then stops every child."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
         environment = {
             **os.environ,
@@ -122,7 +127,7 @@ class Supervisor:
                     if child.process is not None and not child.is_running():
                         child.note_death()
                     if child.process is None and time.monotonic() >= child.next_start:
-                        child.start(environment)
+                        child.try_to_start(environment)
                 self.stopping.wait(POLL_SECONDS)
         finally:
             self._stop_children()
@@ -147,12 +152,23 @@ class Supervisor:
 
 
 SUPERVISED = "HIRESFIX_SUPERVISED"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def follow_supervisor() -> None:
-    """In a child: end like on SIGTERM when the supervisor is gone. Does nothing in a process started by hand."""
+def stop_on_signals() -> None:
+    """Until `Supervisor.run` takes over: a signal ends the process by an exception, so that what was started stops."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, leave)
+
+
+def follow_supervisor() -> bool:
+    """In a child: end like on SIGTERM when the supervisor is gone. False in a process started by hand."""
     if not os.environ.get(SUPERVISED):
-        return
+        return False
 
     def wait_for_end() -> None:
         while os.read(0, 1024):
@@ -160,6 +176,7 @@ def follow_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait_for_end, name="follow-supervisor", daemon=True).start()
+    return True
 
 
 def children(*, host: str, port: int, workers: int) -> list[Child]:

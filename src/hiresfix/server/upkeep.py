@@ -15,10 +15,11 @@ from uuid import UUID
 
 import structlog
 
-from hiresfix.errors import HiresfixError
+from hiresfix.errors import HiresfixError, StorageFailed
 from hiresfix.server import db, gate, jobs, queue, uploads, webhooks
 from hiresfix.server.config import Settings
-from hiresfix.server.db import Database
+from hiresfix.server.db import Database, Tx
+from hiresfix.server.jobs import Purgeable
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 
@@ -39,52 +40,91 @@ class Upkeep:
     queue: Queue
 
     async def run(self) -> None:
-        """Until cancelled: leases every `sweep_seconds`, the rest once a minute."""
+        """Until cancelled: leases and lost tasks every `sweep_seconds`, the rest once a minute."""
+        often, seldom = self.settings.sweep_seconds, HOUSEKEEPING_SECONDS
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(_every(self.settings.sweep_seconds, self.leases))
-            loops.create_task(_every(HOUSEKEEPING_SECONDS, self.housekeeping))
+            for seconds, step in (
+                (often, self.hand_on_lapsed),
+                (often, self.enqueue_forgotten),
+                (seldom, self.forget_old_keys),
+                (seldom, self.purge_results),
+                (seldom, self.purge_sources),
+                (seldom, self.purge_orphans),
+            ):
+                loops.create_task(_every(seconds, step))
 
-    async def leases(self) -> None:
-        async with self.database.transaction() as tx:
-            swept = await jobs.sweep(tx, self.queue, public_url=self.settings.public_url)
-        if swept.lapsed or swept.enqueued:
-            log.warning("jobs.swept", lapsed=swept.lapsed, given_up=swept.given_up, enqueued=swept.enqueued)
-        async with self.database.transaction() as tx:
-            await webhooks.sweep(tx, self.queue)
+    async def hand_on_lapsed(self) -> int:
+        """Jobs whose worker went silent; returns how many there were."""
+        handed = 0
+        while True:
+            async with self.database.transaction() as tx:
+                state = await jobs.sweep(tx, self.queue, public_url=self.settings.public_url)
+            if state is None:
+                return handed
+            handed += 1
+            log.warning("job.lease_lapsed", state=state)
 
-    async def housekeeping(self) -> None:
+    async def enqueue_forgotten(self) -> int:
+        """Jobs and deliveries that wait without a task; returns how many."""
+        async with self.database.transaction() as tx:
+            found = await jobs.enqueue_forgotten(tx, self.queue)
+        async with self.database.transaction() as tx:
+            found += await webhooks.sweep(tx, self.queue)
+        if found:
+            log.warning("tasks.enqueued_again", count=found)
+        return found
+
+    async def forget_old_keys(self) -> None:
         async with self.database.transaction() as tx:
             await queue.bury_orphans(tx)
             await gate.forget_old(tx)
-        await self.purge_results()
-        await self.purge_sources()
-        await self.purge_orphans()
 
     async def purge_results(self) -> int:
         """Delete pictures past retention; the job row stays and says so. Returns how many."""
         retention = timedelta(days=self.settings.retention_days)
-        async with self.database.transaction() as tx:
-            due = await jobs.expired_results(tx, retention=retention)
-        for job in due:
-            # Deleted first: an interrupted purge is taken up again, and leaves no file behind for good.
-            await self.storage.delete(job.key)
+
+        async def purge(job: Purgeable) -> None:
+            await self.storage.delete_prefix(f"results/{job.id}")
             async with self.database.transaction() as tx:
                 await jobs.mark_result_purged(tx, job.id)
-        return len(due)
+
+        return await self._purge(lambda tx: jobs.expired_results(tx, retention=retention), purge)
 
     async def purge_sources(self) -> int:
         """Delete the inputs of finished jobs, and pictures of attempts that did not win. Returns how many."""
         retention = timedelta(hours=self.settings.input_retention_hours)
-        async with self.database.transaction() as tx:
-            due = await jobs.finished_sources(tx, retention=retention)
-        for job in due:
+
+        async def purge(job: Purgeable) -> None:
             await self.storage.delete(job.key)
             async for stored in self.storage.list(f"results/{job.id}"):
                 if stored.key != job.result_key:
                     await self.storage.delete(stored.key)
             async with self.database.transaction() as tx:
                 await jobs.mark_source_purged(tx, job.id)
-        return len(due)
+
+        return await self._purge(lambda tx: jobs.finished_sources(tx, retention=retention), purge)
+
+    async def _purge(
+        self, find: Callable[[Tx], Awaitable[list[Purgeable]]], purge: Callable[[Purgeable], Awaitable[None]]
+    ) -> int:
+        """Until nothing is due. Files first, mark after: an interrupted purge is taken up again.
+
+        A file that cannot be deleted keeps only itself from going, and is tried again in a minute.
+        """
+        purged, stuck = 0, set[UUID]()
+        while True:
+            async with self.database.transaction() as tx:
+                due = [job for job in await find(tx) if job.id not in stuck]
+            for job in due:
+                try:
+                    await purge(job)
+                except StorageFailed as error:
+                    log.warning("file.not_purged", job_id=str(job.id), reason=error.message)
+                    stuck.add(job.id)
+                else:
+                    purged += 1
+            if not due:
+                return purged
 
     async def purge_orphans(self) -> int:
         """Delete sources of submissions that died before their transaction. Returns how many."""

@@ -18,7 +18,6 @@ import hiresfix
 from hiresfix import signing
 from hiresfix.errors import FetchError
 from hiresfix.server import accounts, db, outbound
-from hiresfix.server import queue as tasks
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.outbound import Policy
 from hiresfix.server.queue import Queue
@@ -80,6 +79,9 @@ async def deliver(database: Database, queue: Queue, delivery_id: UUID, *, policy
         retry_after = answer.retry_after
     except FetchError as error:
         status, problem, excerpt, retry_after = None, error.message, None, None
+    except Exception:  # a surprise is a failed attempt like any other, or it would be tried without end
+        log.exception("webhook.crashed", job_id=str(due.job_id))
+        status, problem, excerpt, retry_after = None, "internal error", None, None
     async with database.transaction() as tx:
         await _record(tx, queue, due, status=status, problem=problem, excerpt=excerpt, retry_after=retry_after)
 
@@ -158,16 +160,16 @@ def next_pause(attempt: int, retry_after: float | None) -> timedelta:
 
 async def sweep(tx: Tx, queue: Queue) -> int:
     """Enqueue deliveries that are due but have no task any more; returns how many."""
-    overdue = await (
+    forgotten = await (
         await tx.execute(
-            "select id from webhook_deliveries where state = 'PENDING'"
-            " and next_attempt_at < now() - interval '30 seconds' limit 1000 for update skip locked"
+            "select id from webhook_deliveries delivery where state = 'PENDING'"
+            " and next_attempt_at < now() - interval '30 seconds'"
+            " and not exists (select from procrastinate_jobs task where task.task_name = %(task)s"
+            " and task.status = 'todo' and task.args ->> 'delivery_id' = delivery.id::text)"
+            " limit 100 for update skip locked",
+            {"task": TASK},
         )
     ).fetchall()
-    if not overdue:
-        return 0
-    alive = await tasks.waiting(tx, TASK, "delivery_id")
-    forgotten = [delivery for (delivery,) in overdue if str(delivery) not in alive]
-    for delivery in forgotten:
+    for (delivery,) in forgotten:
         await _enqueue(tx, queue, delivery)
     return len(forgotten)

@@ -22,8 +22,9 @@ import structlog
 
 from hiresfix import images
 from hiresfix.engine.upscaler import Upscaled, Upscaler
-from hiresfix.errors import Cancelled, HiresfixError, PictureError, StorageFailed
+from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, StorageFailed
 from hiresfix.images import Encoded
+from hiresfix.recipe import Recipe
 from hiresfix.server import db, jobs, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
@@ -36,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 IO_CONCURRENCY = 10
 RETRY_SECONDS = 2.0
+STOP_SECONDS = 2.0
 STALLED_EXIT = 70
 
 ENGINE_SHARE = 0.96
@@ -46,17 +48,17 @@ UNEXPECTED = "The picture could not be enlarged because of an internal error. Yo
 
 @dataclass(slots=True)
 class Beat:
-    """What the engine's thread and the lease's renewal tell each other."""
+    """One attempt, as the engine's thread and the loops beside it see it."""
 
+    held: Claim
     fraction: float = 0.0
     heard: float = field(default_factory=time.monotonic)
     lost: bool = False
-    give_back: bool = False
 
     def report(self, fraction: float) -> None:
-        """The engine's progress; stops the engine when the job is no longer ours or has to be given back."""
+        """The engine's progress; stops the engine when the job is no longer ours."""
         self.fraction, self.heard = fraction, time.monotonic()
-        if self.lost or self.give_back:
+        if self.lost:
             raise Cancelled
 
 
@@ -87,12 +89,30 @@ class Worker:
         log.info("worker.draining", worker=self.name, busy=self._beat is not None)
         engine.cancel()
         _, late = await asyncio.wait([engine], timeout=self.settings.drain_seconds)
-        if late and self._beat is not None:
-            self._beat.give_back = True
+        if late:
+            await self._give_back()
+            _, late = await asyncio.wait([engine], timeout=STOP_SECONDS)
         for task in beside:
             task.cancel()
-        await asyncio.gather(engine, *beside, return_exceptions=True)
+        await asyncio.wait(beside, timeout=STOP_SECONDS)
         log.info("worker.stopped", worker=self.name)
+        if late:
+            # The engine's thread is between two reports and cannot be ended; nothing it does counts any more.
+            os._exit(0)
+
+    async def _give_back(self) -> None:
+        """Hand the running job to another worker at once, without waiting for the engine to notice."""
+        beat = self._beat
+        if beat is None:
+            return
+        beat.lost = True
+        try:
+            async with self.database.transaction() as tx:
+                given_back = await jobs.give_back(tx, self.queue, beat.held)
+        except db.OUTAGE as error:
+            log.warning("job.not_given_back", reason=type(error).__name__)  # its lease will lapse
+        else:
+            log.info("job.given_back" if given_back else "job.lost", job_id=str(beat.held.id))
 
     async def _deliver_task(self, delivery_id: str) -> None:
         policy = uploads.policy(self.settings)
@@ -106,14 +126,14 @@ class Worker:
         structlog.contextvars.bind_contextvars(job_id=job_id, attempt=held.attempt, request_id=held.request_id)
         log.info("job.claimed", model=held.model)
         started = time.perf_counter()
-        beat = self._beat = Beat()
+        beat = self._beat = Beat(held)
         renewal = asyncio.create_task(self._renew(held, beat))
         try:
             outcome = await self._attempt(held, beat)
         finally:
             renewal.cancel()
             self._beat = None
-        state = await self._end(held, beat, outcome)
+        state = "lost" if outcome is None else await self._end(held, outcome)
         log.info("job.settled", state=state, seconds=round(time.perf_counter() - started, 3))
 
     async def _renew(self, held: Claim, beat: Beat) -> None:
@@ -144,8 +164,11 @@ class Worker:
     async def _attempt(self, held: Claim, beat: Beat) -> Outcome | None:
         """Make and store the picture; None when the engine was told to stop."""
         try:
+            recipe = held.recipe()
             source = await self.storage.get(held.source.key)
-            upscaled, encoded = await asyncio.to_thread(self._make, source, held, beat)
+            upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat)
+            if (encoded.width, encoded.height) != (held.source.width * recipe.scale, held.source.height * recipe.scale):
+                raise EngineFailed(f"The result is {encoded.width}x{encoded.height}.")
             return Completed(result=await self._store(held, upscaled, encoded))
         except Cancelled:
             return None
@@ -158,21 +181,16 @@ class Worker:
             log.exception("job.attempt_failed")
             return Failed(error=UNEXPECTED, retryable=not isinstance(error, HiresfixError) or error.retryable)
 
-    def _make(self, source: bytes, held: Claim, beat: Beat) -> tuple[Upscaled, Encoded]:
+    def _make(self, source: bytes, recipe: Recipe, beat: Beat) -> tuple[Upscaled, Encoded]:
         """In a thread: decode, enlarge, encode."""
         picture = images.decode(source, uploads.limits(self.settings))
-        upscaled = self._upscaler.run(picture, held.recipe, beat.report)
-        encoded = images.encode(upscaled.picture, held.recipe.output_format, keep_metadata=self.settings.keep_metadata)
-        if (encoded.width, encoded.height) != (
-            held.source.width * held.recipe.scale,
-            held.source.height * held.recipe.scale,
-        ):
-            raise AssertionError(f"result is {encoded.width}x{encoded.height}")
+        upscaled = self._upscaler.run(picture, recipe, beat.report)
+        encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
         return upscaled, encoded
 
     async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded) -> Result:
         """Put the picture under a name of this attempt's own, so that nobody overwrites anybody."""
-        key = f"results/{held.id}/{held.token}.{held.recipe.output_format}"
+        key = f"results/{held.id}/{held.token}"
         await self.storage.put(key, encoded.data, encoded.media_type)
         notes = [*upscaled.metadata.get("warnings", []), *upscaled.picture.notes, *encoded.notes]
         return Result(
@@ -185,21 +203,17 @@ class Worker:
             metadata={**upscaled.metadata, "warnings": list(dict.fromkeys(notes))},
         )
 
-    async def _end(self, held: Claim, beat: Beat, outcome: Outcome | None) -> str:
-        """Settle or give back, for as long as it takes the database to answer; the token keeps it honest."""
+    async def _end(self, held: Claim, outcome: Outcome) -> str:
+        """Settle, for as long as it takes the database to answer; the token keeps it honest."""
 
-        async def end() -> str:
+        async def settle() -> str:
             async with self.database.transaction() as tx:
-                if outcome is None:
-                    given_back = beat.give_back and await jobs.give_back(tx, self.queue, held)
-                    return "given back" if given_back else "lost"
                 state = await jobs.settle(tx, self.queue, held, outcome, public_url=self.settings.public_url)
-                return state or "lost"
+            if state is None and isinstance(outcome, Completed):
+                await self._discard(held, outcome.result.key)
+            return state or "lost"
 
-        state = await _insist(end)
-        if state == "lost" and isinstance(outcome, Completed):
-            await self._discard(held, outcome.result.key)
-        return state
+        return await _insist(settle)
 
     async def _discard(self, held: Claim, key: str) -> None:
         """Delete a late attempt's picture, unless it is the job's after all: a commit whose answer was lost."""

@@ -69,6 +69,7 @@ create table jobs (
 );
 create index jobs_by_user on jobs (user_id, created_at desc, id desc);
 create index jobs_by_team on jobs (team_id, created_at desc, id desc);
+create index jobs_newest on jobs (created_at desc, id desc);
 create index jobs_queued on jobs (team_id, queued_at) where state = 'QUEUED';
 create index jobs_leases on jobs (lease_until) where state = 'PROCESSING';
 create index jobs_results on jobs (completed_at) where state = 'COMPLETED' and purged_at is null;
@@ -84,6 +85,10 @@ create table idempotency_keys (
     primary key (user_id, route, key)
 );
 create index idempotency_keys_age on idempotency_keys (created_at);
+
+-- Which jobs and deliveries still have a task that waits for a worker (see jobs.enqueue_forgotten, webhooks.sweep).
+create index tasks_of_jobs on procrastinate_jobs ((args ->> 'job_id')) where status = 'todo';
+create index tasks_of_deliveries on procrastinate_jobs ((args ->> 'delivery_id')) where status = 'todo';
 
 -- Credits ----------------------------------------------------------------------------------------------------------
 
