@@ -1,0 +1,333 @@
+"""Ways to run the same x4 network on a CPU, side by side in one run; and how far a network really sees.
+
+    python -m benchmarks.enlargers [--picture FILE] [--side N] [--threads N] [--halo] [--write]
+
+Every way enlarges the same picture with realesrgan-x4plus. Compared with float32 torch by PSNR, so that
+speed bought with pixels shows. ncnn and OpenVINO are measured if they are installed: pip install ncnn openvino
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hiresfix.catalog import WEIGHTS, WeightFile, find_weights
+from hiresfix.engine import enlarging, esrgan, memory, resampling, weights
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = 3
+CPU = torch.device("cpu")
+Pixels = NDArray[np.float32]
+Table = list[dict[str, Any]]
+Way = Callable[[], Pixels]
+"""Enlarges the benchmark's picture; (H, W, 3) float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """first_s: with compiling and warming up; seconds and cpu_seconds: medians after it; psnr_db against float32."""
+
+    way: str
+    first_s: float
+    seconds: float
+    cpu_seconds: float
+    megapixels_per_s: float
+    psnr_db: float | None
+    note: str = ""
+
+
+class Plain(nn.Module):
+    """RRDBNet's forward as published, whole picture at once, over the engine's own modules."""
+
+    def __init__(self, network: esrgan.RRDBNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        net = self.network
+        first = net.conv_first(x)
+        y = first
+        for block in net.body:
+            assert isinstance(block, esrgan.RRDB)
+            inner = y
+            for dense in (block.rdb1, block.rdb2, block.rdb3):
+                inner = self._dense(dense, inner)
+            y = y + 0.2 * inner
+        y = first + net.conv_body(y)
+        for name in ("conv_up1", "conv_up2"):
+            y = functional.leaky_relu(net.get_submodule(name)(functional.interpolate(y, scale_factor=2)), 0.2)
+        last: Tensor = net.conv_last(functional.leaky_relu(net.conv_hr(y), 0.2))
+        return last
+
+    @staticmethod
+    def _dense(block: esrgan.DenseBlock, x: Tensor) -> Tensor:
+        seen = x
+        for conv in (block.conv1, block.conv2, block.conv3, block.conv4):
+            seen = torch.cat((seen, functional.leaky_relu(conv(seen), 0.2)), 1)
+        return torch.add(x, block.conv5(seen), alpha=0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, help="its centre is used; without it a drawn test picture")
+    parser.add_argument("--side", type=int, default=256, help="of the picture, in pixels")
+    parser.add_argument("--threads", type=int, help="1 makes CPU seconds comparable on a machine that has other work")
+    parser.add_argument("--halo", action="store_true", help="measure how far each network sees instead")
+    parser.add_argument("--write", action="store_true", help="write the tables under benchmarks/results")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    rgb = centre(arguments.picture, arguments.side) if arguments.picture else drawn(arguments.side)
+    with torch.inference_mode():
+        name = "enlargers-halo" if arguments.halo else "enlargers-cpu"
+        text, data = measure_halos(rgb) if arguments.halo else measure_ways(rgb)
+    print(text)
+    if arguments.write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def centre(path: Path, side: int) -> NDArray[np.uint8]:
+    """The middle `side` x `side` pixels of a picture file."""
+    image = Image.open(path).convert("RGB")
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+def drawn(side: int) -> NDArray[np.uint8]:
+    """Gratings of rising frequency, a hard edge and grain: something of everything a photograph holds."""
+    y, x = np.mgrid[:side, :side] / side
+    waves = np.stack([np.sin(40 * np.pi * (x * y + k / 6)) for k in range(3)], -1)
+    grain = np.random.default_rng(0).normal(0, 8, (side, side, 3))
+    edge = 50 * np.sign(x + 2 * y - 1.4)[..., None]
+    return np.asarray(np.clip(128 + 60 * waves + edge + grain, 0, 255), np.uint8)
+
+
+# Ways
+
+
+def measure_ways(rgb: NDArray[np.uint8]) -> tuple[str, Table]:
+    reference: Pixels | None = None
+    figures = []
+    for name, note, build in ways(rgb):
+        try:
+            figure, pixels = timed(name, note, build, reference)
+        except ImportError as error:
+            print(f"{name}: skipped, {error}. pip install ncnn openvino", flush=True)
+            continue
+        reference = pixels if reference is None else reference
+        figures.append(figure)
+        print(figure, flush=True)
+    return ways_table(figures, len(rgb)), [asdict(figure) for figure in figures]
+
+
+def timed(name: str, note: str, build: Callable[[], Way], reference: Pixels | None) -> tuple[Figure, Pixels]:
+    start = time.perf_counter()
+    way = build()
+    pixels = way()
+    first = time.perf_counter() - start
+    seconds, cpu_seconds = [], []
+    for _ in range(RUNS):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        pixels = way()
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
+    middle = statistics.median(seconds)
+    return (
+        Figure(
+            way=name,
+            first_s=round(first, 1),
+            seconds=round(middle, 2),
+            cpu_seconds=round(statistics.median(cpu_seconds), 2),
+            megapixels_per_s=round(pixels.shape[0] * pixels.shape[1] / 1e6 / middle, 3),
+            psnr_db=None if reference is None else round(psnr(pixels, reference), 1),
+            note=note,
+        ),
+        pixels,
+    )
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    error = np.mean((a.clip(0, 1) - b.clip(0, 1)) ** 2, dtype=np.float64)
+    return float(-10 * np.log10(max(error, 1e-12)))
+
+
+def ways(rgb: NDArray[np.uint8]) -> Iterator[tuple[str, str, Callable[[], Way]]]:
+    x = resampling.to_tensor(rgb, CPU)
+    bf16 = torch.bfloat16
+    yield "torch float32", "the reference", lambda: plain(x, torch.float32, channels_last=False)
+    yield "torch float32, channels last", "", lambda: plain(x, torch.float32, channels_last=True)
+    yield "torch bfloat16", "", lambda: plain(x, bf16, channels_last=False)
+    yield "torch bfloat16, channels last", "", lambda: plain(x, bf16, channels_last=True)
+    side = len(rgb)
+    yield "hiresfix", "bfloat16 blocks, float32 ends", lambda: ours(rgb, side)
+    yield "hiresfix, half the tile", "the same in four bands of rows", lambda: ours(rgb, side // 2)
+    yield "OpenVINO float32", "", lambda: openvino(x, "f32")
+    yield "OpenVINO bfloat16", "", lambda: openvino(x, "bf16")
+    yield "ncnn float32", "", lambda: ncnn(rgb, bf16=False)
+    yield "ncnn bfloat16 storage", "", lambda: ncnn(rgb, bf16=True)
+    yield "torch.compile bfloat16", "inductor", lambda: plain(x, bf16, channels_last=True, compiled=True)
+
+
+def x4plus() -> WeightFile:
+    weight = find_weights("realesrgan-x4plus")
+    assert weight is not None
+    return weight
+
+
+def plain(x: Tensor, dtype: torch.dtype, *, channels_last: bool, compiled: bool = False) -> Way:
+    network = weights.load(x4plus())
+    assert isinstance(network, esrgan.RRDBNet)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = Plain(network).to(dtype)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    call = torch.compile(model) if compiled else model
+    given = x.to(dtype, memory_format=layout)
+    return lambda: call(given)[0].permute(1, 2, 0).float().numpy()
+
+
+def ours(rgb: NDArray[np.uint8], tile: int) -> Way:
+    network = memory.place(weights.load(x4plus()), CPU, memory.choose_dtype(CPU))
+
+    def way() -> Pixels:
+        wide = (rgb * np.uint16(257)).astype(np.uint16)  # 16 bits, so that rounding to 8 does not hide the precision
+        result = enlarging.enlarge(network, wide, tile, factor=4, finish=lambda y, x: y, report=lambda fraction: None)
+        return np.asarray(result, np.float32) / np.float32(65535)
+
+    return way
+
+
+def openvino(x: Tensor, precision: str) -> Way:
+    import openvino
+
+    network = weights.load(x4plus())
+    assert isinstance(network, esrgan.RRDBNet)
+    model = openvino.convert_model(Plain(network), example_input=x, input=[tuple(x.shape)])
+    compiled = openvino.Core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    )
+    return lambda: np.ascontiguousarray(compiled(x.numpy())[0][0].transpose(1, 2, 0)).astype(np.float32)
+
+
+def ncnn(rgb: NDArray[np.uint8], *, bf16: bool) -> Way:
+    import ncnn
+
+    path = weights.locate(x4plus())
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.use_vulkan_compute = False
+    net.opt.use_bf16_storage = bf16
+    net.load_param(str(path.with_suffix(".param")))
+    net.load_model(str(path))
+
+    def way() -> Pixels:
+        extractor = net.create_extractor()
+        extractor.input("data", ncnn.Mat(np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32) / 255).clone())
+        _, out = extractor.extract("output")
+        return np.array(out).transpose(1, 2, 0).astype(np.float32)
+
+    return way
+
+
+def ways_table(figures: list[Figure], side: int) -> str:
+    lines = [
+        "# x4 enlargers on a CPU",
+        "",
+        f"realesrgan-x4plus, one {side}x{side} picture, {torch.get_num_threads()} of {machine()}",
+        f"Median of {RUNS} runs after one to warm up.",
+        "CPU seconds count all threads and suffer less from other work on the machine. Megapixels are of the result.",
+        "PSNR is against torch float32.",
+        "",
+        "| way | s | CPU s | MP/s | first run s | PSNR dB | |",
+        "| --- | --: | --: | --: | --: | --: | --- |",
+    ]
+    for f in figures:
+        quality = "" if f.psnr_db is None else f"{f.psnr_db:.1f}"
+        lines.append(
+            f"| {f.way} | {f.seconds:.2f} | {f.cpu_seconds:.2f} | {f.megapixels_per_s:.3f} | {f.first_s:.1f} "
+            f"| {quality} | {f.note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """The processor in the words that matter here."""
+    features = []
+    if torch.cpu._is_avx512_bf16_supported():
+        features.append("AVX-512 BF16")
+    if torch.cpu._is_amx_tile_supported():
+        features.append("AMX")
+    cores = f"{os.cpu_count()} {platform.machine()} cores"
+    return f"{cores}, {' and '.join(features) or 'no bfloat16'}; torch {torch.__version__}."
+
+
+# Halo
+
+HALOS = (8, 16, 32, 48, 64, 80)
+_HALO_COLUMNS = 160
+_HALO_ROWS = 64
+_HALO_BAND = 16
+_CUT = 96
+
+
+def measure_halos(rgb: NDArray[np.uint8]) -> tuple[str, Table]:
+    """The largest difference, in 255ths, that a cut `halo` pixels away makes at four times the side."""
+    noise = np.random.default_rng(1).integers(0, 256, rgb.shape, dtype=np.uint8)
+    table: Table = []
+    for weight in WEIGHTS:
+        for dtype in (torch.float32, torch.bfloat16):
+            network = memory.place(weights.load(weight), CPU, dtype)
+            for picture, pixels in (("picture", rgb), ("noise", noise)):
+                x = resampling.to_tensor(pixels[:_HALO_ROWS, :_HALO_COLUMNS], CPU)
+                name = f"{weight.name}, {str(dtype).removeprefix('torch.')}, {picture}"
+                table.append({"of": name, **differences(network, x)})
+                print(table[-1], flush=True)
+    text = f"""# How far the networks see
+
+A picture of {_HALO_COLUMNS}x{_HALO_ROWS} pixels is computed whole, and again without its columns left of a cut. Largest
+difference right of column {_CUT}, in 255ths, by the halo between the cut and that column. Bands of rows need no halo:
+the last column compares the picture in bands of {_HALO_BAND} rows with the whole. In bfloat16 any change, however
+small, turns some roundings over, and these others, as far as the network sees at all: a floor that no halo lowers.
+{machine()}
+
+| network, precision, picture | {" | ".join(str(halo) for halo in HALOS)} | bands |
+| --- |{" --: |" * (len(HALOS) + 1)}
+"""
+    for row in table:
+        text += f"| {row['of']} | " + " | ".join(f"{value:.2f}" for key, value in row.items() if key != "of") + " |\n"
+    return text, table
+
+
+def differences(network: esrgan.Network, x: Tensor) -> dict[str, float]:
+    whole = network(x).clamp(0, 1)
+    found = {}
+    for halo in HALOS:
+        cut = network(x[..., _CUT - halo :]).clamp(0, 1)
+        found[str(halo)] = float((cut[..., halo * 4 :] - whole[..., _CUT * 4 :]).abs().max()) * 255
+    starts = range(0, x.shape[2], _HALO_BAND)
+    bands = [(x[:, :, top : top + _HALO_BAND], top + _HALO_BAND >= x.shape[2]) for top in starts]
+    joined = torch.cat(list(esrgan.stream(network, bands, lambda work: None)), 2).clamp(0, 1)
+    found["bands"] = float((joined - whole).abs().max()) * 255
+    return found
+
+
+if __name__ == "__main__":
+    main()
