@@ -11,7 +11,7 @@ import sys
 import typer
 
 from hiresfix import __version__
-from hiresfix.cli import admin, doctor, server, upscale
+from hiresfix.cli import admin, doctor, models, server, upscale
 from hiresfix.errors import HiresfixError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.credits, name="credits")
 app.add_typer(admin.jobs, name="jobs")
+app.add_typer(models.models, name="models")
 
 
 @app.command()
