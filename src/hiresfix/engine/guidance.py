@@ -188,7 +188,8 @@ def whole(encode: Encode, hint: Tensor, factor: int) -> Embed:
     """The whole canvas's hint is encoded once, and tiles are cut out of it wherever they lie.
 
     Differs from `apart` only within `ENCODER_HALO` pixels of a tile's border, where the encoder sees what the
-    picture goes on with instead of zeros. Keeps as many pixels as the canvas has.
+    picture goes on with instead of zeros: in x0, on random networks, about 1 % of what the hint itself makes.
+    Keeps as many pixels as the canvas has.
     """
     made: list[Tensor] = []
 
