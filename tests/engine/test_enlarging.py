@@ -94,6 +94,13 @@ def test_a_network_that_adds_nothing_repeats_every_sample_exactly(dtype: type[np
     np.testing.assert_array_equal(result, rgb.repeat(4, 0).repeat(4, 1))
 
 
+@pytest.mark.parametrize("name", ["realsr-df2k", "realesrgan-x4plus-anime"])
+@pytest.mark.parametrize("size", [(24, 20), (1, 1), (3, 20)])
+def test_a_flat_picture_stays_flat_to_its_very_border(name: str, size: tuple[int, int]) -> None:
+    rgb = np.full((size[1], size[0], 3), (128, 64, 200), np.uint8)
+    assert np.abs(enlarge(catalogued(name, BEST), rgb, 64, factor=2) - rgb[0, 0]).max() <= 1
+
+
 def test_progress_rises_to_the_end_and_stops_the_work_when_it_raises() -> None:
     network = catalogued("realesrgan-x4plus-anime", BEST)
     rgb = photo(24, 20)

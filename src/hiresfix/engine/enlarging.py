@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from hiresfix.engine import esrgan, resampling, tiling
 from hiresfix.engine.esrgan import Network
-from hiresfix.engine.tiling import Span
+from hiresfix.engine.tiling import Part, Span
 from hiresfix.errors import EngineFailed
 
 Samples = NDArray[Any]
@@ -29,6 +29,11 @@ Finish = Callable[[Tensor, Tensor], Tensor]
 """(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
 
 STRIP_TILES = 4
+FRAME = 8
+"""Input pixels by which a picture is continued beyond its sides, mirrored, and its result cut again.
+
+The networks pad with black, and draw a rim of up to 8 levels and 5 pixels round a flat picture when they see it.
+"""
 _ALIGN = 4
 
 
@@ -43,7 +48,7 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
     halo = network.halo + resampling.REACH
     tile += -tile % _ALIGN
     strips = tiling.parts(width, most=STRIP_TILES * tile, halo=halo, align=_ALIGN)
-    total = network.work * height * sum(strip.window.length for strip in strips)
+    total = network.work * (height + 2 * FRAME) * sum(strip.window.length for strip in strips)
     done = 0
 
     def tick(work: int) -> None:
@@ -52,12 +57,22 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
         report(min(1.0, done / total))
 
     for strip in strips:
-        kept = strip.core.within(strip.window)
-        rows = _flow(network, rgb[:, strip.window.slice], factor, tile, finish, tick)
-        for place, y in rows:
-            samples = resampling.to_samples(y[..., kept.scaled(factor).slice], rgb.dtype)
-            result[place.slice, strip.core.scaled(factor).slice] = samples
+        framed, kept = _framed(rgb, strip)
+        for place, y in _flow(network, framed, factor, tile, finish, tick):
+            rows = place.overlap(Span(start=FRAME, end=FRAME + height).scaled(factor))
+            seen = y[..., rows.within(place).slice, kept.scaled(factor).slice]
+            target = result[:, strip.core.scaled(factor).slice]
+            target[rows.start - FRAME * factor : rows.end - FRAME * factor] = resampling.to_samples(seen, rgb.dtype)
     return result
+
+
+def _framed(rgb: Samples, strip: Part) -> tuple[Samples, Span]:
+    """The strip with the picture's frame where it touches a side, and where in it the columns to keep are."""
+    left = FRAME if strip.window.start == 0 else 0
+    right = FRAME if strip.window.end == rgb.shape[1] else 0
+    framed = np.pad(rgb[:, strip.window.slice], ((FRAME, FRAME), (left, right), (0, 0)), mode="reflect")
+    kept = strip.core.within(strip.window)
+    return framed, Span(start=kept.start + left, end=kept.end + left)
 
 
 def _flow(

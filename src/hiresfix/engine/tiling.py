@@ -33,6 +33,11 @@ class Span:
         """The same place counted from the start of `outer`, which contains it."""
         return Span(start=self.start - outer.start, end=self.end - outer.start)
 
+    def overlap(self, other: Span) -> Span:
+        """What lies in both; empty, at its start, where nothing does."""
+        start = max(self.start, other.start)
+        return Span(start=start, end=max(start, min(self.end, other.end)))
+
     def grown(self, halo: int, side: int) -> Span:
         """With `halo` more pixels at both ends, cut off where the side of the picture ends."""
         return Span(start=max(0, self.start - halo), end=min(side, self.end + halo))
