@@ -104,7 +104,8 @@ def _bands(network: Network, strip: Samples, tile: int) -> Iterator[tuple[Tensor
     """The strip's rows as tensors, a tile's worth of pixels each, and whether these are the last."""
     height, width = strip.shape[:2]
     device = next(network.parameters()).device
-    rows = max(_ALIGN, tile * tile // width // _ALIGN * _ALIGN)
+    # The frame counts as nothing, so that a picture of one tile is not cut for its sake.
+    rows = max(_ALIGN, (tile + 2 * FRAME) ** 2 // width // _ALIGN * _ALIGN)
     for part in tiling.parts(height, most=rows, align=_ALIGN):
         last = part.core.end == height
         x = resampling.to_tensor(strip[part.core.slice], device)
