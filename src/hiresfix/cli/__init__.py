@@ -39,6 +39,8 @@ def version() -> None:
 
 _EXTRA_OF = {
     "torch": "engine",
+    "diffusers": "engine",
+    "transformers": "engine",
     "safetensors": "engine",
     "PIL": "engine",
     "numpy": "engine",

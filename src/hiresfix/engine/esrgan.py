@@ -154,11 +154,12 @@ class RRDBNet(nn.Module):
         return float(trunk + tail) / self.unshuffle**2
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Computes the dense blocks in `dtype`; their sum and both ends of the network stay float32.
+        """Computes in `dtype` all but the blocks' sum and the first, the joining and the last convolution.
 
-        The blocks are nine tenths of the work. Rounding the ends as well would cost 5 to 10 dB and save little.
+        Those three are a hundredth of the work, and rounding them as well would cost 6 to 9 dB against float32.
         """
-        self.body.to(dtype)
+        for name in ("body", *self._ups, "conv_hr"):
+            self.get_submodule(name).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

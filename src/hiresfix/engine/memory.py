@@ -71,12 +71,10 @@ def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
         try:
             return work(tile), tile
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Outside the handler, so that the failed attempt's tensors are no longer held by its traceback.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
         if tile <= SMALLEST_TILE:
             raise EngineFailed(
                 f"Out of memory with a tile of {tile} pixels. Free memory on this device or use another."
@@ -84,7 +82,14 @@ def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
         tile = max(SMALLEST_TILE, tile // 2)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def release() -> None:
+    """Give back what a failed attempt left behind; call it where nothing holds that attempt's tensors any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
     """The allocators of CPU and MPS have no class of their own, only words."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

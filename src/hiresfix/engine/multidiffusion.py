@@ -12,7 +12,6 @@ averaged is the denoised prediction of each evaluation; the sampler's history an
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -235,14 +234,12 @@ class _Batches:
         try:
             return self._denoise(torch.cat([tile.of(x) for tile in tiles]), sigma, tiles)
         except (MemoryError, RuntimeError) as error:
-            if not memory._is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
         return None
 
     def _halve(self, size: int, tile: Tile) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.release()
         if size == 1:
             raise EngineFailed(
                 f"Out of memory with one tile of {tile.width} x {tile.height} latent pixels. "

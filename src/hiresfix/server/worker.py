@@ -22,7 +22,7 @@ import structlog
 
 from hiresfix import images
 from hiresfix.engine.upscaler import Upscaled, Upscaler
-from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, StorageFailed
+from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
 from hiresfix.server import db, jobs, uploads, webhooks
@@ -172,7 +172,7 @@ class Worker:
             return Completed(result=await self._store(held, upscaled, encoded))
         except Cancelled:
             return None
-        except PictureError as error:
+        except (PictureError, PromptError) as error:
             return Failed(error=error.message, retryable=False)
         except StorageFailed as error:
             log.warning("job.attempt_failed", reason=error.message)
