@@ -65,7 +65,6 @@ class Autoencoder:
 
     network: Any
     budget: int = BUDGET
-    patience: float = chain.PATIENCE
 
     @property
     def factor(self) -> int:
@@ -142,7 +141,7 @@ class Autoencoder:
                 itemsize=like.dtype.itemsize,
                 budget=int(each * side**2),
             )
-            sections = chain.plan(layers, frame, patience=self.patience)
+            sections = chain.plan(layers, frame)
             Stream(layers=layers, sections=sections, frame=frame, like=like).run(read, write, report)
 
         memory.with_room(math.isqrt(int(self.budget / each)), work)
