@@ -45,6 +45,11 @@ class Rows:
 
         The first row can come out when the second is in: a band comes out one row late, until the last.
         """
+        parts = tuple(part.to(conv.weight.dtype) for part in parts)
+        if self.last and conv not in self._waiting:  # the whole picture at once: the convolution pads by itself
+            x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            self._work += conv.weight.numel() * x.shape[2] * x.shape[3]
+            return functional.conv2d(x, conv.weight, conv.bias, padding=1), x
         x = self._frame(conv, parts)
         rows = max(0, x.shape[2] - 2)
         if rows == 0:
@@ -66,7 +71,7 @@ class Rows:
         self._work = 0
 
     def _frame(self, conv: nn.Conv2d, parts: tuple[Tensor, ...]) -> Tensor:
-        """The parts in one tensor of the convolution's dtype, with the rows that waited above them."""
+        """The parts in one tensor, with the rows that waited above them and those of the picture's border."""
         height, width = parts[0].shape[2:]
         above = self._waiting.get(conv)
         start = 1 if above is None else above.shape[2]
@@ -77,10 +82,7 @@ class Rows:
             memory_format=torch.channels_last,
         )
         framed[:, :, :start] = 0 if above is None else above
-        channel = 0
-        for part in parts:
-            framed[:, channel : channel + part.shape[1], start : start + height] = part
-            channel += part.shape[1]
+        torch.cat(parts, 1, out=framed[:, :, start : start + height])
         if self.last:
             framed[:, :, -1] = 0
         else:
@@ -104,8 +106,8 @@ class DenseBlock(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             grown, seen = rows.conv(conv, *parts)
             parts = [seen, functional.leaky_relu_(grown, SLOPE)]
-        y, seen = rows.conv(self.conv5, *parts)
-        return torch.add(seen[:, : y.shape[1]], y, alpha=RESIDUAL)
+        y, _ = rows.conv(self.conv5, *parts)
+        return torch.add(rows.match(self, x, y.shape[2]), y, alpha=RESIDUAL)
 
 
 class RRDB(nn.Module):
@@ -116,7 +118,7 @@ class RRDB(nn.Module):
         self.rdb3 = DenseBlock(features, growth)
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
-        y = x
+        y = x.to(self.rdb1.conv1.weight.dtype)
         for block in (self.rdb1, self.rdb2, self.rdb3):
             y = block(y, rows)
         return torch.add(rows.match(self, x, y.shape[2]), y.to(x.dtype), alpha=RESIDUAL)
