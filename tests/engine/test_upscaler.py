@@ -204,7 +204,7 @@ def test_running_out_of_memory_halves_the_tile_and_goes_on(engine: Upscaler, mon
 
 
 def test_unknown_weights_are_named(engine: Upscaler) -> None:
-    with pytest.raises(WeightsError, match="no weights 'swinir'"):
+    with pytest.raises(WeightsError, match="swinir"):
         engine.run(Picture(rgb=photo(4, 4)), replace(FAITHFUL, enlarger="swinir"), silent)
 
 

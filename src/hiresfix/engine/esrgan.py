@@ -21,7 +21,7 @@ from torch.nn import functional
 
 RESIDUAL = 0.2
 SLOPE = 0.2
-_VISIBLE = 64
+_VISIBLE = 80
 _TAIL_ROWS = 64
 """Rows of features that are turned into picture at once: at four times the side they weigh sixteen times."""
 
