@@ -98,6 +98,7 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
         (("--creativity", "lots"), "Expected a number"),
         (("--seed", "1.5"), "Expected an integer"),
         (("--model", "topaz"), "clarity-upscale"),
+        (("--preset", "magic"), "offline, clarity, clarity-classic"),
         (("--content", "anime"), "no such parameter"),
         (("--format", "tiff"), "png, jpg, webp"),
         (("-o", "out.tiff"), "use .png, .jpg or .webp"),

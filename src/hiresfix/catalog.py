@@ -55,16 +55,19 @@ class Model:
     params: tuple[Param, ...]
     cost: int
     preset: Recipe
+    presets: Mapping[str, Recipe] = field(default_factory=dict)
+    """Other recipes that the operator may choose instead of `preset`, by name."""
     aliases: tuple[str, ...] = ()
     params_key_aliases: tuple[str, ...] = ()
 
     def param(self, name: str) -> Param:
         return next(param for param in self.params if param.name == name)
 
-    def recipe(self, values: Mapping[str, Any], *, seed: int) -> Recipe:
+    def recipe(self, values: Mapping[str, Any], *, seed: int, preset: str = "") -> Recipe:
         """The complete recipe for canonical parameter values; `seed` is used when none was given.
 
-        Raises ValueError for values that `hiresfix.wire` would have refused.
+        A preset that this model does not have is its own one. Raises ValueError for values that `hiresfix.wire`
+        would have refused.
         """
         given: dict[str, Any] = {
             _RECIPE_FIELD.get(name, name): value
@@ -75,7 +78,7 @@ class Model:
             given["output_format"] = OutputFormat(given["output_format"])
         if "content" in values:
             given["enlarger"] = ENLARGER_FOR_CONTENT[values["content"]]
-        return replace(self.preset, **{"seed": seed, **given})
+        return replace(self.presets.get(preset, self.preset), **{"seed": seed, **given})
 
 
 _RECIPE_FIELD = {"scale_factor": "scale", "num_inference_steps": "steps"}
@@ -123,6 +126,27 @@ _SEED = Param(
     help="Reuse a number to make the same picture again; -1 or nothing draws one.",
 )
 
+_OFFLINE = Recipe(
+    engine=Engine.GAN_PRIOR,
+    prompt="masterpiece, best quality, highres",
+    negative_prompt="(worst quality, low quality, normal quality:2)",
+)
+_CLARITY = replace(
+    _OFFLINE,
+    engine=Engine.DIFFUSION,
+    checkpoint="juggernaut-reborn",
+    vae="vae-ft-mse",
+    controlnet="control-tile",
+)
+_CLASSIC = replace(
+    _CLARITY,
+    classic=True,
+    enlarger="4x-ultrasharp",
+    loras=(("more_details", 0.5), ("SDXLrender_v2.0", 1.0)),
+    embeddings=("JuggernautNegative-neg",),
+    colour_lock=0.0,
+)
+
 CLARITY = Model(
     id="clarity-upscale",
     aliases=("clarity-upscaler",),
@@ -132,17 +156,14 @@ CLARITY = Model(
     params_key="clarityUpscaleParams",
     params_key_aliases=("clarity_upscale_params", "clarityUpscalerParams"),
     cost=3,
-    preset=Recipe(
-        engine=Engine.GAN_PRIOR,
-        prompt="masterpiece, best quality, highres",
-        negative_prompt="(worst quality, low quality, normal quality:2)",
-    ),
+    preset=_OFFLINE,
+    presets={"offline": _OFFLINE, "clarity": _CLARITY, "clarity-classic": _CLASSIC},
     params=(
         _IMAGE,
         Param(
             name="prompt",
             kind="string",
-            default="masterpiece, best quality, highres",
+            default=_OFFLINE.prompt,
             max_length=2000,
             common=True,
             help="What kind of detail to add.",
@@ -150,7 +171,7 @@ CLARITY = Model(
         Param(
             name="negative_prompt",
             kind="string",
-            default="(worst quality, low quality, normal quality:2)",
+            default=_OFFLINE.negative_prompt,
             max_length=2000,
             common=True,
             help="What to steer away from.",

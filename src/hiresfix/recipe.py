@@ -23,10 +23,15 @@ class OutputFormat(StrEnum):
 
 
 class Engine(StrEnum):
-    """Which story `engine.upscaler` tells: `faithful` enlarges only, `ganprior` works against a GAN's prior."""
+    """Which story the engine tells.
+
+    `faithful` enlarges only; `ganprior` works against a GAN's prior, with nothing downloaded; `diffusion` is Clarity's
+    hi-res fix, with a Stable Diffusion 1.x checkpoint and a tile ControlNet.
+    """
 
     FAITHFUL = "faithful"
     GAN_PRIOR = "ganprior"
+    DIFFUSION = "diffusion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,10 @@ class Recipe:
     resemblance 0..3: how tightly the result, scaled down, follows the input. dynamic 1..50: guidance.
     steps 1..100. sharpen 0..10, 0 = off. seed 0..2^53-1.
     Operator's side: engine; enlarger, a weight name of `hiresfix.catalog`; tile, its input pixels a side.
+    Operator's side of diffusion: checkpoint, vae, controlnet, loras (name and strength of those always used),
+    offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
+    sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;
+    tile_height and tile_width in latent pixels; colour_lock 0..1.
     Raises ValueError for a value outside its range.
     """
 
@@ -53,6 +62,17 @@ class Recipe:
     seed: int = 0
     output_format: OutputFormat = OutputFormat.PNG
     tile: int = 256
+    checkpoint: str = ""
+    vae: str = ""
+    controlnet: str = ""
+    loras: tuple[tuple[str, float], ...] = ()
+    offered_loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    sampler: str = "dpmpp-3m-sde-karras"
+    classic: bool = False
+    tile_height: int = 144
+    tile_width: int = 112
+    colour_lock: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -65,6 +85,9 @@ class Recipe:
             ("sharpen", 0, 10),
             ("seed", 0, MAX_SEED),
             ("tile", 32, 2048),
+            ("tile_height", 16, 1024),
+            ("tile_width", 16, 1024),
+            ("colour_lock", 0, 1),
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
@@ -82,5 +105,8 @@ class Recipe:
                 **values,
                 "engine": Engine(values.get("engine", Engine.FAITHFUL)),
                 "output_format": OutputFormat(values.get("output_format", OutputFormat.PNG)),
+                "loras": tuple((name, strength) for name, strength in values.get("loras", ())),
+                "offered_loras": tuple(values.get("offered_loras", ())),
+                "embeddings": tuple(values.get("embeddings", ())),
             }
         )

@@ -44,6 +44,9 @@ def upscale(
         typer.Option("--output", "-o", help="File for one picture, folder for several. Default: beside the input."),
     ] = None,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(model.id for model in MODELS)}.")] = MODELS[0].id,
+    preset: Annotated[
+        str, typer.Option(help="clarity-upscale only: offline, clarity or clarity-classic (see `hiresfix models`).")
+    ] = "",
     scale: Annotated[str | None, typer.Option(help="1, 2, 4 or 8; default 2.")] = None,
     creativity: Annotated[str | None, typer.Option(help="0 to 1: how much detail may be invented.")] = None,
     resemblance: Annotated[str | None, typer.Option(help="0 to 3: how tightly to follow the input.")] = None,
@@ -75,7 +78,11 @@ def upscale(
         "seed": seed,
         "output_format": output_format,
     }
-    recipe = _recipe(_model(model), {name: value for name, value in given.items() if value is not None})
+    chosen = _model(model)
+    if preset and preset not in chosen.presets:
+        offered = ", ".join(chosen.presets) or "none"
+        raise typer.BadParameter(f"{chosen.id} has these: {offered}", param_hint="--preset")
+    recipe = _recipe(chosen, {name: value for name, value in given.items() if value is not None}, preset)
     errands = _errands(inputs, output, recipe)
     failures = _run(errands, recipe, strip=strip, device=device)
     if failures:
@@ -92,7 +99,7 @@ def _model(name: str) -> Model:
 _OPTION = {"scale_factor": "scale", "num_inference_steps": "steps", "output_format": "format"}
 
 
-def _recipe(model: Model, given: dict[str, str]) -> Recipe:
+def _recipe(model: Model, given: dict[str, str], preset: str) -> Recipe:
     """The same parameters, bounds and messages as the API's."""
     from hiresfix.wire.params import canonical
     from hiresfix.wire.problems import Wrong
@@ -110,7 +117,7 @@ def _recipe(model: Model, given: dict[str, str]) -> Recipe:
             values[name] = canonical(params[name], raw)
         except Wrong as error:
             raise typer.BadParameter(str(error), param_hint=option) from error
-    return model.recipe(values, seed=secrets.randbelow(MAX_SEED + 1))
+    return model.recipe(values, seed=secrets.randbelow(MAX_SEED + 1), preset=preset)
 
 
 def _format(output: Path | None, wanted: str | None) -> str | None:

@@ -7,38 +7,22 @@ wrong and what to do. No file can run code: pickles are read with `weights_only`
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hiresfix.engine import weights
 from hiresfix.errors import WeightsError
 
 MAX_VECTORS = 75
 """What a chunk of a prompt has room for; an embedding is never cut."""
 
 _SUFFIXES = (".pt", ".bin", ".safetensors")
-# What the readers raise for bytes that are not what they expect; a damaged pickle can fail at any of its opcodes.
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +80,7 @@ def _read(path: Path) -> Mapping[Any, object]:
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
             "Download it again, or convert it to .safetensors where you trust it."
         ) from error
-    except _DAMAGE as error:
+    except weights.DAMAGE as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
     trained = read.get("string_to_param", read) if isinstance(read, Mapping) else None
     if not isinstance(trained, Mapping):

@@ -10,19 +10,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hiresfix import images
-from hiresfix.catalog import WeightFile, find_weights
+from hiresfix.catalog import find_weights
 from hiresfix.engine import enlarging, ganprior, memory, resampling, weights
 from hiresfix.engine.enlarging import Finish, Report, Samples
 from hiresfix.engine.esrgan import Network
 from hiresfix.errors import EngineFailed, WeightsError
 from hiresfix.images import Picture
+from hiresfix.modelstore import Store
 from hiresfix.recipe import Engine, Recipe
+from hiresfix.weightfiles import Kind
+
+if TYPE_CHECKING:
+    from hiresfix.engine.assembly import Assembled
 
 FAITHFUL_NAME = "faithful (enlarger and back-projection)"
 NOT_BLACK = 8 / 255
@@ -33,8 +38,9 @@ NOT_BLACK = 8 / 255
 class Upscaled:
     """`metadata` holds plain JSON values.
 
-    engine; weights [{name, sha256}]; device; dtype; tile, the longest side computed at once in input pixels;
-    warnings, one sentence each; quality {drift_db}, PSNR of the result scaled down against the input.
+    engine; weights [{name, sha256}]; device; dtype; tile: the longest side computed at once in input pixels, or both
+    sides in latent pixels; warnings, one sentence each; quality: PSNR of the result scaled down against the input
+    (drift_db) and, of a diffusion, all of `fidelity.Quality`.
     """
 
     picture: Picture
@@ -51,35 +57,59 @@ class Upscaler:
         """
         self.device = memory.choose_device(device)
         self.dtype = memory.choose_dtype(self.device)
-        self._networks: dict[str, Network] = {}
+        self._networks: dict[str, tuple[dict[str, str], Network]] = {}
+        self._assembled: tuple[object, Assembled] | None = None
+        self._store = Store.at_home()
         if threads is not None:
             torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def run(self, picture: Picture, recipe: Recipe, report: Report) -> Upscaled:
-        """Raises WeightsError, EngineFailed, and what `report` raises: it is called about once a second."""
-        weight = _weight(recipe)
-        network = self._network(weight)
+        """Raises WeightsError, EngineFailed, PromptError, and what `report` raises: it is called about every second."""
         report = _rising(report)
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
-        result, tile = self._passes(network, rgb, recipe, report)
+        make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
+        result, metadata = make(rgb, recipe, report)
         _refuse_black(result, rgb)
         alpha = picture.alpha
         if alpha is not None:
             alpha = images.enlarge_alpha(alpha, result.shape[1], result.shape[0])
         report(1.0)
+        metadata |= {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}
+        return Upscaled(picture=replace(picture, rgb=result, alpha=alpha), metadata=metadata)
+
+    def _enlarged(self, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, dict[str, Any]]:
+        """By the network alone, following the input."""
+        weight, network = self._network(recipe.enlarger)
+        result, tile = self._passes(network, rgb, recipe, report)
         creative = recipe.engine is Engine.GAN_PRIOR
-        metadata = {
+        return result, {
             "engine": ganprior.NAME if creative else FAITHFUL_NAME,
-            "weights": [{"name": weight.name, "sha256": weight.sha256}],
-            "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": [weight],
             "tile": tile,
             "warnings": ganprior.warnings(recipe) if creative else [],
             "quality": {"drift_db": round(resampling.drift(result, rgb), 2)},
         }
-        return Upscaled(picture=replace(picture, rgb=result, alpha=alpha), metadata=metadata)
+
+    def _diffused(self, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, dict[str, Any]]:
+        """By the hi-res fix."""
+        from hiresfix.engine import assembly, clarity  # they take seconds, which a faithful upscale need not wait
+
+        weight, network = self._network(recipe.enlarger)
+        if self._assembled is None or self._assembled[0] != assembly.key(recipe):
+            self._assembled = None  # before the next one is loaded: two may not fit
+            assembled = assembly.assemble(recipe, self._store, device=self.device, dtype=self.dtype)
+            self._assembled = assembly.key(recipe), assembled
+        assembled = self._assembled[1]
+        made = clarity.run(assembled.model, network, rgb, recipe, report)
+        return made.rgb, {
+            "engine": "clarity-classic" if recipe.classic else "clarity",
+            "weights": [weight, *({"name": file.name, "sha256": file.sha256} for file in assembled.files)],
+            "tile": [recipe.tile_height, recipe.tile_width],
+            "warnings": list(made.warnings),
+            "quality": clarity.account(made, rgb),
+        }
 
     def _passes(self, network: Network, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, int]:
         """The picture at `recipe.scale` in as many passes as the network needs, and the tile that fitted."""
@@ -99,10 +129,17 @@ class Upscaler:
             rgb, tile = memory.with_room(tile, enlarge)
         return rgb, tile
 
-    def _network(self, weight: WeightFile) -> Network:
-        if weight.name not in self._networks:
-            self._networks[weight.name] = memory.place(weights.load(weight), self.device, self.dtype)
-        return self._networks[weight.name]
+    def _network(self, name: str) -> tuple[dict[str, str], Network]:
+        """The enlarger of this name, of a package or installed by the operator, and its entry for the metadata."""
+        if name not in self._networks:
+            weight = find_weights(name)
+            if weight is not None:
+                sha256, network = weight.sha256, weights.load(weight)
+            else:
+                file = self._store.locate(name, Kind.ENLARGER)
+                sha256, network = file.sha256, weights.load(file.path)
+            self._networks[name] = {"name": name, "sha256": sha256}, memory.place(network, self.device, self.dtype)
+        return self._networks[name]
 
 
 def passes(scale: int, network_scale: int) -> list[int]:
@@ -116,13 +153,6 @@ def passes(scale: int, network_scale: int) -> list[int]:
         factors.append(network_scale)
         scale //= network_scale
     return [*factors, scale]
-
-
-def _weight(recipe: Recipe) -> WeightFile:
-    weight = find_weights(recipe.enlarger)
-    if weight is None:
-        raise WeightsError(f"There are no weights {recipe.enlarger!r}. `hiresfix models` lists those there are.")
-    return weight
 
 
 def _finish(recipe: Recipe, *, last: bool) -> Finish:

@@ -33,7 +33,7 @@ State = Mapping[str, Tensor]
 _FP16_TAG = 0x01306B47
 _WRAPPERS = ("params_ema", "params", "state_dict")
 # What the readers raise for bytes that are not what they expect; a damaged pickle can fail at any of its opcodes.
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -156,7 +156,7 @@ def read_tensors(path: Path) -> Any:
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
             "Download it again, or convert it to .safetensors where you trust it."
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
 
 

@@ -83,7 +83,7 @@ async def upscale(request: Request) -> JSONResponse:
     if key and (before := await _recall(own, caller, key, asked)):
         return await _replay(own, before)
     await _has_room_and_credits(own, caller, asked)
-    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1))
+    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
     await _check_hook(own, asked)
     probed = await _probe(own, asked, recipe)
     try:

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     ignore_unknown_keys: bool = False
     """Accept requests with unrecognised keys instead of answering 400."""
 
+    clarity_preset: Literal["offline", "clarity", "clarity-classic"] = "offline"
+    """What `clarity-upscale` runs; all but "offline" need weights: `hiresfix models pull`."""
+
     free_credits: int = Field(default=100, ge=0)
     max_queued_jobs: int = Field(default=100, gt=0)
     """Jobs a team may have waiting."""

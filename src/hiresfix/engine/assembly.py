@@ -1,0 +1,94 @@
+"""From the names in a recipe to a `clarity.Model`: installed weight files, loaded and put together.
+
+Guarantees: nothing is downloaded, and nothing a caller sent chooses a file. Knows no pictures and no jobs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hiresfix.engine import checkpoints, clarity, embeddings, lora
+from hiresfix.engine.clarity import Model
+from hiresfix.engine.prompts import Conditioner, LoraTag
+from hiresfix.engine.vae import BUDGET, Autoencoder
+from hiresfix.errors import ConfigurationError
+from hiresfix.modelstore import Installed, Store
+from hiresfix.recipe import Recipe
+from hiresfix.weightfiles import Kind
+
+VAE_SHARE = 0.6
+"""Of a GPU's free memory, for encoding and decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A model and the files it is made of, for a job's metadata."""
+
+    model: Model
+    files: tuple[Installed, ...]
+
+
+def key(recipe: Recipe) -> tuple[object, ...]:
+    """Recipes of one key share an assembled model."""
+    return recipe.checkpoint, recipe.vae, recipe.controlnet, recipe.embeddings, recipe.tile_height, recipe.tile_width
+
+
+def assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch.dtype) -> Assembled:
+    """Raises ConfigurationError for a recipe without a checkpoint, WeightsError for files that are missing or wrong."""
+    if not recipe.checkpoint:
+        raise ConfigurationError("The recipe names no checkpoint. Choose a preset that does, or add one to it.")
+    checkpoint_file = store.locate(recipe.checkpoint, Kind.CHECKPOINT)
+    vae_file = store.locate(recipe.vae, Kind.VAE) if recipe.vae else None
+    control_file = store.locate(recipe.controlnet, Kind.CONTROLNET) if recipe.controlnet else None
+    embedding_files = [store.locate(name, Kind.EMBEDDING) for name in recipe.embeddings]
+    # On a CPU the autoencoder is the smaller part, and half precision shows in its pictures.
+    vae_dtype = torch.float32 if device.type == "cpu" else dtype
+    checkpoint = checkpoints.load_checkpoint(
+        checkpoint_file.path, vae=vae_file.path if vae_file else None, device=device, dtype=dtype, vae_dtype=vae_dtype
+    )
+    controlnet = checkpoints.load_controlnet(control_file.path, device=device, dtype=dtype) if control_file else None
+    width = checkpoint.text_encoder.config.hidden_size
+    words = [embeddings.load(file.path, width=width) for file in embedding_files]
+    model = Model(
+        unet=checkpoint.unet,
+        controlnet=controlnet,
+        conditioner=Conditioner(checkpoint.text_encoder, words),
+        codec=Autoencoder(network=checkpoint.vae, budget=_budget(device)),
+        merge=_Loras(lora.Merger(checkpoint.unet, checkpoint.text_encoder), store),
+        prediction=checkpoint.prediction,
+        batch=clarity.tile_batch(device, tile_height=recipe.tile_height, tile_width=recipe.tile_width),
+    )
+    files = [checkpoint_file, vae_file, control_file, *embedding_files]
+    return Assembled(model=model, files=tuple(file for file in files if file is not None))
+
+
+class _Loras:
+    """LoRA files by name, read once; `clarity.Merge`."""
+
+    def __init__(self, merger: lora.Merger, store: Store) -> None:
+        self._merger = merger
+        self._store = store
+        self._read: dict[str, lora.Lora] = {}
+
+    def __call__(self, tags: Sequence[LoraTag]) -> tuple[str, ...]:
+        uses = [lora.Use(lora=self._lora(tag.name), unet=tag.unet, text=tag.text_encoder) for tag in tags]
+        homeless = Counter(layer.partition(":")[0] for layer in self._merger.merge(uses))
+        return tuple(
+            f"{count} layers of the LoRA {name} fit nowhere and were left out." for name, count in homeless.items()
+        )
+
+    def _lora(self, name: str) -> lora.Lora:
+        if name not in self._read:
+            self._read[name] = lora.load_lora(self._store.locate(name, Kind.LORA).path)
+        return self._read[name]
+
+
+def _budget(device: torch.device) -> int:
+    if device.type != "cuda":
+        return BUDGET
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(VAE_SHARE * free)

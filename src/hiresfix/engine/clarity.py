@@ -1,0 +1,292 @@
+"""Clarity's hi-res fix: enlarge, add noise, and let a diffusion model find the detail again, tile by tile.
+
+Guarantees: the result is exactly `scale` times the input, of its bit depth; the same recipe on the same device gives
+the same pixels, and the noise is the same on every device; a stop is heeded within one batch of tiles. Larger scales
+are passes of two, each with less creativity and a seed of its own (clarity-algorithm.md 2). `recipe.classic` computes
+what the original does but for its listed defects (15): uniform tiles that stay where they are, its float16 noise
+levels, an enlarger fed with blue first, rounding down. Otherwise: feathered tiles on a moving grid, exact noise levels,
+and low frequencies tied to the input's. Knows no files, no jobs and no transparency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hiresfix.engine import enlarging, fidelity, guidance, memory, multidiffusion, prompts, resampling
+from hiresfix.engine.enlarging import Report, Samples
+from hiresfix.engine.esrgan import Network
+from hiresfix.engine.guidance import Conditioning
+from hiresfix.engine.multidiffusion import Grid
+from hiresfix.engine.prompts import Conditioner, LoraTag
+from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
+from hiresfix.engine.vae import Codec
+from hiresfix.errors import ConfigurationError, WeightsError
+from hiresfix.recipe import MAX_SEED, Recipe
+
+if TYPE_CHECKING:
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+CREATIVITY_OF_NEXT_PASS = 0.8
+LEAST = 8
+"""Latent pixels a side: a smaller picture is continued by its mirror image, and its result cut again."""
+_BAND = 256
+
+# TFLOP of each part for an output of 4 MP and one evaluation (clarity-algorithm.md 13): only their ratios matter.
+_ENLARGING, _ENCODING, _EVALUATION, _DECODING = 37.6, 26.1, 75.0, 48.5
+
+PREDICTIONS = {"epsilon": guidance.epsilon, "v_prediction": guidance.velocity}
+
+Merge = Callable[[Sequence[LoraTag]], tuple[str, ...]]
+"""Makes these the LoRAs in UNet and text encoder; one sentence for each problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The networks of one checkpoint, warm on one device. `batch`: how many tiles at once to begin with."""
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel | None
+    conditioner: Conditioner
+    codec: Codec
+    merge: Merge = lambda loras: ()
+    prediction: str = "epsilon"
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """The picture, the pixel rows and columns at which tiles of the last pass met, and what was not followed."""
+
+    rgb: Samples
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def passes(scale: int) -> list[int]:
+    """The factor of each pass: twos, or a single 1."""
+    return [2] * (scale.bit_length() - 1) or [1]
+
+
+def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: Report) -> Made:
+    """(H, W, 3) uint8 or uint16 -> the same at `recipe.scale` times the sides.
+
+    Raises ConfigurationError for a sampler there is not, WeightsError for a checkpoint of an unknown kind or LoRAs
+    that do not fit, PromptError, EngineFailed, and what `report` raises.
+    """
+    conditioning, warnings = _conditioning(model, recipe)
+    factors = passes(recipe.scale)
+    shares = [4**number for number in range(len(factors))]  # of work: each pass makes four times the pixels
+    height, width = rgb.shape[:2]
+    least = math.ceil(LEAST * model.codec.factor / factors[0])
+    rgb = np.pad(rgb, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="reflect")
+    source, grid = rgb, None
+    for number, factor in enumerate(factors):
+        begun, share = sum(shares[:number]) / sum(shares), shares[number] / sum(shares)
+        one = _Pass(
+            model=model,
+            enlarger=enlarger,
+            recipe=recipe,
+            sampler=_sampler(recipe),
+            conditioning=conditioning,
+            factor=factor,
+            creativity=recipe.creativity * CREATIVITY_OF_NEXT_PASS**number,
+            seed=(recipe.seed + number) % (MAX_SEED + 1),
+        )
+        rgb, grid = one.run(rgb, _portion(report, begun, share))
+    assert grid is not None
+    if recipe.colour_lock and not recipe.classic:
+        fidelity.lock_colours(rgb, source, strength=recipe.colour_lock)
+    rgb = np.ascontiguousarray(rgb[: height * recipe.scale, : width * recipe.scale])
+    rgb = sharpened(rgb, recipe.sharpen)
+    rows, columns = _borders(grid, model.codec.factor, rgb)
+    return Made(rgb=rgb, rows=rows, columns=columns, warnings=warnings)
+
+
+def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[str, ...]]:
+    """Prompts as the networks hear them, with the LoRAs they name merged."""
+    tagged = prompts.take_tags(recipe.prompt, recipe.offered_loras)
+    always = [LoraTag(name=name, text_encoder=strength, unet=strength) for name, strength in recipe.loras]
+    loras = (*always, *tagged.loras)
+    unmatched = model.merge(loras)
+    # The names of embeddings are words of the negative prompt: all that are known say what is not wanted.
+    negative = " ".join((recipe.negative_prompt, *recipe.embeddings))
+    cond, uncond = (model.conditioner(text, loras) for text in (tagged.prompt, negative))
+    return Conditioning(cond=cond, uncond=uncond), (*tagged.warnings, *unmatched)
+
+
+def _sampler(recipe: Recipe) -> Sampler:
+    if recipe.sampler not in SAMPLERS:
+        raise ConfigurationError(f"There is no sampler {recipe.sampler!r}. Use one of {', '.join(SAMPLERS)}.")
+    return SAMPLERS[recipe.sampler]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """One round of enlarging and diffusing."""
+
+    model: Model
+    enlarger: Network
+    recipe: Recipe
+    sampler: Sampler
+    conditioning: Conditioning
+    factor: int
+    creativity: float
+    seed: int
+
+    def run(self, rgb: Samples, report: Report) -> tuple[Samples, Grid]:
+        table = NoiseTable.scaled_linear(half=self.recipe.classic)
+        sigmas = self.sampler.sigmas(table, self.recipe.steps, self.creativity)
+        evaluations = self.sampler.evaluations * (len(sigmas) - 2) + 1
+        work = (_ENLARGING * (self.factor > 1), _ENCODING, _EVALUATION * evaluations, _DECODING)
+        enlarging_, encoding, diffusing, decoding = (
+            _portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
+        )
+        enlarged = self._enlarged(rgb, enlarging_)
+        latent = self.model.codec.encode(enlarged, encoding)
+        grid = self._grid(*latent.shape[2:])
+        latent = self._diffused(latent, rgb, grid, table, sigmas, evaluations, diffusing)
+        # Into the enlarged picture's own memory: nothing needs it any more.
+        self.model.codec.decode(latent, enlarged, decoding, truncate=self.recipe.classic)
+        return enlarged, grid
+
+    def _enlarged(self, rgb: Samples, report: Report) -> Samples:
+        if self.factor == 1:
+            report(1.0)
+            return rgb.copy()
+        turned = rgb[..., ::-1] if self.recipe.classic else rgb  # the original feeds the network blue first
+        enlarge = partial(
+            enlarging.enlarge,
+            self.enlarger,
+            turned,
+            factor=self.factor,
+            finish=lambda y, x: y.clamp(0, 1),
+            report=report,
+        )
+        result, _ = memory.with_room(self.recipe.tile, enlarge)
+        return np.ascontiguousarray(result[..., ::-1]) if self.recipe.classic else result
+
+    def _grid(self, height: int, width: int) -> Grid:
+        make = multidiffusion.classic_grid if self.recipe.classic else multidiffusion.feathered_grid
+        return make(height, width, tile_height=self.recipe.tile_height, tile_width=self.recipe.tile_width)
+
+    def _diffused(
+        self,
+        latent: Tensor,
+        rgb: Samples,
+        grid: Grid,
+        table: NoiseTable,
+        sigmas: Sequence[float],
+        evaluations: int,
+        report: Report,
+    ) -> Tensor:
+        model, recipe = self.model, self.recipe
+        if model.prediction not in PREDICTIONS:
+            raise WeightsError(
+                f"A checkpoint that predicts {model.prediction!r} cannot be used. "
+                f"Choose one that predicts {' or '.join(PREDICTIONS)}."
+            )
+        done = 0.0
+
+        def tick(share: float) -> None:
+            nonlocal done
+            done += share / evaluations
+            report(min(1.0, done))
+
+        tile_denoise = guidance.guided(
+            model.unet,
+            model.controlnet,
+            self.conditioning,
+            hint(rgb, latent.shape[2] * model.codec.factor, latent.shape[3] * model.codec.factor, self.factor),
+            resemblance=recipe.resemblance,
+            dynamic=recipe.dynamic,
+            timestep=table.timestep,
+            factor=model.codec.factor,
+            scaling=PREDICTIONS[model.prediction],
+            whole_hint=not recipe.classic,
+        )
+        denoise = multidiffusion.tiled(tile_denoise, grid, batch=model.batch, tick=tick)
+        noise = Noise(seed=self.seed, shape=tuple(latent.shape), device=latent.device)
+        x = noised(latent, noise, sigmas[0])
+        return self.sampler.run(denoise, x, sigmas, noise.step, lambda fraction: None)
+
+
+def hint(rgb: Samples, height: int, width: int, factor: int) -> Tensor:
+    """What the ControlNet follows: the pass's input, enlarged by bicubic interpolation to (1, 3, height, width), 0..1.
+
+    As the original's, it is of the input and not of the network's enlargement, in 8 bits, with a = -0.75. What a canvas
+    has beyond the picture is mirrored, as the latent's is. Stays on the CPU in float16, which holds 8 bits exactly
+    enough and takes half the room.
+    """
+    h, w = rgb.shape[:2]
+    made = torch.empty((1, 3, h * factor, w * factor), dtype=torch.float16)
+    for top in range(0, h, _BAND):
+        low, high = max(0, top - 3), min(h, top + _BAND + 3)
+        x = resampling.to_tensor(rgb[low:high], torch.device("cpu"))
+        y = x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
+        y = (y.clamp(0, 1) * 255).round() / 255
+        rows = min(_BAND, h - top)
+        made[:, :, top * factor : (top + rows) * factor] = y[:, :, (top - low) * factor : (top - low + rows) * factor]
+    rows_of = _mirrored(height, h * factor)
+    return made[:, :, rows_of][..., _mirrored(width, w * factor)]
+
+
+def _mirrored(wanted: int, side: int) -> Tensor:
+    """Indices 0, 1, ... side - 1, side - 2, ... of which there are `wanted`."""
+    period = max(1, 2 * (side - 1))
+    index = torch.arange(wanted) % period
+    return torch.where(index < side, index, period - index)
+
+
+def sharpened(rgb: Samples, strength: float) -> Samples:
+    """`resampling.sharpen` in bands, in place."""
+    if strength == 0:
+        return rgb
+    source, device = rgb.copy(), torch.device("cpu")
+    for top in range(0, rgb.shape[0], _BAND):
+        low, high = max(0, top - 1), min(rgb.shape[0], top + _BAND + 1)
+        y = resampling.sharpen(resampling.to_tensor(source[low:high], device), strength)
+        rgb[top : top + _BAND] = resampling.to_samples(y, rgb.dtype)[top - low : top - low + _BAND]
+    return rgb
+
+
+def _borders(grid: Grid, factor: int, rgb: Samples) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Inner edges of the first evaluation's tiles, in pixels of the result."""
+    tiles = grid.tiles(0)
+    rows = {edge * factor for tile in tiles for edge in (tile.top, tile.top + tile.height)}
+    columns = {edge * factor for tile in tiles for edge in (tile.left, tile.left + tile.width)}
+    return (
+        tuple(sorted(row for row in rows if 0 < row < rgb.shape[0])),
+        tuple(sorted(column for column in columns if 0 < column < rgb.shape[1])),
+    )
+
+
+def _portion(report: Report, start: float, share: float) -> Report:
+    return lambda fraction: report(start + share * fraction)
+
+
+def tile_batch(device: torch.device, *, tile_height: int, tile_width: int, width: int = 320) -> int:
+    """How many tiles to begin with: what fits beside the weights by a rough model, 1..16; `tiled` halves if it errs.
+
+    A tile's two halves of guidance take about 60 activations of `width` channels in two bytes at full resolution.
+    """
+    if device.type != "cuda":
+        return 1  # a CPU gains nothing from more at once
+    free, _ = torch.cuda.mem_get_info(device)
+    each = 2 * 60 * width * tile_height * tile_width * 2
+    return max(1, min(16, math.floor(0.7 * free / each)))
+
+
+def account(made: Made, source: Samples) -> dict[str, Any]:
+    """`metadata.quality` of the result."""
+    return fidelity.measure(made.rgb, source, rows=made.rows, columns=made.columns).to_dict()
