@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hiresfix import fetching, weightfiles
+from hiresfix import weightfiles
 from hiresfix.catalog import find_weights
 from hiresfix.errors import ConfigurationError, WeightsError
 from hiresfix.home import home
@@ -109,6 +109,8 @@ class Store:
         Raises Unreachable where trying again can help, FetchError, or WeightsError for a file that is not the right
         one, of which nothing is kept.
         """
+        from hiresfix import fetching  # here: the engine, which only looks files up, loads no HTTP client
+
         known = self.installed().get(offer.name)
         if known is not None and known.path.is_file():
             return known

@@ -247,8 +247,9 @@ def test_passes_are_twos_each_less_creative_with_a_seed_of_its_own(monkeypatch: 
 
     monkeypatch.setattr(clarity._Pass, "run", note)
     monkeypatch.setattr(clarity, "_conditioning", lambda model, recipe: (None, ()))
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=None, codec=Folded())  # type: ignore[arg-type] # stand-ins
     with pytest.raises(Seen):
-        clarity.run(None, None, photo(4, 4), recipe(scale=8, creativity=0.5), lambda f: None)  # type: ignore[arg-type] # not used
+        clarity.run(model, None, photo(4, 4), recipe(scale=8, creativity=0.5), lambda f: None)  # type: ignore[arg-type] # not used
     assert seen == [(0.5, 5), (0.4, 6), (0.32, 7)]
 
 

@@ -333,6 +333,6 @@ def peak(side: int, budget: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' account of resident memory")
 def test_memory_follows_the_budget_and_not_the_picture() -> None:
-    free, bound = peak(96, 2000 * MIB), peak(128, 24 * MIB)
-    assert free > 60 * MIB  # 384 x 384 pixels of 32 channels, several times
-    assert bound < 0.6 * free  # at 1.8 times the pixels
+    free, bound = peak(160, 2000 * MIB), peak(160, 24 * MIB)
+    assert free > 150 * MIB  # 640 x 640 pixels of 32 channels, several times
+    assert bound < 0.6 * free
