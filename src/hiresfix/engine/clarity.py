@@ -103,7 +103,7 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
             creativity=recipe.creativity * CREATIVITY_OF_NEXT_PASS**number,
             seed=(recipe.seed + number) % (MAX_SEED + 1),
         )
-        rgb, grid = one.run(rgb, _portion(report, begun, share))
+        rgb, grid = one.run(rgb, enlarging.portion(report, begun, share))
     assert grid is not None
     if recipe.colour_lock and not recipe.classic:
         fidelity.lock_colours(rgb, source, strength=recipe.colour_lock)
@@ -150,7 +150,7 @@ class _Pass:
         evaluations = self.sampler.evaluations * (len(sigmas) - 2) + 1
         work = (_ENLARGING * (self.factor > 1), _ENCODING, _EVALUATION * evaluations, _DECODING)
         enlarging_, encoding, diffusing, decoding = (
-            _portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
+            enlarging.portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
         )
         enlarged = self._enlarged(rgb, enlarging_)
         latent = self.model.codec.encode(enlarged, encoding)
@@ -237,15 +237,8 @@ def hint(rgb: Samples, height: int, width: int, factor: int) -> Tensor:
         y = (y.clamp(0, 1) * 255).round() / 255
         rows = min(_BAND, h - top)
         made[:, :, top * factor : (top + rows) * factor] = y[:, :, (top - low) * factor : (top - low + rows) * factor]
-    rows_of = _mirrored(height, h * factor)
-    return made[:, :, rows_of][..., _mirrored(width, w * factor)]
-
-
-def _mirrored(wanted: int, side: int) -> Tensor:
-    """Indices 0, 1, ... side - 1, side - 2, ... of which there are `wanted`."""
-    period = max(1, 2 * (side - 1))
-    index = torch.arange(wanted) % period
-    return torch.where(index < side, index, period - index)
+    rows_of = resampling.mirrored(h * factor, height)
+    return made[:, :, rows_of][..., resampling.mirrored(w * factor, width)]
 
 
 def sharpened(rgb: Samples, strength: float) -> Samples:
@@ -269,10 +262,6 @@ def _borders(grid: Grid, factor: int, rgb: Samples) -> tuple[tuple[int, ...], tu
         tuple(sorted(row for row in rows if 0 < row < rgb.shape[0])),
         tuple(sorted(column for column in columns if 0 < column < rgb.shape[1])),
     )
-
-
-def _portion(report: Report, start: float, share: float) -> Report:
-    return lambda fraction: report(start + share * fraction)
 
 
 def tile_batch(device: torch.device, *, tile_height: int, tile_width: int, width: int = 320) -> int:

@@ -28,6 +28,12 @@ Report = Callable[[float], None]
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
 
+
+def portion(report: Report, start: float, share: float) -> Report:
+    """A report for a part of the work that begins at `start` of the whole and is `share` of it."""
+    return lambda fraction: report(start + share * fraction)
+
+
 STRIP_TILES = 4
 FRAME = 8
 """Input pixels by which a picture is continued beyond its sides, mirrored, and its result cut again.

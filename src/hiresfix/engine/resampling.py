@@ -82,6 +82,12 @@ def sharpen(y: Tensor, strength: float) -> Tensor:
     return y + (wanted.clamp(lowest, highest) - luma)
 
 
+def mirrored(length: int, wanted: int) -> Tensor:
+    """Indices 0, 1, ..., length - 1, length - 2, ..., and back again at 0: as many as wanted."""
+    index = torch.arange(wanted) % max(1, 2 * length - 2)
+    return torch.minimum(index, 2 * length - 2 - index) if length > 1 else torch.zeros_like(index)
+
+
 def to_tensor(rgb: Samples, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 or uint16 over the full range -> (1, 3, H, W) float32 in 0..1."""
     values = torch.from_numpy(rgb.astype(np.float32)).to(device)

@@ -124,7 +124,7 @@ class Upscaler:
                 rgb,
                 factor=factor,
                 finish=_finish(recipe, last=number == len(factors) - 1),
-                report=_portion(report, sum(work[:number]) / sum(work), work[number] / sum(work)),
+                report=enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work)),
             )
             rgb, tile = memory.with_room(tile, enlarge)
         return rgb, tile
@@ -160,10 +160,6 @@ def _finish(recipe: Recipe, *, last: bool) -> Finish:
     rounds = resampling.rounds(recipe.resemblance)
     strength = recipe.sharpen if last else 0.0
     return lambda y, x: resampling.sharpen(resampling.follow(y.clamp(0, 1), x, rounds), strength)
-
-
-def _portion(report: Report, start: float, share: float) -> Report:
-    return lambda fraction: report(start + share * fraction)
 
 
 def _rising(report: Report) -> Report:

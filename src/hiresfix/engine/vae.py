@@ -267,11 +267,5 @@ def _crop_pixels(pixels: Pixels, rows: Span, columns: Span) -> Tensor:
             crop = torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1)[None]
     for axis, wanted in ((2, rows.length), (3, columns.length)):
         if crop.shape[axis] < wanted:
-            crop = crop.index_select(axis, _mirrored(crop.shape[axis], wanted).to(crop.device))
+            crop = crop.index_select(axis, resampling.mirrored(crop.shape[axis], wanted).to(crop.device))
     return crop
-
-
-def _mirrored(length: int, wanted: int) -> Tensor:
-    """Indices 0, 1, ..., length - 1, length - 2, ..., and back again at 0: as many as wanted."""
-    index = torch.arange(wanted) % max(1, 2 * length - 2)
-    return torch.minimum(index, 2 * length - 2 - index) if length > 1 else torch.zeros_like(index)
