@@ -15,8 +15,9 @@ INSTALLED := .venv/.installed
 demo: install
 	@$(BIN)/python examples/demo.py --out demo
 
+# One test process a core, one thread a process: two threads that share a core wait for each other.
 test: check
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: install
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
