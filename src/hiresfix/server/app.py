@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, Unavailable
 from hiresfix.server import api, db, downloads
-from hiresfix.server.api import Service
+from hiresfix.server.api.context import Service
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
 from hiresfix.server.queue import Queue

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from hiresfix import wire
 from hiresfix.errors import Expired, NotFound
 from hiresfix.server import jobs
-from hiresfix.server.api import service
+from hiresfix.server.api.context import service
 from hiresfix.server.jobs import Job
 
 router = APIRouter()

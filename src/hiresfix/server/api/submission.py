@@ -1,11 +1,9 @@
-"""The routes under /v2: each tells its story in the order that api-contract.md 4.6 gives."""
+"""Accepting an enlargement: from the request's bytes to a job that is paid for and waits."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from dataclasses import dataclass
 from secrets import randbelow
 from uuid import UUID, uuid4
 
@@ -19,7 +17,6 @@ from hiresfix.errors import (
     FetchError,
     HiresfixError,
     InsufficientCredits,
-    InvalidJobId,
     InvalidRequest,
     NotFound,
     PictureError,
@@ -27,13 +24,11 @@ from hiresfix.errors import (
     StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
-from hiresfix.server import credits, db, gate, jobs, outbound, uploads
+from hiresfix.server import credits, gate, jobs, outbound, uploads
 from hiresfix.server.accounts import Caller
+from hiresfix.server.api.context import Service, caller_of, service
 from hiresfix.server.config import Settings
-from hiresfix.server.db import Database
 from hiresfix.server.jobs import Source, Submission
-from hiresfix.server.queue import Queue
-from hiresfix.server.storage import Storage
 from hiresfix.server.uploads import Probed
 from hiresfix.wire import UpscaleRequest
 
@@ -41,42 +36,14 @@ log = structlog.get_logger(__name__)
 router = APIRouter()
 
 UPSCALE = "/v2/images/upscale"
-STORE_SECONDS = 5.0
 PARSED_AT_ONCE = 64 * 1024
 """Bytes; a picture as a data URI takes half a second to parse, in which nobody else may be kept waiting."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Service:
-    """What a route works with; one a process, made when the application starts."""
-
-    settings: Settings
-    database: Database
-    storage: Storage
-    queue: Queue
-    decoding: asyncio.Semaphore
-    """How many pictures are decoded at once: each may take a gigabyte."""
-    store_known_until: float = 0.0
-
-
-def service(request: Request) -> Service:
-    found = request.app.state.service
-    assert isinstance(found, Service)
-    return found
-
-
-async def _caller(request: Request) -> Caller:
-    return await gate.admit(
-        service(request).database,
-        api_key=request.headers.get("x-api-key"),
-        authorization=request.headers.get("authorization"),
-    )
 
 
 @router.post(UPSCALE)
 async def upscale(request: Request) -> JSONResponse:
     """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id."""
-    own, caller = service(request), await _caller(request)
+    own, caller = service(request), await caller_of(request)
     body = await _body(request, own.settings.max_body_bytes)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
     asked = await _parse(body, request.headers.get("content-type"), own.settings)
@@ -226,41 +193,3 @@ async def _submit(
             await own.storage.delete(source_key)
         raise
     return job
-
-
-@router.get("/v2/jobs/{job_id}")
-async def get_job(request: Request, job_id: str) -> JSONResponse:
-    own, caller = service(request), await _caller(request)
-    async with own.database.transaction() as tx:
-        found = await jobs.get(tx, _job_id(job_id), caller=caller)
-    body = wire.job(found, public_url=own.settings.public_url)
-    return JSONResponse(body, headers={"Cache-Control": "no-store"})
-
-
-def _job_id(text: str) -> UUID:
-    try:
-        parsed = UUID(text)
-    except ValueError as error:
-        raise InvalidJobId from error
-    if str(parsed) != text.lower():  # UUID() also reads braces, urn: and missing dashes
-        raise InvalidJobId
-    return parsed
-
-
-@router.get("/healthz")
-async def healthz() -> JSONResponse:
-    """The process is alive."""
-    return JSONResponse({"status": "ok"})
-
-
-@router.get("/readyz")
-async def readyz(request: Request) -> JSONResponse:
-    """The process can serve: database and store answer."""
-    own = service(request)
-    async with own.database.transaction() as tx:
-        await db.value(tx, "select 1 from teams limit 1")
-    # Anyone may ask, any number of times: the store is tried once in a while.
-    if time.monotonic() >= own.store_known_until:
-        await own.storage.check()
-        own.store_known_until = time.monotonic() + STORE_SECONDS
-    return JSONResponse({"status": "ok"})

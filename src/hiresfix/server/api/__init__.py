@@ -1,0 +1,12 @@
+"""The routes of the API by topic; each tells its story in the order that api-contract.md 4.6 gives.
+
+A topic is a module with a `router`; it may know the domain below, and of this package only `context`.
+"""
+
+from fastapi import APIRouter
+
+from hiresfix.server.api import about, jobs, submission
+
+router = APIRouter()
+for topic in (submission, jobs, about):
+    router.include_router(topic.router)
