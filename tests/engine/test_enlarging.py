@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 from hiresfix.catalog import find_weights
 from hiresfix.engine import enlarging, memory, resampling, weights
 from hiresfix.engine.esrgan import Network, RRDBNet, SRVGGNetCompact
+from hiresfix.engine.tiling import Part
 from hiresfix.errors import Cancelled, EngineFailed
 from tests.pictures import photo
 
@@ -92,6 +94,36 @@ def test_a_network_that_adds_nothing_repeats_every_sample_exactly(dtype: type[np
     result = enlarging.enlarge(copying(), rgb, tile, factor=4, finish=lambda y, x: y, report=lambda fraction: None)
     assert result.dtype == dtype
     np.testing.assert_array_equal(result, rgb.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize(("width", "height", "tile"), [(300, 90, 32), (40, 200, 32), (24, 20, 64)])
+def test_borders_are_where_strips_and_bands_begin(
+    width: int, height: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = copying()
+    begun: set[tuple[str, int]] = set()
+    framed, bands = enlarging._framed, enlarging._bands
+
+    def note_strip(rgb: Any, strip: Part) -> Any:
+        begun.add(("column", strip.core.start))
+        return framed(rgb, strip)
+
+    def note_bands(*args: Any) -> Any:
+        top = -enlarging.FRAME
+        for band, last in bands(*args):
+            begun.add(("row", top))
+            top += band.shape[2]
+            yield band, last
+
+    monkeypatch.setattr(enlarging, "_framed", note_strip)
+    monkeypatch.setattr(enlarging, "_bands", note_bands)
+    enlarge(network, photo(width, height), tile)
+    rows, columns = enlarging.borders(network, height, width, tile)
+    inside = {("row", row) for row in rows} | {("column", column) for column in columns}
+    assert inside <= begun
+    assert {column for kind, column in begun if kind == "column"} == {0, *columns}
+    if not columns:
+        assert {row for kind, row in begun if kind == "row" and 0 < row < height} == set(rows)
 
 
 @pytest.mark.parametrize("name", ["realsr-df2k", "realesrgan-x4plus-anime"])

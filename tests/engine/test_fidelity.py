@@ -248,6 +248,14 @@ def test_a_seam_of_one_level_shows_on_a_gradient_and_more_so_after_a_contrast_st
     assert stretched > 1.5 * seam_ratio(planted(rgb, 257), **grid(rgb))
 
 
+@pytest.mark.parametrize("scale", [4, 8])
+def test_the_pattern_that_enlarging_leaves_is_no_seam(scale: int) -> None:
+    source = photograph(2)[:64, :64]
+    repeated = source.repeat(scale, 0).repeat(scale, 1)
+    borders = range(64 * scale // 4, 64 * scale, 64 * scale // 4)
+    assert seam_ratio(repeated, rows=borders, columns=borders) == pytest.approx(1, abs=0.4)
+
+
 def test_a_flat_picture_and_one_without_borders_have_no_seams() -> None:
     flat = np.full((200, 200, 3), 77, np.uint8)
     assert seam_ratio(flat, **grid(flat)) == pytest.approx(1)
@@ -261,7 +269,10 @@ def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     rgb = photograph(4)
     source = shrunk(rgb, 2)
     quality = measure(rgb, source, **grid(rgb))
-    assert quality.drift_db == pytest.approx(resampling.drift(rgb, source), abs=0.05)
+    small = np.asarray(Image.fromarray(rgb).resize(source.shape[1::-1], Image.Resampling.BICUBIC), np.float64)
+    assert quality.drift_db == pytest.approx(
+        20 * np.log10(255 / np.sqrt(np.mean((small - source) ** 2))), abs=3
+    )  # it rounds to 8 bits
     assert quality.ciede2000_mean < 1
     assert quality.ciede2000_mean < quality.ciede2000_p95 < 3
     assert quality.shift_px < 0.01
@@ -270,6 +281,12 @@ def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     shown = quality.to_dict()
     assert shown["drift_db"] == round(quality.drift_db, 3)
     assert shown["alive"] is True
+
+
+def test_drift_of_a_shift_in_brightness_is_its_decibels_and_of_nothing_is_the_cap() -> None:
+    source, brighter = (np.full((10, 12, 3), level, np.uint8) for level in (100, 105))
+    assert measure(enlarged(brighter, 4), source).drift_db == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)
+    assert measure(enlarged(source, 4), source).drift_db == fidelity.MOST_DRIFT_DB
 
 
 def test_a_colour_shift_shows_as_the_difference_it_is_and_locking_takes_it_out() -> None:

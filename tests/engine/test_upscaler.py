@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ from hiresfix.catalog import WEIGHTS, WeightFile
 from hiresfix.engine import enlarging, memory, upscaler
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.esrgan import SRVGGNetCompact
+from hiresfix.engine.fidelity import Quality
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.errors import Cancelled, EngineFailed, WeightsError
 from hiresfix.images import Picture
@@ -132,6 +133,25 @@ def test_the_account_is_plain_json_and_names_weights_device_and_quality(engine: 
     assert account["tile"] == 64
     assert account["warnings"] == []
     assert account["engine"].startswith("faithful")
+
+
+@pytest.mark.parametrize("recipe", [FAITHFUL, CREATIVE], ids=["faithful", "creative"])
+def test_the_account_has_every_figure_of_quality(engine: Upscaler, recipe: Recipe) -> None:
+    """The picture is wide enough to be cut into strips, so that there are borders to judge."""
+    wide = replace(recipe, tile=32, resemblance=0.6)
+    quality = engine.run(Picture(rgb=photo(300, 80)), wide, silent).metadata["quality"]
+    assert set(quality) == {field.name for field in fields(Quality)}
+    assert quality["drift_db"] >= 34
+    assert 0 < quality["ciede2000_mean"] <= 1
+    assert quality["ciede2000_mean"] < quality["ciede2000_p95"] <= 3
+    assert 0 < quality["shift_px"] <= 0.1
+    assert quality["seam_ratio"] == pytest.approx(1, abs=0.1)
+    assert quality["seam_ratio_stretched"] == pytest.approx(1, abs=0.15)
+    assert quality["alive"] is True
+
+
+def test_a_picture_computed_in_one_piece_has_no_seam_to_judge(engine: Upscaler) -> None:
+    assert engine.run(Picture(rgb=photo(24, 20)), FAITHFUL, silent).metadata["quality"]["seam_ratio"] is None
 
 
 def test_the_creative_engine_says_what_does_not_act_yet(engine: Upscaler) -> None:

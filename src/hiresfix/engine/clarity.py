@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -274,8 +274,3 @@ def tile_batch(device: torch.device, *, tile_height: int, tile_width: int, width
     free, _ = torch.cuda.mem_get_info(device)
     each = 2 * 60 * width * tile_height * tile_width * 2
     return max(1, min(16, math.floor(0.7 * free / each)))
-
-
-def account(made: Made, source: Samples) -> dict[str, Any]:
-    """`metadata.quality` of the result."""
-    return fidelity.measure(made.rgb, source, rows=made.rows, columns=made.columns).to_dict()

@@ -51,9 +51,8 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
     """
     height, width = rgb.shape[:2]
     result = np.empty((height * factor, width * factor, 3), rgb.dtype)
-    halo = network.halo + resampling.REACH
     tile += -tile % _ALIGN
-    strips = tiling.parts(width, most=STRIP_TILES * tile, halo=halo, align=_ALIGN)
+    strips = _strips(network, width, tile)
     total = network.work * (height + 2 * FRAME) * sum(strip.window.length for strip in strips)
     done = 0
 
@@ -70,6 +69,27 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
             target = result[:, strip.core.scaled(factor).slice]
             target[rows.start - FRAME * factor : rows.end - FRAME * factor] = resampling.to_samples(seen, rgb.dtype)
     return result
+
+
+def borders(network: Network, height: int, width: int, tile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The rows and columns of a picture behind which `enlarge` takes up the next band or strip."""
+    tile += -tile % _ALIGN
+    strips = _strips(network, width, tile)
+    framed = strips[0].window.length + FRAME * (1 + (len(strips) == 1))
+    rows = [part.core.start - FRAME for part in _cut(height + 2 * FRAME, framed, tile)]
+    columns = [strip.core.start for strip in strips]
+    return tuple(row for row in rows if 0 < row < height), tuple(columns[1:])
+
+
+def _strips(network: Network, width: int, tile: int) -> list[Part]:
+    return tiling.parts(width, most=STRIP_TILES * tile, halo=network.halo + resampling.REACH, align=_ALIGN)
+
+
+def _cut(height: int, width: int, tile: int) -> list[Part]:
+    """A framed strip's bands of rows, of a tile's worth of pixels each."""
+    # The frame counts as nothing, so that a picture of one tile is not cut for its sake.
+    rows = max(_ALIGN, (tile + 2 * FRAME) ** 2 // width // _ALIGN * _ALIGN)
+    return tiling.parts(height, most=rows, align=_ALIGN)
 
 
 def _framed(rgb: Samples, strip: Part) -> tuple[Samples, Span]:
@@ -107,12 +127,10 @@ def _flow(
 
 
 def _bands(network: Network, strip: Samples, tile: int) -> Iterator[tuple[Tensor, bool]]:
-    """The strip's rows as tensors, a tile's worth of pixels each, and whether these are the last."""
+    """The strip's rows as tensors, and whether these are the last."""
     height, width = strip.shape[:2]
     device = next(network.parameters()).device
-    # The frame counts as nothing, so that a picture of one tile is not cut for its sake.
-    rows = max(_ALIGN, (tile + 2 * FRAME) ** 2 // width // _ALIGN * _ALIGN)
-    for part in tiling.parts(height, most=rows, align=_ALIGN):
+    for part in _cut(height, width, tile):
         last = part.core.end == height
         x = resampling.to_tensor(strip[part.core.slice], device)
         # A picture whose sides are no multiples of what the network folds together is continued by its border.

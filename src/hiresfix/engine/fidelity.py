@@ -24,6 +24,7 @@ from hiresfix.engine.enlarging import Samples
 
 Floats = NDArray[np.float64]
 
+MOST_DRIFT_DB = 100.0
 RADIUS = 8.0
 """Input pixels; wide enough that the network keeps its own textures, far narrower than a tile."""
 _CELLS = 4
@@ -38,7 +39,9 @@ _MOST_PIXELS = 1 << 22
 _MOST_COLOURS = 1 << 16
 _MOST_BORDERS = 16
 _SEGMENT = 64
-_OFFSETS = (-12, -9, -6, 6, 9, 12)
+_OFFSETS = (-24, -16, -8, 8, 16, 24)
+"""Of the lines a border is compared with: multiples of 8, because the steps of an enlarged picture repeat with its
+scale, and these lie at the border's place in that pattern."""
 _VISIBLE = 0.25 / 255
 _LUMA = (0.299, 0.587, 0.114)
 _CPU = torch.device("cpu")
@@ -306,7 +309,7 @@ class _Sums:
     @property
     def drift_db(self) -> float:
         mean = self.squares / self.values
-        return min(resampling.MOST_DRIFT_DB, -10 * math.log10(mean)) if mean > 0 else resampling.MOST_DRIFT_DB
+        return min(MOST_DRIFT_DB, -10 * math.log10(mean)) if mean > 0 else MOST_DRIFT_DB
 
     @property
     def shift(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What surrounds a network: changing sizes, following the input, sharpening, and measuring how far it drifted.
+"""What surrounds a network: changing sizes, following the input and sharpening.
 
 Guarantees: every operation is local (the reach of each is stated, so that tiles can carry a halo for it),
 moves nothing by a fraction of a pixel and renormalises its kernel at the picture's border. Tensors are float32
@@ -20,7 +20,6 @@ Samples = NDArray[Any]
 
 REACH = 16
 """Input pixels beyond which a reduction, nine rounds of `follow` and `sharpen` see nothing that would show."""
-MOST_DRIFT_DB = 100.0
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -98,21 +97,3 @@ def to_samples(y: Tensor, dtype: np.dtype[Any]) -> Samples:
     """The inverse of `to_tensor`: values beyond 0..1 are cut off, the rest rounded to the nearest sample."""
     values = (y[0].permute(1, 2, 0).clamp(0, 1) * np.iinfo(dtype).max).round()
     return values.cpu().numpy().astype(dtype)
-
-
-def drift(result: Samples, source: Samples, *, band: int = 256) -> float:
-    """How well `result`, scaled down, still is `source`: PSNR in dB, at most `MOST_DRIFT_DB`.
-
-    Works in bands of `band` source rows, so needs no float copy of either picture.
-    """
-    height, width = source.shape[:2]
-    scale = result.shape[0] // height
-    cpu = torch.device("cpu")
-    squares = 0.0
-    for top in range(0, height, band):
-        low, high = max(0, top - 4), min(height, top + band + 4)
-        shrunk = resize(to_tensor(result[low * scale : high * scale], cpu), high - low, width)
-        miss = (shrunk - to_tensor(source[low:high], cpu))[..., top - low : top - low + band, :]
-        squares += float(miss.square().sum(dtype=torch.float64))
-    mean = squares / source.size
-    return MOST_DRIFT_DB if mean == 0 else min(MOST_DRIFT_DB, float(-10 * np.log10(mean)))

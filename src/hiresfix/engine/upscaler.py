@@ -17,7 +17,7 @@ import torch
 
 from hiresfix import images
 from hiresfix.catalog import find_weights
-from hiresfix.engine import enlarging, ganprior, memory, resampling, weights
+from hiresfix.engine import enlarging, fidelity, ganprior, memory, resampling, weights
 from hiresfix.engine.enlarging import Finish, Report, Samples
 from hiresfix.engine.esrgan import Network
 from hiresfix.errors import EngineFailed, WeightsError
@@ -39,11 +39,20 @@ class Upscaled:
     """`metadata` holds plain JSON values.
 
     engine; weights [{name, sha256}]; device; dtype; tile: the longest side computed at once in input pixels, or both
-    sides in latent pixels; warnings, one sentence each; quality: PSNR of the result scaled down against the input
-    (drift_db) and, of a diffusion, all of `fidelity.Quality`.
+    sides in latent pixels; warnings, one sentence each; quality: `fidelity.Quality` of whatever engine made it.
     """
 
     picture: Picture
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What an engine gives: the pixels, where in them pieces computed apart meet, and its part of the metadata."""
+
+    rgb: Samples
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
     metadata: dict[str, Any]
 
 
@@ -70,29 +79,41 @@ class Upscaler:
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
-        result, metadata = make(rgb, recipe, report)
-        _refuse_black(result, rgb)
+        made = make(rgb, recipe, report)
+        _refuse_black(made.rgb, rgb)
         alpha = picture.alpha
         if alpha is not None:
-            alpha = images.enlarge_alpha(alpha, result.shape[1], result.shape[0])
+            alpha = images.enlarge_alpha(alpha, made.rgb.shape[1], made.rgb.shape[0])
+        metadata = made.metadata | {
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quality": fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns).to_dict(),
+        }
         report(1.0)
-        metadata |= {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}
-        return Upscaled(picture=replace(picture, rgb=result, alpha=alpha), metadata=metadata)
+        return Upscaled(picture=replace(picture, rgb=made.rgb, alpha=alpha), metadata=metadata)
 
-    def _enlarged(self, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, dict[str, Any]]:
+    def _enlarged(self, rgb: Samples, recipe: Recipe, report: Report) -> _Made:
         """By the network alone, following the input."""
         weight, network = self._network(recipe.enlarger)
         result, tile = self._passes(network, rgb, recipe, report)
         creative = recipe.engine is Engine.GAN_PRIOR
-        return result, {
+        last = passes(recipe.scale, network.scale)[-1]
+        height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
+        rows, columns = enlarging.borders(network, height, width, tile)
+        metadata = {
             "engine": ganprior.NAME if creative else FAITHFUL_NAME,
             "weights": [weight],
             "tile": tile,
             "warnings": ganprior.warnings(recipe) if creative else [],
-            "quality": {"drift_db": round(resampling.drift(result, rgb), 2)},
         }
+        return _Made(
+            rgb=result,
+            rows=tuple(row * last for row in rows),
+            columns=tuple(column * last for column in columns),
+            metadata=metadata,
+        )
 
-    def _diffused(self, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, dict[str, Any]]:
+    def _diffused(self, rgb: Samples, recipe: Recipe, report: Report) -> _Made:
         """By the hi-res fix."""
         from hiresfix.engine import assembly, clarity  # they take seconds, which a faithful upscale need not wait
 
@@ -103,13 +124,13 @@ class Upscaler:
             self._assembled = assembly.key(recipe), assembled
         assembled = self._assembled[1]
         made = clarity.run(assembled.model, network, rgb, recipe, report)
-        return made.rgb, {
+        metadata = {
             "engine": "clarity-classic" if recipe.classic else "clarity",
             "weights": [weight, *({"name": file.name, "sha256": file.sha256} for file in assembled.files)],
             "tile": [recipe.tile_height, recipe.tile_width],
             "warnings": list(made.warnings),
-            "quality": clarity.account(made, rgb),
         }
+        return _Made(rgb=made.rgb, rows=made.rows, columns=made.columns, metadata=metadata)
 
     def _passes(self, network: Network, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, int]:
         """The picture at `recipe.scale` in as many passes as the network needs, and the tile that fitted."""
