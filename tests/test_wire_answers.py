@@ -82,6 +82,8 @@ def test_a_completed_job_shows_everything() -> None:
         "startedAt": "2026-03-15T10:00:01.000Z",
         "completedAt": "2026-03-15T10:00:32.005Z",
         "expired": False,
+        "queuePosition": None,
+        "etaSeconds": None,
         "seed": 7,
         "width": 2048,
         "height": 1536,

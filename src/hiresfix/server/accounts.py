@@ -34,6 +34,23 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a caller may know of the user, the team and the key behind a request."""
+
+    user_id: UUID
+    email: str
+    role: str
+    team_id: UUID
+    team_name: str
+    credits: int
+    plan: str
+    max_concurrent_jobs: int
+    key_id: UUID
+    key_name: str
+    key_prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """An API key as it may be shown again: everything but the key itself."""
 
@@ -80,6 +97,19 @@ async def authenticate(tx: Tx, key: str | None) -> Caller:
     if stale:
         await db.execute(tx, "update api_keys set last_used_at = now() where id = %(id)s", id=key_id)
     return Caller(user=user, team=team, key=key_id, role=role)
+
+
+async def profile(tx: Tx, caller: Caller) -> Profile:
+    found = await db.one(
+        tx,
+        Profile,
+        "select u.id as user_id, u.email, u.role, t.id as team_id, t.name as team_name, t.credits, t.plan,"
+        " t.max_concurrent_jobs, k.id as key_id, k.name as key_name, k.prefix as key_prefix"
+        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id where k.id = %(key)s",
+        key=caller.key,
+    )
+    assert found is not None
+    return found
 
 
 async def create_key(tx: Tx, name: str, *, user: UUID) -> str:

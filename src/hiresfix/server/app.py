@@ -27,8 +27,10 @@ from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, Unavailable
 from hiresfix.server import api, db, downloads
 from hiresfix.server.api.context import Service
+from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.outlook import Outlook
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 
@@ -44,12 +46,15 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Database(database_url, max_size=20, name="hiresfix-api") as database:
+        changes = Changes(database_url)
+        async with Database(database_url, max_size=20, name="hiresfix-api") as database, changes.listening():
             app.state.service = Service(
                 settings=settings,
                 database=database,
                 storage=Storage.open(settings.storage_location),
                 queue=Queue(database_url),
+                changes=changes,
+                outlook=Outlook(database),
                 decoding=asyncio.Semaphore(DECODING),
             )
             yield

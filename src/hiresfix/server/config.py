@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     retention_days: float = Field(default=90.0, gt=0)
     input_retention_hours: float = Field(default=0.0, ge=0)
     """Keep a finished job's input for so long (debugging)."""
+    max_wait_seconds: float = Field(default=20.0, ge=0, le=60)
+    """What `Prefer: wait=N` can make a submission wait for its job, counted from the request's arrival."""
+    max_event_streams: int = Field(default=20, gt=0)
+    """Event streams that one API key may have open in one API process."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("database_url")

@@ -251,8 +251,13 @@ def _may_see(caller: Caller, job: Job) -> bool:
     return caller.user == job.user_id or (caller.role in ("OWNER", "ADMIN") and caller.team == job.team_id)
 
 
+async def find(tx: Tx, rest: LiteralString, **values: object) -> list[Job]:
+    """The jobs that the rest of a select statement (where, order, limit) names."""
+    return await db.every(tx, Job, _SELECT + rest, **values)
+
+
 async def newest(tx: Tx, *, limit: int) -> list[Job]:
-    return await db.every(tx, Job, _SELECT + " order by created_at desc, id desc limit %(limit)s", limit=limit)
+    return await find(tx, " order by created_at desc, id desc limit %(limit)s", limit=limit)
 
 
 # Work -----------------------------------------------------------------------------------------------------------

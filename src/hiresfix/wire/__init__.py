@@ -6,6 +6,7 @@ No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfi
 entry there and nothing here.
 """
 
+from hiresfix.wire.about import me, model_entry
 from hiresfix.wire.locations import (
     data_uri,
     own_result,
@@ -14,6 +15,7 @@ from hiresfix.wire.locations import (
 )
 from hiresfix.wire.params import json_schema
 from hiresfix.wire.parse import EVENTS, Hook, UpscaleRequest, idempotency_key, parse_upscale, stored_input
+from hiresfix.wire.queries import JobQuery, Place, cursor, parse_job_query, parse_modality, preferred_wait, uuid
 from hiresfix.wire.render import (
     JobView,
     accepted,
@@ -22,15 +24,19 @@ from hiresfix.wire.render import (
     hook_body,
     invalid_param,
     job,
+    job_list,
     timestamp,
 )
 
 __all__ = [
     "EVENTS",
     "Hook",
+    "JobQuery",
     "JobView",
+    "Place",
     "UpscaleRequest",
     "accepted",
+    "cursor",
     "data_uri",
     "error_body",
     "error_headers",
@@ -38,11 +44,18 @@ __all__ = [
     "idempotency_key",
     "invalid_param",
     "job",
+    "job_list",
     "json_schema",
+    "me",
+    "model_entry",
     "own_result",
+    "parse_job_query",
+    "parse_modality",
     "parse_result_path",
     "parse_upscale",
+    "preferred_wait",
     "result_path",
     "stored_input",
     "timestamp",
+    "uuid",
 ]

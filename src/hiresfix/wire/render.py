@@ -8,7 +8,7 @@ Renders what it is shown; reads no database and no clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 from hiresfix.catalog import Model
 from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, RateLimited, Unavailable
 from hiresfix.wire.locations import result_path
+from hiresfix.wire.queries import Place, cursor
 
 _UNPAID = ("FAILED", "CANCELLED")
 
@@ -71,11 +72,23 @@ def accepted(job_id: UUID, state: str = "QUEUED") -> dict[str, Any]:
     return {"jobId": str(job_id), "status": "FAILED" if state == "CANCELLED" else state}
 
 
-def job(view: JobView, *, public_url: str, with_input: bool = True) -> dict[str, Any]:
-    """The Job object; lists leave `input` out.
+class ForecastView(Protocol):
+    """What rendering reads of a forecast: `position` in the queue, `seconds` until the job is done; None: unknown."""
+
+    @property
+    def position(self) -> int | None: ...
+    @property
+    def seconds(self) -> int | None: ...
+
+
+def job(
+    view: JobView, *, public_url: str, with_input: bool = True, forecast: ForecastView | None = None
+) -> dict[str, Any]:
+    """The Job object; lists leave `input` out. A forecast is shown for an unfinished job only.
 
     A job that waits again after losing its worker keeps its progress: it never moves backwards for a client.
     """
+    expected = forecast if view.completed_at is None else None
     body = {
         "id": str(view.id),
         "status": view.state,
@@ -89,12 +102,20 @@ def job(view: JobView, *, public_url: str, with_input: bool = True) -> dict[str,
         "startedAt": _optional_timestamp(view.started_at),
         "completedAt": _optional_timestamp(view.completed_at),
         "expired": view.expired,
+        "queuePosition": expected and expected.position,
+        "etaSeconds": expected and expected.seconds,
         "seed": view.seed,
         "width": view.width,
         "height": view.height,
         "metadata": None if view.metadata is None else dict(view.metadata),
     }
     return {**body, "input": dict(view.input)} if with_input else body
+
+
+def job_list(jobs: Sequence[Mapping[str, Any]], after: Place | None, models: Sequence[str] | None) -> dict[str, Any]:
+    """A page of Job objects; `after`: where the next one begins, None on the last."""
+    body = {"jobs": list(jobs), "nextCursor": cursor(after) if after else None, "hasMore": after is not None}
+    return body if models is None else {**body, "models": list(models)}
 
 
 def hook_body(event: str, view: JobView, public_url: str) -> bytes:

@@ -8,12 +8,36 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
-from hiresfix.server import db
-from hiresfix.server.api.context import service
+from hiresfix import wire
+from hiresfix.catalog import MODELS
+from hiresfix.server import accounts, db
+from hiresfix.server.api.context import caller_of, service
 
 router = APIRouter()
 
 STORE_SECONDS = 5.0
+
+
+@router.get("/v2/me")
+async def me(request: Request) -> JSONResponse:
+    """Who is calling, on whose credits. Clients ask it to check a key, so it is one look-up."""
+    own, caller = service(request), await caller_of(request)
+    async with own.database.transaction() as tx:
+        profile = await accounts.profile(tx, caller)
+    return JSONResponse(wire.me(profile), headers={"Cache-Control": "no-store"})
+
+
+@router.get("/v2/models")
+async def models(request: Request) -> JSONResponse:
+    """The catalog, for anybody: keys are not looked at, so that a wrong one is no error either."""
+    own = service(request)
+    modality = wire.parse_modality(request.query_params)
+    offered = MODELS if modality in (None, "image") else ()
+    paces = {model.id: await own.outlook.pace(model.id) for model in offered}
+    entries = [
+        wire.model_entry(model, seconds=pace.seconds if (pace := paces[model.id]) else None) for model in offered
+    ]
+    return JSONResponse({"models": entries}, headers={"Cache-Control": "public, max-age=60"})
 
 
 @router.get("/healthz")

@@ -9,8 +9,10 @@ from starlette.requests import Request
 
 from hiresfix.server import gate
 from hiresfix.server.accounts import Caller
+from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.outlook import Outlook
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 
@@ -23,6 +25,8 @@ class Service:
     database: Database
     storage: Storage
     queue: Queue
+    changes: Changes
+    outlook: Outlook
     decoding: asyncio.Semaphore
     """How many pictures are decoded at once: each may take a gigabyte."""
     store_known_until: float = 0.0

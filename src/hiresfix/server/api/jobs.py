@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -10,26 +11,40 @@ from starlette.requests import Request
 
 from hiresfix import wire
 from hiresfix.errors import InvalidJobId
-from hiresfix.server import jobs
-from hiresfix.server.api.context import caller_of, service
+from hiresfix.server import jobs, listing
+from hiresfix.server.api.context import Service, caller_of, service
+from hiresfix.server.jobs import Job
 
 router = APIRouter()
+
+
+@router.get("/v2/jobs")
+async def list_jobs(request: Request) -> JSONResponse:
+    """A page of jobs, newest first."""
+    own, caller = service(request), await caller_of(request)
+    query = wire.parse_job_query(request.query_params)
+    async with own.database.transaction() as tx:
+        page = await listing.page(tx, caller, query)
+    body = wire.job_list([await shown(own, job, with_input=False) for job in page.jobs], page.after, page.models)
+    return JSONResponse(body, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/v2/jobs/{job_id}")
 async def get_job(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     async with own.database.transaction() as tx:
-        found = await jobs.get(tx, _job_id(job_id), caller=caller)
-    body = wire.job(found, public_url=own.settings.public_url)
-    return JSONResponse(body, headers={"Cache-Control": "no-store"})
+        found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
+    return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
 
 
-def _job_id(text: str) -> UUID:
-    try:
-        parsed = UUID(text)
-    except ValueError as error:
-        raise InvalidJobId from error
-    if str(parsed) != text.lower():  # UUID() also reads braces, urn: and missing dashes
+async def shown(own: Service, job: Job, *, with_input: bool = True) -> dict[str, Any]:
+    """The Job object, with what can be told of an unfinished job's future. Call it without a transaction open."""
+    forecast = await own.outlook.of(job)
+    return wire.job(job, public_url=own.settings.public_url, with_input=with_input, forecast=forecast)
+
+
+def parse_job_id(text: str) -> UUID:
+    parsed = wire.uuid(text)
+    if parsed is None:
         raise InvalidJobId
     return parsed

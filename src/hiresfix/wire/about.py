@@ -1,0 +1,74 @@
+"""Writing what the server says of itself and of its caller: `GET /v2/models`, `GET /v2/me`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from uuid import UUID
+
+from hiresfix.catalog import Model
+from hiresfix.wire.params import json_schema
+
+
+def model_entry(model: Model, *, seconds: float | None) -> dict[str, Any]:
+    """A model as `GET /v2/models` lists it.
+
+    seconds: what its jobs took of late, measured; without it `avgSeconds` is left out, since a client may take
+    any number there for a measurement and null for none of its types.
+    """
+    entry: dict[str, Any] = {
+        "id": model.id,
+        "label": model.label,
+        "modality": "image",
+        "description": model.description,
+        "pricingMode": "flat",
+        "costMin": model.cost,
+        "costMax": model.cost,
+        "provider": model.provider,
+        "endpoint": "POST /v2/images/upscale",
+        "paramsKey": model.params_key,
+        "params": json_schema(model),
+    }
+    return entry if seconds is None else {**entry, "avgSeconds": round(seconds, 1)}
+
+
+class ProfileView(Protocol):
+    """What rendering reads of a caller's profile. `credits` are whole and not negative."""
+
+    @property
+    def user_id(self) -> UUID: ...
+    @property
+    def email(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def team_id(self) -> UUID: ...
+    @property
+    def team_name(self) -> str: ...
+    @property
+    def credits(self) -> int: ...
+    @property
+    def plan(self) -> str: ...
+    @property
+    def max_concurrent_jobs(self) -> int: ...
+    @property
+    def key_id(self) -> UUID: ...
+    @property
+    def key_name(self) -> str: ...
+    @property
+    def key_prefix(self) -> str: ...
+
+
+def me(profile: ProfileView) -> dict[str, Any]:
+    """The body of `GET /v2/me`: the fields of every published version of it (api-contract.md D15)."""
+    return {
+        "user": {"id": str(profile.user_id), "email": profile.email, "role": profile.role},
+        "team": {
+            "id": str(profile.team_id),
+            "name": profile.team_name,
+            "credits": profile.credits,
+            "plan": profile.plan,
+            "customerId": None,
+            "maxConcurrentJobs": profile.max_concurrent_jobs,
+        },
+        "apiKey": {"id": str(profile.key_id), "name": profile.key_name, "prefix": profile.key_prefix},
+    }
