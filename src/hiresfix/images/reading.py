@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL.JpegImagePlugin import JpegImageFile
 
 from hiresfix.errors import PictureError
 from hiresfix.images import containers
@@ -70,6 +71,7 @@ class _Raster:
 
     samples: Samples
     icc: bytes | None
+    quantisation: tuple[tuple[int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -102,6 +104,7 @@ def _picture(container: Container, raster: _Raster) -> Picture:
         exif=exif,
         xmp=xmp,
         dpi=(dpi[1], dpi[0]) if dpi and container.orientation >= 5 else dpi,
+        quantisation=raster.quantisation,
         notes=tuple(notes),
     )
 
@@ -133,7 +136,7 @@ def _raster(container: Container) -> _Raster:
         image.load()
         if image.mode not in _CONVERSIONS:
             raise _refusal(image.mode)
-        raster = _CONVERSIONS[image.mode](container, image)
+        raster = replace(_CONVERSIONS[image.mode](container, image), quantisation=_quantisation(image))
     if raster.samples.shape[:2] != (container.height, container.width):
         raise ValueError("the pixels have another size than the header")
     return raster if container.transparent is None else _with_transparent_colour(container, raster)
@@ -145,6 +148,13 @@ def _open(container: Container, file: bytes) -> Image.Image:
     if image.size != (container.width, container.height):
         raise ValueError("the decoder sees another size than the header")
     return image
+
+
+def _quantisation(image: Image.Image) -> tuple[tuple[int, ...], ...] | None:
+    """A JPEG's tables in the order of their numbers, of which encoders give the luminance the first."""
+    if not isinstance(image, JpegImageFile) or not image.quantization:
+        return None
+    return tuple(tuple(image.quantization[number]) for number in sorted(image.quantization))
 
 
 def _refusal(kind: str) -> PictureError:

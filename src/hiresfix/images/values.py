@@ -70,7 +70,8 @@ class Picture:
     premultiplied. alpha: (H, W) of the same dtype, or None when nothing is transparent. grey: the source had one
     channel, the three of `rgb` are equal and the output gets one channel again.
     exif: a TIFF structure without the "Exif" prefix; xmp: a packet. Neither holds a position, a thumbnail or an
-    orientation. dpi: (x, y). notes: what was changed or left out while reading, one sentence each.
+    orientation. dpi: (x, y). quantisation: the tables of 64 steps of the JPEG it was read from, luminance first.
+    notes: what was changed or left out while reading, one sentence each.
     """
 
     rgb: Samples
@@ -80,6 +81,7 @@ class Picture:
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
+    quantisation: tuple[tuple[int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
     @property
