@@ -177,3 +177,19 @@ def test_the_store_keeps_no_input_of_a_finished_job(service: Service, site: Site
     service.worker()  # housekeeping runs at its start
     wait_until(lambda: not (service.home / "files" / "sources" / job_id).exists())
     assert httpx.get(service.job(job_id)["result"]["images"][0]).status_code == 200
+
+
+def test_an_api_that_is_told_to_stop_sends_its_listeners_home_at_once(service: Service, site: Site) -> None:
+    process = service.api()
+    job = service.submit(site.add("/p.png", png(8, 8)))
+    with httpx.stream(
+        "GET", f"{service.url}/v2/jobs/{job}/events", headers={"X-API-Key": service.key}, timeout=60
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        remaining = list(lines)  # ended in order, not torn off
+    assert "event: progress" in remaining
+    process.wait(60)
+    assert "graceful shutdown exceeded" not in service.log_of(process)
+    assert "Traceback" not in service.log_of(process)

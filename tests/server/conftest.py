@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import httpx
 import psycopg
 import pytest
-import uvicorn
+from fastapi import FastAPI
 
 from hiresfix.server import accounts
-from hiresfix.server.app import create_app
+from hiresfix.server.app import Server, create_app
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.queue import Queue
@@ -55,6 +55,7 @@ class Api:
     key: str
     database_url: str
     settings: Settings
+    app: FastAPI
 
     def client(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"X-API-Key": self.key, **headers}, timeout=30)
@@ -104,11 +105,8 @@ def start_api(database_url: str, settings: Settings) -> Iterator[Callable[..., A
         url = f"http://127.0.0.1:{port}"
         changed = settings.model_copy(update={"public_url": url, **changes})
         key = asyncio.run(_bootstrap(database_url))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(changed, database_url=database_url), host="127.0.0.1", port=port, log_config=None, ws="none"
-            )
-        )
+        app = create_app(changed, database_url=database_url)
+        server = Server(app, host="127.0.0.1", port=port, ws="none")
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started)
@@ -118,7 +116,7 @@ def start_api(database_url: str, settings: Settings) -> Iterator[Callable[..., A
             thread.join()
 
         stops.append(stop)
-        return Api(url=url, key=key, database_url=database_url, settings=changed)
+        return Api(url=url, key=key, database_url=database_url, settings=changed, app=app)
 
     yield start
     for stop in stops:

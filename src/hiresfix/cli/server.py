@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+STARTUP_FAILURE = 3
+"""The exit status that uvicorn's own command line uses for it."""
+
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 
@@ -72,25 +75,19 @@ def worker() -> None:
 
 def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Run one API process (what `serve` starts)."""
-    import uvicorn
-
     from hiresfix.server import config, logs
     from hiresfix.server import serve as serving
-    from hiresfix.server.app import create_app
+    from hiresfix.server.app import Server, create_app
 
     settings = config.load()
     logs.configure(settings.log_level)
     serving.follow_supervisor()
     with serving.database(settings) as url:
-        uvicorn.run(
-            create_app(settings, database_url=url),
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-        )
+        app = create_app(settings, database_url=url)
+        server = Server(app, host=host, port=port, timeout_graceful_shutdown=10)
+        server.run()
+    if not server.started:
+        raise typer.Exit(STARTUP_FAILURE)
 
 
 def migrate() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
+import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -68,6 +70,18 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
     return app
 
 
+class Server(uvicorn.Server):
+    """Sends home who waits for jobs before it waits for their connections to end."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, **options))
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.service.changes.close()
+        await super().shutdown(sockets)
+
+
 async def _render(request: Request, error: Exception) -> JSONResponse:
     """The one place where an error becomes an answer."""
     request_id = request.state.request_id
@@ -108,7 +122,7 @@ class Envelope:
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/")  # both spellings answer; a redirect would lose the body
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=time.monotonic())
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started, status = time.perf_counter(), 0

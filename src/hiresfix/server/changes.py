@@ -40,9 +40,10 @@ class Watch:
 
     async def wait(self, seconds: float = POLL_SECONDS) -> bool:
         """Until the job may have changed, or `seconds` have passed; False when the process is about to stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
+        if not self._closing.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
         self._woken.clear()
         return not self._closing.is_set()
 

@@ -72,6 +72,11 @@ def accepted(job_id: UUID, state: str = "QUEUED") -> dict[str, Any]:
     return {"jobId": str(job_id), "status": "FAILED" if state == "CANCELLED" else state}
 
 
+def finished(view: JobView, *, public_url: str) -> dict[str, Any]:
+    """The body of a 200 to a submission that waited: the Job object and, as in a 202, its id as `jobId`."""
+    return {"jobId": str(view.id), **job(view, public_url=public_url)}
+
+
 class ForecastView(Protocol):
     """What rendering reads of a forecast: `position` in the queue, `seconds` until the job is done; None: unknown."""
 

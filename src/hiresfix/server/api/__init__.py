@@ -5,8 +5,8 @@ A topic is a module with a `router`; it may know the domain below, and of this p
 
 from fastapi import APIRouter
 
-from hiresfix.server.api import about, jobs, submission
+from hiresfix.server.api import about, events, jobs, submission
 
 router = APIRouter()
-for topic in (submission, jobs, about):
+for topic in (submission, jobs, events, about):
     router.include_router(topic.router)

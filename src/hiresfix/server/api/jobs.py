@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-from uuid import UUID
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.errors import InvalidJobId
 from hiresfix.server import jobs, listing
-from hiresfix.server.api.context import Service, caller_of, service
-from hiresfix.server.jobs import Job
+from hiresfix.server.api.context import caller_of, parse_job_id, service, shown
 
 router = APIRouter()
 
@@ -35,16 +30,3 @@ async def get_job(request: Request, job_id: str) -> JSONResponse:
     async with own.database.transaction() as tx:
         found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
     return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
-
-
-async def shown(own: Service, job: Job, *, with_input: bool = True) -> dict[str, Any]:
-    """The Job object, with what can be told of an unfinished job's future. Call it without a transaction open."""
-    forecast = await own.outlook.of(job)
-    return wire.job(job, public_url=own.settings.public_url, with_input=with_input, forecast=forecast)
-
-
-def parse_job_id(text: str) -> UUID:
-    parsed = wire.uuid(text)
-    if parsed is None:
-        raise InvalidJobId
-    return parsed

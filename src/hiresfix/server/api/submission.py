@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Mapping
 from secrets import randbelow
+from types import MappingProxyType
 from uuid import UUID, uuid4
 
 import structlog
@@ -24,7 +27,7 @@ from hiresfix.errors import (
     StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
-from hiresfix.server import credits, gate, jobs, outbound, uploads
+from hiresfix.server import credits, following, gate, jobs, outbound, uploads
 from hiresfix.server.accounts import Caller
 from hiresfix.server.api.context import Service, caller_of, service
 from hiresfix.server.config import Settings
@@ -36,19 +39,26 @@ log = structlog.get_logger(__name__)
 router = APIRouter()
 
 UPSCALE = "/v2/images/upscale"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 PARSED_AT_ONCE = 64 * 1024
 """Bytes; a picture as a data URI takes half a second to parse, in which nobody else may be kept waiting."""
 
 
 @router.post(UPSCALE)
 async def upscale(request: Request) -> JSONResponse:
-    """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id."""
+    """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id.
+
+    With `Prefer: wait=N` (RFC 7240) the answer waits for the job, N seconds from the request's arrival and at most
+    `max_wait_seconds`. Finished in time: 200 with the Job, which then also has the fields of the 202, so that who
+    reads `jobId` and `status` needs to know nothing new. Otherwise the 202 as ever. Either says
+    `Preference-Applied: wait=` with the seconds that were granted.
+    """
     own, caller = service(request), await caller_of(request)
     body = await _body(request, own.settings.max_body_bytes)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
     asked = await _parse(body, request.headers.get("content-type"), own.settings)
     if key and (before := await _recall(own, caller, key, asked)):
-        return await _replay(own, before)
+        return await _replay(request, own, before)
     await _has_room_and_credits(own, caller, asked)
     recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
     await _check_hook(own, asked)
@@ -56,9 +66,9 @@ async def upscale(request: Request) -> JSONResponse:
     try:
         job = await _submit(own, caller, asked, recipe, probed, key=key, request_id=request.state.request_id)
     except gate.Replayed as winner:
-        return await _replay(own, winner.job)
+        return await _replay(request, own, winner.job)
     log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=recipe.scale)
-    return JSONResponse(wire.accepted(job), status_code=202, headers={"Location": f"/v2/jobs/{job}"})
+    return await _answer(request, own, job)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -89,11 +99,23 @@ async def _recall(own: Service, caller: Caller, key: str, asked: UpscaleRequest)
         return await gate.recall(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint)
 
 
-async def _replay(own: Service, job: UUID) -> JSONResponse:
+async def _replay(request: Request, own: Service, job: UUID) -> JSONResponse:
     async with own.database.transaction() as tx:
         found = await jobs.get(tx, job)
-    headers = {"Location": f"/v2/jobs/{job}", "Idempotency-Replayed": "true"}
-    return JSONResponse(wire.accepted(job, state=found.state), status_code=202, headers=headers)
+    return await _answer(request, own, job, state=found.state, more_headers={"Idempotency-Replayed": "true"})
+
+
+async def _answer(
+    request: Request, own: Service, job: UUID, *, state: str = "QUEUED", more_headers: Mapping[str, str] = NO_HEADERS
+) -> JSONResponse:
+    headers = {"Location": f"/v2/jobs/{job}", **more_headers}
+    wanted = wire.preferred_wait(request.headers.getlist("prefer")) or 0
+    if granted := min(wanted, int(own.settings.max_wait_seconds)):
+        headers["Preference-Applied"] = f"wait={granted}"
+        left = granted - (time.monotonic() - request.state.arrived)
+        if finished := await following.finished(own.database, own.changes, job, seconds=left):
+            return JSONResponse(wire.finished(finished, public_url=own.settings.public_url), headers=headers)
+    return JSONResponse(wire.accepted(job, state=state), status_code=202, headers=headers)
 
 
 async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequest) -> None:
