@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -22,7 +23,14 @@ from tests.server.conftest import commit
 URL = "http://example.com"
 
 
-def submission(caller: Caller, *, cost: int = 3, hook: str | None = None, max_attempts: int = 3) -> Submission:
+def submission(
+    caller: Caller,
+    *,
+    cost: int = 3,
+    hook: str | None = None,
+    events: tuple[str, ...] = ("completed", "failed"),
+    max_attempts: int = 3,
+) -> Submission:
     job = uuid4()
     return Submission(
         id=job,
@@ -34,7 +42,7 @@ def submission(caller: Caller, *, cost: int = 3, hook: str | None = None, max_at
         input={"image": "https://example.com/a.png"},
         source=Source(key=f"sources/{job}", sha256="0", media_type="image/png", bytes=1, width=4, height=3),
         hook_url=hook,
-        hook_events=("completed", "failed"),
+        hook_events=events,
         max_attempts=max_attempts,
     )
 
@@ -52,8 +60,8 @@ class Town:
     def __init__(self, database: Database, queue: Queue, caller: Caller) -> None:
         self.database, self.queue, self.caller = database, queue, caller
 
-    async def submit(self, *, cost: int = 3, hook: str | None = None, max_attempts: int = 3) -> UUID:
-        new = submission(self.caller, cost=cost, hook=hook, max_attempts=max_attempts)
+    async def submit(self, **wanted: Any) -> UUID:
+        new = submission(self.caller, **wanted)
         await commit(self.database, lambda tx: jobs.submit(tx, self.queue, new))
         return new.id
 

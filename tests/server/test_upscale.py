@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import socket
 import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
+import httpcore
 import httpx
 import psycopg
 import pytest
 from psycopg import sql
 
+from hiresfix.server import delivery, jobs, outbound, uploads, webhooks
+from hiresfix.server.db import Database
+from hiresfix.server.queue import Queue
 from tests.conftest import Site, png
 from tests.server.conftest import Api
 
@@ -168,33 +176,148 @@ def test_a_bad_picture_is_a_400_on_its_field_and_costs_nothing(
     api.assert_untouched()
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1/x.png",
-        "http://localhost/x.png",
-        "http://10.0.0.1/x.png",
-        "http://169.254.169.254/latest/meta-data",
-        "http://[::1]/x.png",
-        "http://[::ffff:127.0.0.1]/x.png",
-        "http://2130706433/x.png",
-        "http://0x7f.1/x.png",
-    ],
-)
-@pytest.mark.parametrize("field", ["image", "webhookUrl"])
-def test_private_addresses_are_refused_for_picture_and_webhook(
-    start_api: Callable[..., Api], url: str, field: str
-) -> None:
-    api = start_api(allow_private_addresses=False)
+INSIDE = {
+    "loopback": "http://127.0.0.1/x.png",
+    "name of loopback": "http://localhost/x.png",
+    "private": "http://10.0.0.1/x.png",
+    "carrier-grade NAT": "http://100.64.0.1/x.png",
+    "metadata": "http://169.254.169.254/latest/meta-data",
+    "unspecified": "http://0.0.0.0/x.png",
+    "multicast": "http://224.0.0.1/x.png",
+    "one number": "http://2130706433/x.png",
+    "hexadecimal": "http://0x7f.1/x.png",
+    "v6 loopback": "http://[::1]/x.png",
+    "v6 unspecified": "http://[::]/x.png",
+    "v4-mapped": "http://[::ffff:127.0.0.1]/x.png",
+    "v4-mapped private": "http://[::ffff:a00:1]/x.png",
+    "v4-compatible": "http://[::127.0.0.1]/x.png",
+    "6to4": "http://[2002:7f00:1::]/x.png",
+    "NAT64": "http://[64:ff9b::7f00:1]/x.png",
+    "local NAT64": "http://[64:ff9b:1::7f00:1]/x.png",
+    "Teredo": "http://[2001:0:7f00:1::1]/x.png",
+    "site-local": "http://[fec0::1]/x.png",
+    "unique local": "http://[fd00::1]/x.png",
+    "v6 metadata": "http://[fd00:ec2::254]/x.png",
+    "link-local": "http://[fe80::1]/x.png",
+}
+USERINFO = ("http://user:secret@example.com/x.png", "http://example.com@127.0.0.1/x.png")
+
+
+def refusal(api: Api, field: str, url: str) -> str:
+    """The message for `url` as a picture or as a webhook, through the real route."""
     picture = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
     if field == "image":
-        details = api.submit({"image": url}).json()["details"]["clarityUpscaleParams.image"]
+        response, path = api.submit({"image": url}), "clarityUpscaleParams.image"
     else:
-        details = api.submit({"image": picture}, webhookUrl=url.replace("http:", "https:")).json()["details"][
-            "webhookUrl"
-        ]
-    assert "private or local address" in details[0]
+        response, path = api.submit({"image": picture}, webhookUrl=url.replace("http:", "https:")), "webhookUrl"
+    assert response.status_code == 400, response.text
+    (message,) = response.json()["details"][path]
+    assert isinstance(message, str)
+    return message
+
+
+@pytest.mark.parametrize("field", ["image", "webhookUrl"])
+def test_private_addresses_are_refused_for_picture_and_webhook(start_api: Callable[..., Api], field: str) -> None:
+    api = start_api(allow_private_addresses=False)
+    for kind, url in INSIDE.items():
+        assert "private or local address" in refusal(api, field, url), kind
+    for url in USERINFO:
+        assert "user name or password" in refusal(api, field, url)
     api.assert_untouched()
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Somebody's name server, in place of the system's: look-ups take the next answer, the last one for good.
+
+    Returns the list of addresses that are dialled from then on; nobody answers there.
+    """
+    dialled: list[str] = []
+
+    def answers(*addresses: str) -> list[str]:
+        left = list(addresses)
+
+        def getaddrinfo(host: str, port: int, **kind: object) -> list[tuple[object, ...]]:
+            address = left.pop(0) if len(left) > 1 else left[0]
+            return [(0, 0, 0, "", (address, port))]
+
+        async def connect_tcp(
+            self: httpcore.AnyIOBackend, host: str, *arguments: object
+        ) -> httpcore.AsyncNetworkStream:
+            dialled.append(host)
+            raise httpcore.ConnectError("nobody is there")
+
+        monkeypatch.setattr(
+            outbound, "socket", SimpleNamespace(SOCK_STREAM=socket.SOCK_STREAM, getaddrinfo=getaddrinfo)
+        )
+        monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+        return dialled
+
+    return answers
+
+
+@pytest.mark.parametrize("field", ["image", "webhookUrl"])
+def test_a_name_that_leads_inside_is_refused_for_picture_and_webhook(
+    start_api: Callable[..., Api], field: str, name_server: Callable[..., list[str]]
+) -> None:
+    api = start_api(allow_private_addresses=False)
+    for address in ("127.0.0.1", "10.1.2.3", "169.254.169.254", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe"):
+        dialled = name_server(address)
+        assert "private or local address" in refusal(api, field, "http://inside.example/x.png"), address
+        assert dialled == []
+    api.assert_untouched()
+
+
+PUBLIC = "93.184.215.14"
+
+
+def test_a_picture_whose_name_is_rebound_is_dialled_where_it_was_judged(
+    start_api: Callable[..., Api], name_server: Callable[..., list[str]]
+) -> None:
+    api = start_api(allow_private_addresses=False)
+    dialled = name_server(PUBLIC, "127.0.0.1")
+    assert "refused the connection" in refusal(api, "image", "http://rebound.example/x.png")
+    assert dialled == [PUBLIC]
+    api.assert_untouched()
+
+
+def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
+    start_api: Callable[..., Api], name_server: Callable[..., list[str]]
+) -> None:
+    api = start_api(allow_private_addresses=False)
+    dialled = name_server(PUBLIC, "127.0.0.1")
+    picture = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
+    job = api.submit({"image": picture}, webhookUrl="https://rebound.example/hook").json()["jobId"]
+
+    async def end_and_deliver() -> str | None:
+        queue = Queue(api.database_url)
+        async with Database(api.database_url, max_size=2) as database:
+            async with database.transaction() as tx:
+                held = await jobs.claim(tx, UUID(job), worker="w", lease_seconds=60)
+                assert held is not None
+                await jobs.settle(tx, queue, held, jobs.Failed(error="no", retryable=False), public_url=api.url)
+                (told,) = await webhooks.newest(tx, limit=9)
+            await delivery.deliver(database, queue, told.id, policy=uploads.policy(api.settings))
+            async with database.transaction() as tx:
+                return (await webhooks.get(tx, told.id))[0].last_error
+
+    assert "private or local address" in (asyncio.run(end_and_deliver()) or "")
+    assert dialled == []
+
+
+def test_a_picture_that_redirects_inside_is_refused(
+    start_api: Callable[..., Api], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The site stands for a public one: only its own address is let pass, so that the redirect is what is judged."""
+    api = start_api(allow_private_addresses=True)
+    own = "127.0.0.1"
+    monkeypatch.setattr(outbound, "may_reach", lambda address, *, allow_private: address == own)
+    site.add("/inside.png", png(8, 8))
+    for location in ("http://10.0.0.1/x.png", "http://[::1]/x.png", "http://169.254.169.254/", "http://[fec0::1]/"):
+        site.redirects["/x.png"] = location
+        assert "private or local address" in refusal(api, "image", site.url + "/x.png"), location
+    site.redirects["/x.png"] = site.url + "/inside.png"
+    assert api.submit({"image": site.url + "/x.png"}).status_code == 202
 
 
 def test_too_large_an_output_names_the_limit_and_the_way_out(start_api: Callable[..., Api], site: Site) -> None:

@@ -53,6 +53,7 @@ _EXTRA_OF = {
     "alembic": "server",
     "obstore": "server",
     "procrastinate": "server",
+    "standardwebhooks": "server",
 }
 
 

@@ -28,7 +28,7 @@ def serve(
     if "public_url" not in settings.model_fields_set:
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
         settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
-    serving.warn_if_open(settings)
+    config.warn_if_open(settings)
     serving.require_port(host, port)
     serving.stop_on_signals()
     with serving.database(settings) as url:
@@ -65,8 +65,7 @@ def worker() -> None:
 
     settings = config.load()
     logs.configure(settings.log_level)
-    if not serving.follow_supervisor():
-        serving.warn_if_open(settings)
+    serving.follow_supervisor()
     with serving.database(settings) as url:
         if not db.schema_is_current(url):
             raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")

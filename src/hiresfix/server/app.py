@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, Unavailable
-from hiresfix.server import api, db, downloads
+from hiresfix.server import api, config, db, downloads
 from hiresfix.server.api.context import Service
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
@@ -48,6 +48,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        config.warn_if_open(settings)
         changes = Changes(database_url)
         async with Database(database_url, max_size=20, name="hiresfix-api") as database, changes.listening():
             app.state.service = Service(

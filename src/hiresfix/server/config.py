@@ -8,11 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import structlog
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hiresfix.errors import ConfigurationError
 from hiresfix.home import default_home
+
+log = structlog.get_logger(__name__)
 
 MEBIBYTE = 1024 * 1024
 
@@ -67,6 +70,8 @@ class Settings(BaseSettings):
     """What `Prefer: wait=N` can make a submission wait for its job, counted from the request's arrival."""
     max_event_streams: int = Field(default=20, gt=0)
     """Event streams that one API key may have open in one API process."""
+    webhook_log_days: float = Field(default=30.0, gt=0)
+    """Keep the attempts of deliveries that ended, and progress events, for so long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("database_url")
@@ -97,3 +102,13 @@ def load() -> Settings:
             f"HIRESFIX_{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()
         )
         raise ConfigurationError(f"Wrong settings: {problems}. Correct these environment variables.") from error
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Every process that fetches or delivers says so at its start while the development switch is on."""
+    if settings.allow_private_addresses:
+        log.warning(
+            "settings.private_addresses_allowed",
+            danger="Anyone with a key can make this server fetch from and post to your internal network.",
+            remedy="Development only: unset HIRESFIX_ALLOW_PRIVATE_ADDRESSES before strangers get a key.",
+        )

@@ -305,6 +305,21 @@ async def renew(tx: Tx, held: Claim, *, progress: int, lease_seconds: float) -> 
     )
 
 
+async def announce_progress(tx: Tx, queue: Queue, held: Claim, *, public_url: str) -> None:
+    """Tell the caller's webhook how far the job is, if it asked for that; in the transaction of `renew`."""
+    job = await get(tx, held.id)
+    if job.hook_url and webhooks.PROGRESS in job.hook_events:
+        await webhooks.announce_progress(
+            tx,
+            queue,
+            job=job.id,
+            team=job.team_id,
+            key=job.key_id,
+            url=job.hook_url,
+            body=wire.hook_body(webhooks.PROGRESS, job, public_url=public_url),
+        )
+
+
 async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_url: str) -> State | None:
     """End the attempt; returns the job's new state, or None if the claim was lost and nothing was changed.
 
@@ -376,12 +391,15 @@ async def _finish(
     ended = await get(tx, job)
     if state is not State.COMPLETED:
         await credits.refund(tx, ended.team_id, ended.cost, job=job, reason=f"job {state.value.lower()}")
+    if ended.hook_url:
+        await webhooks.withdraw_progress(tx, job)
     event = "completed" if state is State.COMPLETED else "failed"
     if ended.hook_url and event in ended.hook_events:
         await webhooks.announce(
             tx,
             queue,
             job=job,
+            team=ended.team_id,
             key=ended.key_id,
             event=event,
             url=ended.hook_url,

@@ -185,18 +185,6 @@ def children(*, host: str, port: int, workers: int) -> list[Child]:
     return [api, *(Child(name=f"worker-{number}", arguments=["worker"]) for number in range(1, workers + 1))]
 
 
-def warn_if_open(settings: Settings) -> None:
-    """Say loudly that the development switch is on."""
-    if settings.allow_private_addresses:
-        print(
-            "\n"
-            "  !! HIRESFIX_ALLOW_PRIVATE_ADDRESSES is on: anyone with a key can make this server fetch from and\n"
-            "  !! post to your internal network. Development only; unset it before strangers get a key.\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 def require_port(host: str, port: int) -> None:
     """Raises ConfigurationError if nobody could listen there, before anything is started."""
     import socket

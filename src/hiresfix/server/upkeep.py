@@ -50,6 +50,7 @@ class Upkeep:
                 (seldom, self.purge_results),
                 (seldom, self.purge_sources),
                 (seldom, self.purge_orphans),
+                (seldom, self.prune_webhooks),
             ):
                 loops.create_task(_every(seconds, step))
 
@@ -78,6 +79,11 @@ class Upkeep:
         async with self.database.transaction() as tx:
             await queue.bury_orphans(tx)
             await gate.forget_old(tx)
+
+    async def prune_webhooks(self) -> int:
+        """Forget the attempts of deliveries that ended long ago; returns how many rows went."""
+        async with self.database.transaction() as tx:
+            return await webhooks.prune(tx, older_than=timedelta(days=self.settings.webhook_log_days))
 
     async def purge_results(self) -> int:
         """Delete pictures past retention; the job row stays and says so. Returns how many."""

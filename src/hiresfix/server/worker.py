@@ -25,7 +25,7 @@ from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
-from hiresfix.server import db, jobs, uploads, webhooks
+from hiresfix.server import config, db, delivery, jobs, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Result
@@ -35,7 +35,8 @@ from hiresfix.server.upkeep import Upkeep
 
 log = structlog.get_logger(__name__)
 
-IO_CONCURRENCY = 10
+IO_CONCURRENCY = 20
+"""Webhook attempts under way in this process; most of the time they wait for a stranger and hold no connection."""
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 2.0
 STALLED_EXIT = 70
@@ -116,7 +117,7 @@ class Worker:
 
     async def _deliver_task(self, delivery_id: str) -> None:
         policy = uploads.policy(self.settings)
-        await webhooks.deliver(self.database, self.queue, UUID(delivery_id), policy=policy)
+        await delivery.deliver(self.database, self.queue, UUID(delivery_id), policy=policy)
 
     async def _run_task(self, job_id: str) -> None:
         async with self.database.transaction() as tx:
@@ -153,6 +154,8 @@ class Worker:
                         progress=max(1, int(100 * ENGINE_SHARE * beat.fraction)),
                         lease_seconds=self.settings.lease_seconds,
                     )
+                    if ours:
+                        await jobs.announce_progress(tx, self.queue, held, public_url=self.settings.public_url)
             except db.OUTAGE as error:
                 # Go on: if the outage is short the job is still ours, if not the token will tell.
                 log.warning("job.renewal_failed", reason=type(error).__name__)
@@ -234,11 +237,12 @@ async def _insist(step: Callable[[], Awaitable[str]]) -> str:
 
 async def serve(settings: Settings, *, database_url: str) -> None:
     """Run one worker until SIGTERM or SIGINT."""
+    config.warn_if_open(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Database(database_url, max_size=6 + IO_CONCURRENCY, name="hiresfix-worker") as database:
+    async with Database(database_url, max_size=16, name="hiresfix-worker") as database:
         worker = Worker(
             settings,
             database=database,
