@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hiresfix import catalog, wire
 from hiresfix.catalog import CLARITY, FAITHFUL, MODELS, Model, Param
 from hiresfix.errors import InvalidRequest, PictureError
+from hiresfix.pricing import flat
 from hiresfix.recipe import MAX_SEED, Recipe
 
 IMAGE = "https://example.com/input.jpg"
@@ -823,7 +824,7 @@ def test_a_third_model_needs_nothing_but_its_entry(monkeypatch: pytest.MonkeyPat
         description="",
         provider="hiresfix",
         params_key="restoreParams",
-        cost=2,
+        price=flat(2),
         preset=Recipe(),
         params=(
             CLARITY.param("image"),

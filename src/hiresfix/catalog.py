@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from hiresfix.pricing import Price, flat
 from hiresfix.recipe import MAX_SEED, SCALES, Engine, OutputFormat, Recipe
 
 Kind = Literal["uri", "string", "integer", "number"]
@@ -45,7 +46,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One model on `POST /v2/images/upscale`. `cost` is whole credits a job, whatever its size."""
+    """One model on `POST /v2/images/upscale`. The operator's settings may give it another price."""
 
     id: str
     label: str
@@ -53,7 +54,7 @@ class Model:
     provider: str
     params_key: str
     params: tuple[Param, ...]
-    cost: int
+    price: Price
     preset: Recipe
     presets: Mapping[str, Recipe] = field(default_factory=dict)
     """Other recipes that the operator may choose instead of `preset`, by name."""
@@ -155,7 +156,7 @@ CLARITY = Model(
     provider="Clarity",
     params_key="clarityUpscaleParams",
     params_key_aliases=("clarity_upscale_params", "clarityUpscalerParams"),
-    cost=3,
+    price=flat(3),
     preset=_OFFLINE,
     presets={"offline": _OFFLINE, "clarity": _CLARITY, "clarity-classic": _CLASSIC},
     params=(
@@ -222,7 +223,7 @@ FAITHFUL = Model(
     provider="hiresfix",
     params_key="faithfulUpscaleParams",
     params_key_aliases=("faithful_upscale_params",),
-    cost=1,
+    price=flat(1),
     # 3.0: the result, scaled down again, is pulled all the way back to the input.
     preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0),
     params=(

@@ -9,10 +9,12 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── InvalidJobId            400
     ├── Unauthenticated         401
     ├── Forbidden               403
+    │   └── OverBudget          403   budget, spent, required
     ├── InsufficientCredits     402   required, available
     ├── NotFound                404
     ├── Conflict                409
     ├── Expired                 410
+    ├── RequestTimedOut         408
     ├── RequestTooLarge         413
     ├── RateLimited             429   retry_after
     ├── NotOffered              501
@@ -87,6 +89,21 @@ class Forbidden(HiresfixError):
     status = 403
 
 
+class OverBudget(Forbidden):
+    """The API key may not spend that much this month; all numbers are whole credits.
+
+    Not 402: more credits would not help, and clients offer to buy them on a 402.
+    """
+
+    code = "over_budget"
+
+    def __init__(self, *, budget: int, spent: int, required: int) -> None:
+        super().__init__("Monthly budget of this API key exceeded")
+        self.budget = budget
+        self.spent = spent
+        self.required = required
+
+
 class NotFound(HiresfixError):
     code = "not_found"
     status = 404
@@ -100,6 +117,17 @@ class Conflict(HiresfixError):
 class Expired(HiresfixError):
     code = "expired"
     status = 410
+
+
+class RequestTimedOut(HiresfixError):
+    """The client took longer than `seconds` to send the request's body."""
+
+    code = "request_timed_out"
+    status = 408
+    retryable = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request's body did not arrive within {seconds:g} s. Send a smaller one, or a URL.")
 
 
 class RequestTooLarge(HiresfixError):

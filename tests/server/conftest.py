@@ -106,7 +106,7 @@ def start_api(database_url: str, settings: Settings) -> Iterator[Callable[..., A
         changed = settings.model_copy(update={"public_url": url, **changes})
         key = asyncio.run(_bootstrap(database_url))
         app = create_app(changed, database_url=database_url)
-        server = Server(app, host="127.0.0.1", port=port, ws="none")
+        server = Server(app, host="127.0.0.1", port=port)
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started)

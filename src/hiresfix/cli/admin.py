@@ -67,12 +67,13 @@ def list_keys() -> None:
             f"{key.prefix}…",
             key.team_name,
             "revoked" if key.revoked_at else "active" if key.active else "inactive",
+            "" if key.monthly_budget is None else str(key.monthly_budget),
             _moment(key.created_at),
             _moment(key.last_used_at) or "never",
         )
         for key in in_transaction(accounts.keys)
     ]
-    _table(("id", "name", "key", "team", "state", "created", "last used"), rows)
+    _table(("id", "name", "key", "team", "state", "monthly budget", "created", "last used"), rows)
 
 
 @keys.command("revoke")
@@ -82,6 +83,22 @@ def revoke_key(key: Annotated[str, typer.Argument(help="Its id, name or prefix."
 
     revoked = in_transaction(lambda tx: accounts.revoke_key(tx, key))
     typer.echo(f"Revoked {revoked.name} ({revoked.id}).")
+
+
+@keys.command("budget")
+def set_budget(
+    key: Annotated[str, typer.Argument(help="Its id, name or prefix.")],
+    credits: Annotated[str, typer.Argument(metavar="N|none", help="Whole credits a calendar month (UTC).")],
+) -> None:
+    """Bound what a key may spend in a month. Refunds give back to the month of their charge."""
+    from hiresfix.server import accounts
+
+    if credits != "none" and not (credits.isascii() and credits.isdigit()):
+        raise typer.BadParameter(f"{credits!r} is neither whole credits nor none.", param_hint="N|none")
+    monthly = None if credits == "none" else int(credits)
+    changed = in_transaction(lambda tx: accounts.set_budget(tx, key, monthly))
+    may = "as much as its team has" if monthly is None else f"{monthly} credits a month"
+    typer.echo(f"{changed.name} ({changed.id}) may spend {may}.")
 
 
 @credits.command("grant")
@@ -97,6 +114,39 @@ def grant(
         return await ledger.grant(tx, await accounts.first_team(tx), amount, actor="operator", reason=reason)
 
     typer.echo(in_transaction(give))
+
+
+@credits.command("adjust", context_settings={"ignore_unknown_options": True})
+def adjust(
+    amount: Annotated[int, typer.Argument(help="Whole credits; negative takes them away.")],
+    reason: Annotated[str, typer.Option(help="Noted in the ledger.")] = "adjusted by the operator",
+) -> None:
+    """Correct the balance, down to zero at most; prints the new one."""
+    from hiresfix.errors import InsufficientCredits
+    from hiresfix.server import accounts
+    from hiresfix.server import credits as ledger
+
+    async def correct(tx: Tx) -> int:
+        return await ledger.adjust(tx, await accounts.first_team(tx), amount, actor="operator", reason=reason)
+
+    if not amount:
+        raise typer.BadParameter("0 changes nothing.", param_hint="AMOUNT")
+    try:
+        typer.echo(in_transaction(correct))
+    except InsufficientCredits as error:
+        raise typer.BadParameter(f"The team has only {error.available} credits.", param_hint="AMOUNT") from error
+
+
+@credits.command("refund")
+def refund(
+    job: Annotated[UUID, typer.Argument(help="The job's id.")],
+    reason: Annotated[str, typer.Option(help="Noted in the ledger.")] = "refunded by the operator",
+) -> None:
+    """Give a job's price back to its team, once however often it is said. The job and its result stay."""
+    from hiresfix.server import credits as ledger
+
+    done = in_transaction(lambda tx: ledger.refund_by_hand(tx, job, actor="operator", reason=reason))
+    typer.echo(f"Refunded {job}." if done else f"{job} was refunded before.")
 
 
 @credits.command("balance")

@@ -83,7 +83,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     serving.follow_supervisor()
     with serving.database(settings) as url:
         app = create_app(settings, database_url=url)
-        server = Server(app, host=host, port=port, timeout_graceful_shutdown=10)
+        server = Server(app, host=host, port=port)
         server.run()
     if not server.started:
         raise typer.Exit(STARTUP_FAILURE)

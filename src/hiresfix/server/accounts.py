@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -60,6 +60,8 @@ class Key:
     team: UUID
     team_name: str
     active: bool
+    monthly_budget: int | None
+    """Credits it may spend in a calendar month; None: as many as the team has."""
     created_at: datetime
     last_used_at: datetime | None
     revoked_at: datetime | None
@@ -165,14 +167,30 @@ async def keys(tx: Tx) -> Sequence[Key]:
     return await db.every(
         tx,
         Key,
-        "select k.id, k.name, k.prefix, t.id as team, t.name as team_name, k.active, k.created_at,"
-        " k.last_used_at, k.revoked_at"
+        "select k.id, k.name, k.prefix, t.id as team, t.name as team_name, k.active, k.monthly_budget,"
+        " k.created_at, k.last_used_at, k.revoked_at"
         " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id order by k.created_at",
     )
 
 
 async def revoke_key(tx: Tx, wanted: str) -> Key:
-    """Revoke the one key that `wanted` names: its id, its name or its prefix. It takes effect at once."""
+    """Revoke the one key that `wanted` names. It takes effect at once."""
+    key = await _live_key(tx, wanted)
+    await db.execute(tx, "update api_keys set revoked_at = now() where id = %(id)s", id=key.id)
+    return key
+
+
+async def set_budget(tx: Tx, wanted: str, monthly: int | None) -> Key:
+    """Bound what the one key that `wanted` names may spend in a calendar month (UTC); None takes the bound away."""
+    key = await _live_key(tx, wanted)
+    await db.execute(
+        tx, "update api_keys set monthly_budget = %(monthly)s where id = %(id)s", monthly=monthly, id=key.id
+    )
+    return replace(key, monthly_budget=monthly)
+
+
+async def _live_key(tx: Tx, wanted: str) -> Key:
+    """The one key with this id, name or prefix that is not revoked; raises NotFound or Conflict."""
     matching = [
         key for key in await keys(tx) if wanted in (str(key.id), key.name, key.prefix) and key.revoked_at is None
     ]
@@ -180,7 +198,6 @@ async def revoke_key(tx: Tx, wanted: str) -> Key:
         raise NotFound(f"No live key is called {wanted!r}. `hiresfix keys list` shows them.")
     if len(matching) > 1:
         raise Conflict(f"{len(matching)} keys are called {wanted!r}. Name one by its id (`hiresfix keys list`).")
-    await db.execute(tx, "update api_keys set revoked_at = now() where id = %(id)s", id=matching[0].id)
     return matching[0]
 
 

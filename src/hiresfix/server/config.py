@@ -5,19 +5,33 @@ Read once at the start of a process and passed on; nothing else in the server re
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from hiresfix import catalog, pricing
+from hiresfix.catalog import Model
 from hiresfix.errors import ConfigurationError
 from hiresfix.home import default_home
+from hiresfix.pricing import Price
 
 log = structlog.get_logger(__name__)
 
 MEBIBYTE = 1024 * 1024
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+
+
+def _items(text: Any) -> Any:
+    """`a, b` as its parts; whatever is no text as it is."""
+    return tuple(item for part in text.split(",") if (item := part.strip())) if isinstance(text, str) else text
 
 
 class Settings(BaseSettings):
@@ -44,6 +58,8 @@ class Settings(BaseSettings):
     max_output_megapixels: float = Field(default=64.0, gt=0)
     max_body_bytes: int = Field(default=36 * MEBIBYTE, gt=0)
     """Hard cap on a request body; holds a 25 MiB picture as a base64 data URI."""
+    body_seconds: float = Field(default=60.0, gt=0)
+    """How long a client may take to send a request's body."""
     keep_metadata: bool = True
     """Copy EXIF and XMP into results (GPS position is always removed); false strips them all."""
     ignore_unknown_keys: bool = False
@@ -52,6 +68,8 @@ class Settings(BaseSettings):
     clarity_preset: Literal["offline", "clarity", "clarity-classic"] = "offline"
     """What `clarity-upscale` runs; all but "offline" need weights: `hiresfix models pull`."""
 
+    prices: Annotated[Mapping[str, Price], NoDecode] = Field(default_factory=dict)
+    """By model id, where they differ from the catalog's: `clarity-upscale=5, faithful-upscale=0.25/MP`."""
     free_credits: int = Field(default=100, ge=0)
     max_queued_jobs: int = Field(default=100, gt=0)
     """Jobs a team may have waiting."""
@@ -72,6 +90,19 @@ class Settings(BaseSettings):
     """Event streams that one API key may have open in one API process."""
     webhook_log_days: float = Field(default=30.0, gt=0)
     """Keep the attempts of deliveries that ended, and progress events, for so long."""
+    rate_limit_url: str | None = None
+    """redis:// or rediss:// where several API nodes count requests together; without it each counts its own."""
+    rate_general: int = Field(default=500, gt=0)
+    """This and the next four: requests a minute, by key; one request counts in one of them."""
+    rate_job_polling: int = Field(default=3000, gt=0)
+    rate_submissions: int = Field(default=60, gt=0)
+    rate_uploads: int = Field(default=60, gt=0)
+    rate_failed_auth: int = Field(default=30, gt=0)
+    """By address."""
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks of the reverse proxies whose X-Forwarded-For is believed; from anybody else it is ignored."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose pages may call the API from a browser."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("database_url")
@@ -82,6 +113,47 @@ class Settings(BaseSettings):
             raise ValueError("not a PostgreSQL URL; use postgresql://user:password@host/name")
         return url
 
+    @field_validator("rate_limit_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("redis://", "rediss://")):
+            raise ValueError("not a Redis URL; use redis://:password@host:6379/0")
+        return url
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, listed: Any) -> Any:
+        if not isinstance(listed, str):
+            return listed
+        try:
+            return tuple(ipaddress.ip_network(item, strict=False) for item in _items(listed))
+        except ValueError as error:
+            raise ValueError(f"{error}; use addresses and networks: 10.0.0.0/8, 192.0.2.7") from error
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, listed: Any) -> Any:
+        for origin in (items := _items(listed)):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; use https://studio.example.com, without a path")
+        return items
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _prices(cls, listed: Any) -> Any:
+        if not isinstance(listed, str):
+            return listed
+        prices = {}
+        for item in _items(listed):
+            name, _, price = item.partition("=")
+            model = catalog.find_model(name.strip())
+            if model is None:
+                raise ValueError(
+                    f"no model is called {name.strip()!r}; use clarity-upscale=3, faithful-upscale=0.25/MP"
+                )
+            prices[model.id] = pricing.parse(price)
+        return prices
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _in_any_case(cls, level: str) -> str:
@@ -91,6 +163,10 @@ class Settings(BaseSettings):
     def storage_location(self) -> str:
         """`storage_url`, or the default folder as a file:// URL."""
         return self.storage_url or (self.home / "files").absolute().as_uri()
+
+    def price(self, model: Model) -> Price:
+        """What the operator takes for a model: `prices`, or what the catalog says."""
+        return self.prices.get(model.id, model.price)
 
 
 def load() -> Settings:

@@ -66,11 +66,35 @@ async def charge(tx: Tx, team: UUID, cost: int, *, job: UUID, actor: str) -> int
     return await _move(tx, team, Kind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
 
 
-async def refund(tx: Tx, team: UUID, cost: int, *, job: UUID, reason: str) -> None:
-    """Give a job's price back, once however often it is called."""
+async def adjust(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> int:
+    """Correct the balance by `amount`, up or down but not below zero (InsufficientCredits); returns the new one."""
+    if not amount:
+        raise ValueError("An adjustment by nothing changes nothing")
+    return await _move(tx, team, Kind.ADJUST, amount, actor=actor, reason=reason)
+
+
+async def refund(tx: Tx, team: UUID, cost: int, *, job: UUID, reason: str, actor: str = "system") -> bool:
+    """Give a job's price back, once however often and from wherever it is called; False: that was done before."""
+    # The lock that `_move` takes anyway, but before the look: two that refund one job cannot both find nothing.
+    await db.execute(tx, "select 1 from teams where id = %(team)s for update", team=team)
     done = await db.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
     if done is None:
-        await _move(tx, team, Kind.REFUND, cost, job=job, actor="system", reason=reason)
+        await _move(tx, team, Kind.REFUND, cost, job=job, actor=actor, reason=reason)
+    return done is None
+
+
+async def refund_by_hand(tx: Tx, job: UUID, *, actor: str, reason: str) -> bool:
+    """Give back what the job's charge took, whatever became of the job; False: that was done before.
+
+    Raises NotFound for a job that was never charged.
+    """
+    charged = await (
+        await tx.execute("select team_id, -amount from ledger where job_id = %(job)s and kind = 'charge'", {"job": job})
+    ).fetchone()
+    if charged is None:
+        raise NotFound(f"No job {job} was ever charged. `hiresfix jobs list` shows the newest.")
+    team, cost = charged
+    return await refund(tx, team, cost, job=job, actor=actor, reason=reason)
 
 
 async def _move(

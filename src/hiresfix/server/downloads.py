@@ -32,7 +32,8 @@ async def result(request: Request, name: str) -> Response:
         "Cache-Control": "public, max-age=3600, immutable",
         "Content-Disposition": f'inline; filename="{name}"',
         "Content-Type": job.result["media_type"],
-        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+        "Cross-Origin-Resource-Policy": "cross-origin",  # pages of the caller's show it; its name is the secret
     }
     if_none_match = request.headers.get("if-none-match", "")
     if etag in if_none_match or if_none_match.strip() == "*":

@@ -1,4 +1,8 @@
-"""What every request passes before it does anything: whose it is, and whether it was answered already.
+"""What every request passes before it does anything: whose it is, whether too many came, whether it was answered.
+
+Each request counts against one quota (`Bucket`): its key's or, if its key is wrong, its address's. A right key works
+from everywhere, also from an address that tries wrong ones: a key holds 160 random bits, so no rate of guessing finds
+one, while a lock on the address would let one broken client shut out everybody behind the same router.
 
 The idempotency rows live here. A row appears in the transaction of the job it names (api-contract.md 13), so
 after a crash between commit and answer the retry finds the job, and a refused request leaves its key unused.
@@ -6,6 +10,9 @@ after a crash between commit and answer the retry finds the job, and a refused r
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Mapping
+from enum import StrEnum
 from uuid import UUID
 
 import psycopg
@@ -13,10 +20,45 @@ import psycopg
 from hiresfix.errors import Conflict, Unavailable
 from hiresfix.server import accounts, db
 from hiresfix.server.accounts import Caller
+from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
+from hiresfix.server.ratelimit import Quota
 
 WINDOW = "24 hours"
 REUSED = "Idempotency-Key was already used with a different request"
+
+
+class Bucket(StrEnum):
+    """What a request counts as. Job polling is apart: published loops crash on an error in place of a job."""
+
+    GENERAL = "general"
+    JOB_POLLING = "job-polling"
+    SUBMISSIONS = "submissions"
+    UPLOADS = "uploads"
+    FAILED_AUTH = "failed-auth"
+
+
+def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
+    """How many a minute of each."""
+    amounts = {
+        Bucket.GENERAL: settings.rate_general,
+        Bucket.JOB_POLLING: settings.rate_job_polling,
+        Bucket.SUBMISSIONS: settings.rate_submissions,
+        Bucket.UPLOADS: settings.rate_uploads,
+        Bucket.FAILED_AUTH: settings.rate_failed_auth,
+    }
+    return {bucket: Quota(name=bucket.value, amount=amount) for bucket, amount in amounts.items()}
+
+
+def address_group(host: str | None) -> str:
+    """What counts as one address: a subscriber's whole IPv6 network (/64), or one IPv4 address however written."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return "unknown"  # a socket file, or nonsense from a proxy: all of those together
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 class Replayed(Exception):

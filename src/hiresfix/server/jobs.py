@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 from hiresfix import wire
 from hiresfix.errors import NotFound, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
-from hiresfix.server import credits, db, webhooks
+from hiresfix.server import budgets, credits, db, webhooks
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Tx
 from hiresfix.server.queue import Queue
@@ -208,7 +208,8 @@ async def room_for(tx: Tx, caller: Caller, *, per_team: int, in_total: int) -> N
 
 
 async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
-    """Insert the job, take its price and enqueue its task. Raises InsufficientCredits."""
+    """Insert the job, take its price and enqueue its task. Raises InsufficientCredits or OverBudget."""
+    await budgets.check(tx, new.caller.key, new.cost)
     await db.execute(
         tx,
         "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"

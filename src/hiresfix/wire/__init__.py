@@ -15,8 +15,19 @@ from hiresfix.wire.locations import (
 )
 from hiresfix.wire.params import json_schema
 from hiresfix.wire.parse import EVENTS, Hook, UpscaleRequest, idempotency_key, parse_upscale, stored_input
-from hiresfix.wire.queries import JobQuery, Place, cursor, parse_job_query, parse_modality, preferred_wait, uuid
+from hiresfix.wire.queries import (
+    JobQuery,
+    Place,
+    cursor,
+    parse_dry_run,
+    parse_job_query,
+    parse_modality,
+    preferred_wait,
+    uuid,
+)
 from hiresfix.wire.render import (
+    REQUEST_HEADERS,
+    RESPONSE_HEADERS,
     JobView,
     accepted,
     error_body,
@@ -26,11 +37,15 @@ from hiresfix.wire.render import (
     invalid_param,
     job,
     job_list,
+    preview,
+    quota_headers,
     timestamp,
 )
 
 __all__ = [
     "EVENTS",
+    "REQUEST_HEADERS",
+    "RESPONSE_HEADERS",
     "Hook",
     "JobQuery",
     "JobView",
@@ -51,11 +66,14 @@ __all__ = [
     "me",
     "model_entry",
     "own_result",
+    "parse_dry_run",
     "parse_job_query",
     "parse_modality",
     "parse_result_path",
     "parse_upscale",
     "preferred_wait",
+    "preview",
+    "quota_headers",
     "result_path",
     "stored_input",
     "timestamp",

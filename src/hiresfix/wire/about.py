@@ -6,12 +6,14 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from hiresfix.catalog import Model
+from hiresfix.pricing import Price
 from hiresfix.wire.params import json_schema
 
 
-def model_entry(model: Model, *, seconds: float | None) -> dict[str, Any]:
+def model_entry(model: Model, *, price: Price, max_megapixels: float, seconds: float | None) -> dict[str, Any]:
     """A model as `GET /v2/models` lists it.
 
+    price: the operator's; max_megapixels: of the largest result it makes.
     seconds: what its jobs took of late, measured; without it `avgSeconds` is left out, since a client may take
     any number there for a measurement and null for none of its types.
     """
@@ -20,9 +22,9 @@ def model_entry(model: Model, *, seconds: float | None) -> dict[str, Any]:
         "label": model.label,
         "modality": "image",
         "description": model.description,
-        "pricingMode": "flat",
-        "costMin": model.cost,
-        "costMax": model.cost,
+        "pricingMode": price.mode,
+        "costMin": price.least,
+        "costMax": price.most(max_megapixels),
         "provider": model.provider,
         "endpoint": "POST /v2/images/upscale",
         "paramsKey": model.params_key,

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from hiresfix.errors import InvalidRequest
 from hiresfix.wire.problems import Problems, Wrong
 
 STATES = ("QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED")
@@ -49,6 +50,11 @@ MODEL_QUERY: Mapping[str, Mapping[str, Any]] = {
     "modality": {"type": "string", "enum": list(MODALITIES), "description": "Only models of this modality."},
 }
 """JSON Schema of each parameter of `GET /v2/models`."""
+
+UPSCALE_QUERY: Mapping[str, Mapping[str, Any]] = {
+    "dryRun": {"type": "boolean", "description": "Only check the request and tell what it would cost."},
+}
+"""JSON Schema of each parameter of `POST /v2/images/upscale`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,16 @@ def parse_job_query(sent: Mapping[str, str]) -> JobQuery:
     )
     problems.raise_if_any()
     return query
+
+
+def parse_dry_run(query: Mapping[str, str]) -> bool:
+    """Whether `dryRun` is set. Anything unclear, empty included, raises InvalidRequest: else it would be charged."""
+    flag = {None: False, "false": False, "0": False, "true": True, "1": True}.get(
+        query["dryRun"].lower() if "dryRun" in query else None
+    )
+    if flag is None:
+        raise InvalidRequest({"dryRun": ["Expected true or false"]})
+    return flag
 
 
 def parse_modality(sent: Mapping[str, str]) -> str | None:

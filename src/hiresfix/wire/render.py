@@ -8,15 +8,25 @@ Renders what it is shown; reads no database and no clock.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
 from hiresfix.catalog import Model
-from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, RateLimited, Unavailable
+from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, OverBudget, RateLimited, Unavailable
 from hiresfix.wire.locations import result_path
 from hiresfix.wire.queries import Place, cursor
+
+REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Range", "X-API-Key", "X-Request-Id")
+"""What a page of another origin may send us."""
+RESPONSE_HEADERS = (
+    "Content-Disposition", "ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit",
+    "RateLimit-Policy", "Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
+    "X-Request-Id",
+)  # fmt: skip
+"""What it may read of our answers, beside what browsers always show."""
 
 _UNPAID = ("FAILED", "CANCELLED")
 
@@ -184,12 +194,57 @@ def error_body(error: HiresfixError, *, request_id: str) -> dict[str, Any]:
         body["details"] = error.details
     elif isinstance(error, InsufficientCredits):
         body |= {"creditsRequired": error.required, "creditsAvailable": error.available}
+    elif isinstance(error, OverBudget):
+        body |= {"creditsRequired": error.required, "monthlyBudget": error.budget, "monthlySpent": error.spent}
     return {**body, "code": HiresfixError.code if hidden else error.code, "requestId": request_id}
 
 
 def error_headers(error: HiresfixError) -> dict[str, str]:
     """Headers that belong to an error answer: `Retry-After` in whole seconds where trying again can help."""
     return {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited | Unavailable) else {}
+
+
+def quota_headers(name: str, *, limit: int, seconds: int, remaining: int, wait: int, now: float) -> dict[str, str]:
+    """Where a caller stands: `limit` requests in any `seconds`, `remaining` left, one more in `wait` seconds.
+
+    Both in use: `X-RateLimit-*`, and the fields of draft-ietf-httpapi-ratelimit-headers-10. With a moving window the
+    reset is when the oldest request is forgotten, and not when all are.
+    """
+    return {
+        "X-RateLimit-Limit": str(limit),
+        "X-RateLimit-Remaining": str(remaining),
+        "X-RateLimit-Reset": str(math.ceil(now) + wait),
+        "RateLimit": f'"{name}";r={remaining};t={wait}',
+        "RateLimit-Policy": f'"{name}";q={limit};w={seconds}',
+    }
+
+
+def preview(
+    model: Model,
+    *,
+    cost: int,
+    available: int,
+    budget_left: int | None,
+    source: tuple[int, int],
+    output: tuple[int, int],
+    seconds_per_megapixel: float | None,
+) -> dict[str, Any]:
+    """The body of a dry run's answer. `source` and `output` are (width, height); `budget_left` None: no budget.
+
+    `estimatedSeconds` is the work alone, without what waits before it; null where nothing was measured of late.
+    """
+    megapixels = output[0] * output[1] / 1e6
+    return {
+        "dryRun": True,
+        "model": model.id,
+        "creditCost": cost,
+        "creditsAvailable": available,
+        "budgetAvailable": budget_left,
+        "sufficient": cost <= available and (budget_left is None or cost <= budget_left),
+        "input": {"width": source[0], "height": source[1]},
+        "output": {"width": output[0], "height": output[1], "megapixels": round(megapixels, 2)},
+        "estimatedSeconds": None if seconds_per_megapixel is None else math.ceil(megapixels * seconds_per_megapixel),
+    }
 
 
 def invalid_param(model: Model, name: str, message: str) -> InvalidRequest:

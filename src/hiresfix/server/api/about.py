@@ -35,7 +35,13 @@ async def models(request: Request) -> JSONResponse:
     offered = MODELS if modality in (None, "image") else ()
     paces = {model.id: await own.outlook.pace(model.id) for model in offered}
     entries = [
-        wire.model_entry(model, seconds=pace.seconds if (pace := paces[model.id]) else None) for model in offered
+        wire.model_entry(
+            model,
+            price=own.settings.price(model),
+            max_megapixels=own.settings.max_output_megapixels,
+            seconds=pace.seconds if (pace := paces[model.id]) else None,
+        )
+        for model in offered
     ]
     return JSONResponse({"models": entries}, headers={"Cache-Control": "public, max-age=60"})
 

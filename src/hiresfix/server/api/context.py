@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -11,15 +13,18 @@ from uuid import UUID
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.errors import InvalidJobId
+from hiresfix.errors import InvalidJobId, RateLimited, Unauthenticated
 from hiresfix.server import gate
 from hiresfix.server.accounts import Caller
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.envelope import QUOTA_HEADERS
+from hiresfix.server.gate import Bucket
 from hiresfix.server.jobs import Job
 from hiresfix.server.outlook import Outlook
 from hiresfix.server.queue import Queue
+from hiresfix.server.ratelimit import Limiter, Quota
 from hiresfix.server.storage import Storage
 
 
@@ -33,6 +38,8 @@ class Service:
     queue: Queue
     changes: Changes
     outlook: Outlook
+    limiter: Limiter
+    quotas: Mapping[Bucket, Quota]
     decoding: asyncio.Semaphore
     """How many pictures are decoded at once: each may take a gigabyte."""
     streams: Counter[UUID] = field(default_factory=Counter)
@@ -46,12 +53,46 @@ def service(request: Request) -> Service:
     return found
 
 
-async def caller_of(request: Request) -> Caller:
-    return await gate.admit(
-        service(request).database,
-        api_key=request.headers.get("x-api-key"),
-        authorization=request.headers.get("authorization"),
+async def caller_of(request: Request, bucket: Bucket = Bucket.GENERAL) -> Caller:
+    """Whose the request is; counts it in `bucket`, and the answer will tell where the key stands.
+
+    Raises Unauthenticated, Forbidden, or RateLimited when the key, or the address of a wrong key, sent too many.
+    """
+    try:
+        caller = await gate.admit(
+            service(request).database,
+            api_key=request.headers.get("x-api-key"),
+            authorization=request.headers.get("authorization"),
+        )
+    except Unauthenticated:
+        await count_address(request, Bucket.FAILED_AUTH)
+        raise
+    setattr(request.state, QUOTA_HEADERS, await _count(request, bucket, str(caller.key)))
+    return caller
+
+
+async def count_address(request: Request, bucket: Bucket) -> None:
+    """Count a request that nobody's key stands for; raises RateLimited if its address sent too many."""
+    await _count(request, bucket, gate.address_group(request.client.host if request.client else None))
+
+
+async def _count(request: Request, bucket: Bucket, who: str) -> Mapping[str, str]:
+    own = service(request)
+    standing = await own.limiter.take(own.quotas[bucket], who)
+    now = time.time()
+    wait = standing.seconds_to_wait(now)
+    headers = wire.quota_headers(
+        bucket.value,
+        limit=standing.quota.amount,
+        seconds=standing.quota.seconds,
+        remaining=standing.remaining,
+        wait=wait,
+        now=now,
     )
+    if not standing.allowed:
+        setattr(request.state, QUOTA_HEADERS, headers)
+        raise RateLimited(retry_after=wait)
+    return headers
 
 
 async def shown(own: Service, job: Job, *, with_input: bool = True) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from hiresfix import wire
 from hiresfix.server import jobs, listing
 from hiresfix.server.api.context import caller_of, parse_job_id, service, shown
+from hiresfix.server.gate import Bucket
 
 router = APIRouter()
 
@@ -26,7 +27,7 @@ async def list_jobs(request: Request) -> JSONResponse:
 
 @router.get("/v2/jobs/{job_id}")
 async def get_job(request: Request, job_id: str) -> JSONResponse:
-    own, caller = service(request), await caller_of(request)
+    own, caller = service(request), await caller_of(request, Bucket.JOB_POLLING)
     async with own.database.transaction() as tx:
         found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
     return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from secrets import randbelow
 from types import MappingProxyType
 from uuid import UUID, uuid4
@@ -22,15 +23,16 @@ from hiresfix.errors import (
     InsufficientCredits,
     InvalidRequest,
     NotFound,
+    OverBudget,
     PictureError,
-    RequestTooLarge,
     StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
-from hiresfix.server import credits, following, gate, jobs, outbound, uploads
+from hiresfix.server import budgets, credits, following, gate, jobs, outbound, uploads
 from hiresfix.server.accounts import Caller
 from hiresfix.server.api.context import Service, caller_of, service
 from hiresfix.server.config import Settings
+from hiresfix.server.gate import Bucket
 from hiresfix.server.jobs import Source, Submission
 from hiresfix.server.uploads import Probed
 from hiresfix.wire import UpscaleRequest
@@ -52,38 +54,33 @@ async def upscale(request: Request) -> JSONResponse:
     `max_wait_seconds`. Finished in time: 200 with the Job, which then also has the fields of the 202, so that who
     reads `jobId` and `status` needs to know nothing new. Otherwise the 202 as ever. Either says
     `Preference-Applied: wait=` with the seconds that were granted.
+
+    With `?dryRun=true` it only validates and probes, and the answer tells what the rest would cost.
     """
-    own, caller = service(request), await caller_of(request)
-    body = await _body(request, own.settings.max_body_bytes)
+    own, caller = service(request), await caller_of(request, Bucket.SUBMISSIONS)
+    dry_run = wire.parse_dry_run(request.query_params)
+    body = await _body(request)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
     asked = await _parse(body, request.headers.get("content-type"), own.settings)
+    if dry_run:
+        return await _preview(own, caller, asked)
     if key and (before := await _recall(own, caller, key, asked)):
         return await _replay(request, own, before)
     await _has_room_and_credits(own, caller, asked)
-    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
-    await _check_hook(own, asked)
-    probed = await _probe(own, asked, recipe)
+    order = await _order(own, asked)
     try:
-        job = await _submit(own, caller, asked, recipe, probed, key=key, request_id=request.state.request_id)
+        job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
     except gate.Replayed as winner:
         return await _replay(request, own, winner.job)
-    log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=recipe.scale)
+    log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=order.recipe.scale)
     return await _answer(request, own, job)
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body; raises RequestTooLarge as soon as it is known to be."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise RequestTooLarge
+async def _body(request: Request) -> bytes:
+    """The request's body; it is bounded before it gets here."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest({"_root": ["Compressed request bodies are not accepted. Send the JSON as it is."]})
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise RequestTooLarge
-    return bytes(body)
+    return await request.body()
 
 
 async def _parse(body: bytes, content_type: str | None, settings: Settings) -> UpscaleRequest:
@@ -125,8 +122,54 @@ async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequ
             tx, caller, per_team=own.settings.max_queued_jobs, in_total=own.settings.max_queued_jobs_total
         )
         available = await credits.balance(tx, caller.team)
-    if available < asked.model.cost:
-        raise InsufficientCredits(required=asked.model.cost, available=available)
+        budget = await budgets.of_key(tx, caller.key)
+    least = own.settings.price(asked.model).least  # the price itself where it is flat
+    if available < least:
+        raise InsufficientCredits(required=least, available=available)
+    if budget and budget.left < least:
+        raise OverBudget(budget=budget.monthly, spent=budget.spent, required=least)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A request whose picture was looked at: what would be done, to what, and for how many credits."""
+
+    asked: UpscaleRequest
+    recipe: Recipe
+    picture: Probed
+    output: tuple[int, int]
+    """Width and height of the result."""
+    cost: int
+
+
+async def _order(own: Service, asked: UpscaleRequest) -> Order:
+    """The one place where a price is made: the charge, a 402 and a dry run tell the same."""
+    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
+    await _check_hook(own, asked)
+    picture = await _probe(own, asked, recipe)
+    output = picture.header.width * recipe.scale, picture.header.height * recipe.scale
+    cost = own.settings.price(asked.model).of(*output)
+    return Order(asked=asked, recipe=recipe, picture=picture, output=output, cost=cost)
+
+
+async def _preview(own: Service, caller: Caller, asked: UpscaleRequest) -> JSONResponse:
+    """What the request would cost; nothing is stored or charged, and too few credits are no error."""
+    order = await _order(own, asked)
+    async with own.database.transaction() as tx:
+        available = await credits.balance(tx, caller.team)
+        budget = await budgets.of_key(tx, caller.key)
+    pace = await own.outlook.pace(asked.model.id)
+    header = order.picture.header
+    body = wire.preview(
+        asked.model,
+        cost=order.cost,
+        available=available,
+        budget_left=budget.left if budget else None,
+        source=(header.width, header.height),
+        output=order.output,
+        seconds_per_megapixel=pace.seconds_per_megapixel if pace else None,
+    )
+    return JSONResponse(body)
 
 
 async def _check_hook(own: Service, asked: UpscaleRequest) -> None:
@@ -173,23 +216,21 @@ async def _own_result(own: Service, url: str) -> bytes | None:
 async def _submit(
     own: Service,
     caller: Caller,
-    asked: UpscaleRequest,
-    recipe: Recipe,
-    probed: Probed,
+    order: Order,
     *,
     key: str | None,
     request_id: str,
 ) -> UUID:
     """Store the picture, then make job, charge, task and idempotency row in one transaction."""
-    job = uuid4()
+    job, asked, probed = uuid4(), order.asked, order.picture
     source_key = await uploads.keep(own.storage, job, probed)
     new = Submission(
         id=job,
         caller=caller,
         request_id=request_id,
         model=asked.model.id,
-        cost=asked.model.cost,
-        recipe=recipe,
+        cost=order.cost,
+        recipe=order.recipe,
         input=wire.stored_input(asked),
         source=Source(
             key=source_key,

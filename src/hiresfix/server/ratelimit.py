@@ -1,0 +1,113 @@
+"""Counting requests: so many in any minute, counted in this process or, for several API nodes, in one Redis.
+
+Guarantees: a moving window, so no two halves of a minute add up to more than the quota; a refused request is not
+counted; the time until the next one is allowed is exact. While Redis is away each process counts for itself: nobody
+is refused for that, nobody waits longer than `PATIENCE_SECONDS`, and only one request in `PAUSE_SECONDS` waits at all.
+It knows no accounts and no HTTP: who is counted, and what for, are names to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+
+import structlog
+from limits import RateLimitItemPerSecond
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import BlockingConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+log = structlog.get_logger(__name__)
+
+PATIENCE_SECONDS = 0.25
+"""How long a request waits for Redis: usually it answers within a thousandth of that."""
+PAUSE_SECONDS = 5.0
+"""How long Redis is left alone after it did not answer."""
+CONNECTIONS = 20
+PREFIX = "hiresfix"
+_AWAY = (RedisError, TimeoutError, OSError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """`amount` requests in any `seconds` for each caller; quotas of different names are counted apart."""
+
+    name: str
+    amount: int
+    seconds: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a caller stands after a request: was it allowed, how many more are, and when there is one more."""
+
+    quota: Quota
+    allowed: bool
+    remaining: int
+    next_at: float
+    """Unix time at which the oldest counted request leaves the window."""
+
+    def seconds_to_wait(self, now: float) -> int:
+        """Whole seconds, rounded up, at least 1: after them a refused request is allowed."""
+        return max(1, math.ceil(self.next_at - now))
+
+
+class Limiter:
+    """The counters of this process. `redis_url` None: in memory; else shared by all that use the same Redis."""
+
+    def __init__(self, redis_url: str | None = None) -> None:
+        self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._pool: BlockingConnectionPool | None = None
+        self._shared: MovingWindowRateLimiter | None = None
+        self._ask_again = 0.0  # monotonic; 0: Redis answered the last time
+        if redis_url:
+            self._pool = BlockingConnectionPool.from_url(
+                redis_url,
+                max_connections=CONNECTIONS,
+                timeout=PATIENCE_SECONDS,
+                socket_timeout=PATIENCE_SECONDS,
+                socket_connect_timeout=PATIENCE_SECONDS,
+                retry=Retry(NoBackoff(), 1),  # a connection from before a restart of Redis fails once
+            )
+            storage = RedisStorage(
+                redis_url,
+                implementation="redispy",
+                key_prefix=PREFIX,
+                connection_pool=self._pool,  # type: ignore[arg-type] # documented, but not in its annotation
+            )
+            self._shared = MovingWindowRateLimiter(storage)
+
+    async def aclose(self) -> None:
+        if self._pool:
+            await self._pool.aclose()
+
+    async def take(self, quota: Quota, who: str) -> Standing:
+        """Count one request of `who` if the quota allows it."""
+        if self._shared and time.monotonic() >= self._ask_again:
+            was_away = self._ask_again > 0
+            if was_away:  # the others go on meanwhile
+                self._ask_again = time.monotonic() + PAUSE_SECONDS
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    standing = await _take(self._shared, quota, who)
+            except _AWAY as error:
+                self._ask_again = time.monotonic() + PAUSE_SECONDS
+                log.warning("limiter.away", reason=type(error).__name__)
+            else:
+                if was_away:
+                    self._ask_again = 0.0
+                    log.info("limiter.back")
+                return standing
+        return await _take(self._own, quota, who)
+
+
+async def _take(limiter: MovingWindowRateLimiter, quota: Quota, who: str) -> Standing:
+    item = RateLimitItemPerSecond(quota.amount, quota.seconds, namespace=PREFIX)
+    allowed = await limiter.hit(item, quota.name, who)
+    window = await limiter.get_window_stats(item, quota.name, who)
+    return Standing(quota=quota, allowed=allowed, remaining=max(0, window.remaining), next_at=window.reset_time)
