@@ -40,10 +40,21 @@ in pixels are gone before anything else sees them.
 
 from hiresfix.images.alpha import bleed, enlarge_alpha
 from hiresfix.images.reading import decode, read_header
-from hiresfix.images.values import Encoded, Header, Limits, Picture, Samples, check_format, check_output
+from hiresfix.images.values import (
+    MEGAPIXEL,
+    Encoded,
+    Header,
+    Limits,
+    Picture,
+    Samples,
+    check_format,
+    check_input,
+    check_output,
+)
 from hiresfix.images.writing import encode
 
 __all__ = [
+    "MEGAPIXEL",
     "Encoded",
     "Header",
     "Limits",
@@ -51,6 +62,7 @@ __all__ = [
     "Samples",
     "bleed",
     "check_format",
+    "check_input",
     "check_output",
     "decode",
     "encode",

@@ -1,0 +1,270 @@
+"""Strangers' pictures decoded where they can do no harm: in short-lived processes with bounds of their own.
+
+    with Quarantine(limits) as quarantine:
+        header = quarantine.probe(data)       # every pixel decoded once, nothing handed over
+        picture = quarantine.decode(data)
+
+Guarantees: a call returns a picture, raises PictureError (`DecoderStopped` where the decoder crashed, needed too much
+memory or took too long), or Unavailable where this machine cannot start a process; the calling process neither parses
+nor allocates what a stranger's header claims, and nothing stays behind in any of these cases: bytes and pixels travel
+in anonymous files, which vanish with their last descriptor. Calls may come from any thread, and run beside each other.
+`hiresfix.decoder` is the other side, and says what a decoding process may do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import structlog
+
+from hiresfix import images
+from hiresfix.decoder import BLOBS, METADATA_BYTES, Terms
+from hiresfix.errors import PictureError, Unavailable
+from hiresfix.images import Header, Limits, Picture, Samples
+
+log = structlog.get_logger(__name__)
+
+BYTES_PER_PIXEL = 40
+BASE_BYTES = 256 * 1024 * 1024
+PROCESSOR_SECONDS = 30
+WALL_SECONDS = 30
+GRACE_SECONDS = 5.0
+"""How long a process that kills others may take to say so before it is taken for dead itself."""
+MOST_ANSWER = 256 * 1024
+
+STOPPED = {
+    "crash": "Decoding the picture made the decoder crash: the file is damaged. Save it again, as PNG or JPEG, and retry.",
+    "memory": "Decoding the picture takes more memory than is allowed. Save it as PNG or JPEG and retry.",
+    "time": "Decoding the picture takes longer than is allowed. Save it as PNG or JPEG and retry.",
+}
+
+# What a decoding process may know of our environment: how to find its libraries, and nothing else.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
+# Libraries that start a thread a core would do so in every child; a second malloc arena costs 64 MiB of addresses.
+_THRIFT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+class DecoderStopped(PictureError):
+    """The decoder did not survive the picture, or was not allowed to go on."""
+
+
+class Quarantine:
+    """Decodes within `limits`; a context manager. The process behind it is started with the first picture.
+
+    memory: bytes a picture may take while it is decoded; chosen after the largest picture allowed, by default.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        memory: int | None = None,
+        processor_seconds: int = PROCESSOR_SECONDS,
+        wall_seconds: int = WALL_SECONDS,
+    ) -> None:
+        self.limits = limits
+        most = int(limits.max_input_megapixels * images.MEGAPIXEL)
+        self.terms = Terms(
+            limits=limits,
+            memory=memory or BASE_BYTES + BYTES_PER_PIXEL * most,
+            processor_seconds=processor_seconds,
+            wall_seconds=wall_seconds,
+        )
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process and what it decodes; a later call starts another."""
+        with self._lock:
+            self._end()
+
+    def probe(self, data: bytes) -> Header:
+        """Format and upright size of a picture that decodes completely."""
+        answer = self._ask(data, None)
+        with _understood():
+            return Header(**answer["header"])
+
+    def decode(self, data: bytes) -> Picture:
+        """The picture, upright; see `hiresfix.images.decode`."""
+        with _anonymous_file() as pixels:
+            answer = self._ask(data, pixels)
+            with _understood():
+                return _take_over(answer["picture"], pixels, self.limits)
+
+    def _ask(self, data: bytes, pixels: int | None) -> dict[str, Any]:
+        with _anonymous_file() as source:
+            _write(source, data)
+            for _ in range(2):
+                os.lseek(source, 0, os.SEEK_SET)
+                line = self._converse([source] if pixels is None else [source, pixels])
+                if line:  # else the process was killed from outside, which is not the picture's fault
+                    return _outcome(line)
+        raise Unavailable
+
+    def _converse(self, descriptors: list[int]) -> bytes:
+        """One line of answer, or b"" if nobody is left to give one."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, self._lock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                socket.send_fds(self._started(), [b"\0"], [theirs.fileno(), *descriptors])
+            ours.settimeout(self.terms.wall_seconds + GRACE_SECONDS)
+            try:
+                return _read_line(ours)
+            except TimeoutError:
+                log.error("quarantine.hung")
+                self.close()
+                return b""
+
+    def _started(self) -> socket.socket:
+        """The control socket of a running process. Call it with the lock held."""
+        if self._process is not None and self._process.poll() is None and self._control is not None:
+            return self._control
+        self._end()
+        ours, theirs = socket.socketpair()
+        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment = {**kept, **_THRIFT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-s", "-m", "hiresfix.decoder", self.terms.to_json()],
+                    stdin=theirs,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    cwd="/",
+                )
+            except OSError as error:
+                ours.close()
+                log.error("quarantine.not_started", reason=error.strerror)
+                raise Unavailable from error
+        self._control = ours
+        return ours
+
+    def _end(self) -> None:
+        control, process = self._control, self._process
+        self._control = self._process = None
+        if control is not None:
+            control.close()
+        if process is not None:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _outcome(line: bytes) -> dict[str, Any]:
+    with _understood():
+        answer = json.loads(line)
+        if "refused" in answer:
+            raise PictureError(str(answer["refused"]))
+        if answer.get("stopped") == "busy":
+            raise Unavailable
+        if "stopped" in answer:
+            log.warning("quarantine.stopped", **answer)
+            raise DecoderStopped(STOPPED[answer["stopped"]])
+    assert isinstance(answer, dict)
+    return answer
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """An answer that makes no sense comes from a process that the picture has taken over or upset."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, EOFError) as error:
+        log.warning("quarantine.nonsense", reason=repr(error)[:200])
+        raise DecoderStopped(STOPPED["crash"]) from error
+
+
+def _take_over(given: dict[str, Any], pixels: int, limits: Limits) -> Picture:
+    width, height, bits = int(given["width"]), int(given["height"]), int(given["bits"])
+    images.check_input(width, height, limits)
+    kind = {8: np.uint8, 16: np.uint16}[bits]
+    os.lseek(pixels, 0, os.SEEK_SET)
+    rgb = _read_samples(pixels, (height, width, 3), kind)
+    alpha = _read_samples(pixels, (height, width), kind) if given["alpha"] else None
+    blobs = {name: _read_blob(pixels, given["blobs"][name]) for name in BLOBS}
+    dpi = given["dpi"]
+    return Picture(
+        rgb=rgb,
+        alpha=alpha,
+        grey=bool(given["grey"]),
+        dpi=None if dpi is None else (float(dpi[0]), float(dpi[1])),
+        notes=tuple(str(note) for note in given["notes"]),
+        **blobs,
+    )
+
+
+def _read_samples(descriptor: int, shape: tuple[int, ...], kind: type[np.uint8 | np.uint16]) -> Samples:
+    # Copied, not mapped: reading mapped memory that its maker cuts short would kill this process.
+    samples = np.empty(shape, kind)
+    _fill(descriptor, memoryview(samples).cast("B"))
+    return samples
+
+
+def _read_blob(descriptor: int, size: int | None) -> bytes | None:
+    if size is None:
+        return None
+    if not 0 <= size <= METADATA_BYTES:
+        raise ValueError("metadata larger than it can be")
+    content = bytearray(size)
+    _fill(descriptor, memoryview(content))
+    return bytes(content)
+
+
+def _fill(descriptor: int, target: memoryview) -> None:
+    while target:
+        count = os.readv(descriptor, [target])
+        if count == 0:
+            raise EOFError("less than was announced")
+        target = target[count:]
+
+
+def _read_line(source: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < MOST_ANSWER:
+        received = source.recv(65_536)
+        if not received:
+            break
+        line += received
+    return line
+
+
+@contextlib.contextmanager
+def _anonymous_file() -> Iterator[int]:
+    """A file without a name, in memory where the system can (Linux), else on disk."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("picture")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file.fileno()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    content = memoryview(data)
+    while content:
+        content = content[os.write(descriptor, content) :]
