@@ -24,13 +24,14 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, Unavailable
-from hiresfix.server import api, config, db, downloads, gate
+from hiresfix.server import api, config, db, downloads, gate, uploads
 from hiresfix.server.api.context import Service
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
 from hiresfix.server.envelope import BoundedBody, CrossOrigin, Envelope
 from hiresfix.server.outlook import Outlook
+from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.ratelimit import Limiter
 from hiresfix.server.storage import Storage
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
         config.warn_if_open(settings)
         changes = Changes(database_url)
         async with (
+            Quarantine(uploads.limits(settings)) as quarantine,
             Database(database_url, max_size=20, name="hiresfix-api") as database,
             aclosing(Limiter(settings.rate_limit_url)) as limiter,
             changes.listening(),
@@ -62,6 +64,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 changes=changes,
                 outlook=Outlook(database),
                 limiter=limiter,
+                quarantine=quarantine,
                 quotas=gate.quotas(settings),
                 decoding=asyncio.Semaphore(DECODING),
             )

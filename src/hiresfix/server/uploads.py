@@ -17,6 +17,7 @@ from hiresfix.recipe import Recipe
 from hiresfix.server import outbound
 from hiresfix.server.config import Settings
 from hiresfix.server.outbound import Policy
+from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.storage import Storage
 
 SOURCES = "sources/"
@@ -56,15 +57,12 @@ async def fetch(url: str, settings: Settings) -> bytes:
     return await outbound.fetch(url, policy(settings))
 
 
-async def probe(data: bytes, settings: Settings) -> Probed:
+async def probe(data: bytes, quarantine: Quarantine) -> Probed:
     """Header first, then every pixel once, so that a truncated file is refused now and not by the worker.
 
     Raises PictureError. Whether its enlargement is too large is another parameter's fault: see the checks below.
     """
-    bounds = limits(settings)
-    header = images.read_header(data, bounds)
-    await asyncio.to_thread(images.decode, data, bounds)
-    return Probed(data=data, header=header)
+    return Probed(data=data, header=await asyncio.to_thread(quarantine.probe, data))
 
 
 def check_output(source: Header, recipe: Recipe, settings: Settings) -> None:

@@ -29,6 +29,7 @@ from hiresfix.server import config, db, delivery, jobs, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Result
+from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 from hiresfix.server.upkeep import Upkeep
@@ -66,11 +67,14 @@ class Beat:
 class Worker:
     """One process's work on one device, until `run` is cancelled."""
 
-    def __init__(self, settings: Settings, *, database: Database, storage: Storage, queue: Queue) -> None:
+    def __init__(
+        self, settings: Settings, *, database: Database, storage: Storage, queue: Queue, quarantine: Quarantine
+    ) -> None:
         self.settings = settings
         self.database = database
         self.storage = storage
         self.queue = queue
+        self.quarantine = quarantine
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._upscaler = Upscaler()
         self._beat: Beat | None = None
@@ -186,7 +190,7 @@ class Worker:
 
     def _make(self, source: bytes, recipe: Recipe, beat: Beat) -> tuple[Upscaled, Encoded]:
         """In a thread: decode, enlarge, encode."""
-        picture = images.decode(source, uploads.limits(self.settings))
+        picture = self.quarantine.decode(source)
         upscaled = self._upscaler.run(picture, recipe, beat.report)
         encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
         return upscaled, encoded
@@ -242,11 +246,15 @@ async def serve(settings: Settings, *, database_url: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Database(database_url, max_size=16, name="hiresfix-worker") as database:
+    async with (
+        Quarantine(uploads.limits(settings)) as quarantine,
+        Database(database_url, max_size=16, name="hiresfix-worker") as database,
+    ):
         worker = Worker(
             settings,
             database=database,
             storage=Storage.open(settings.storage_location),
             queue=Queue(database_url),
+            quarantine=quarantine,
         )
         await worker.run(stop)

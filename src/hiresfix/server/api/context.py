@@ -23,6 +23,7 @@ from hiresfix.server.envelope import QUOTA_HEADERS
 from hiresfix.server.gate import Bucket
 from hiresfix.server.jobs import Job
 from hiresfix.server.outlook import Outlook
+from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.ratelimit import Limiter, Quota
 from hiresfix.server.storage import Storage
@@ -40,6 +41,7 @@ class Service:
     outlook: Outlook
     limiter: Limiter
     quotas: Mapping[Bucket, Quota]
+    quarantine: Quarantine
     decoding: asyncio.Semaphore
     """How many pictures are decoded at once: each may take a gigabyte."""
     streams: Counter[UUID] = field(default_factory=Counter)

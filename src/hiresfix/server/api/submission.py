@@ -190,7 +190,7 @@ async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
         if data is None:
             data = await uploads.fetch(asked.image, own.settings)
         async with own.decoding:
-            probed = await uploads.probe(data, own.settings)
+            probed = await uploads.probe(data, own.quarantine)
     except (FetchError, PictureError, NotFound) as error:
         raise wire.invalid_param(asked.model, "image", error.message) from error
     for param, check in (("scale_factor", uploads.check_output), ("output_format", uploads.check_format)):

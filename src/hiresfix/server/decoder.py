@@ -1,4 +1,4 @@
-"""The process that decodes strangers' pictures: `python -m hiresfix.decoder TERMS`, started by `hiresfix.quarantine`.
+"""The process that decodes strangers' pictures: `python -m hiresfix.server.decoder TERMS`, started by `quarantine`.
 
 Standard input is a Unix socket. Every message on it is one byte with two or three descriptors: where to answer, the
 picture's bytes and, if its pixels are wanted, a file for them. This process has imported the decoders and never
@@ -90,13 +90,13 @@ class _Forks:
     def run(self) -> None:
         """Until the other end of the control socket is closed."""
         while True:
-            ready, _, _ = select.select([self._control, self._woken], [], [], self._patience())
+            ready, _, _ = select.select([self._control.fileno(), self._woken], [], [], self._patience())
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, 4096)
             self._end_overdue()
             self._bury()
-            if self._control in ready and not self._take():
+            if self._control.fileno() in ready and not self._take():
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
@@ -221,7 +221,7 @@ def _hand_over(picture: Picture, pixels: int) -> dict[str, Any]:
     arrays = [picture.rgb] if picture.alpha is None else [picture.rgb, picture.alpha]
     with open(pixels, "wb", buffering=0) as file:
         for array in arrays:
-            _write(file.fileno(), memoryview(np.ascontiguousarray(array)).cast("B"))
+            _write(file.fileno(), np.ascontiguousarray(array).data.cast("B"))
         for blob in blobs.values():
             _write(file.fileno(), memoryview(blob or b""))
     return {
@@ -231,6 +231,7 @@ def _hand_over(picture: Picture, pixels: int) -> dict[str, Any]:
         "alpha": picture.alpha is not None,
         "grey": picture.grey,
         "dpi": picture.dpi,
+        "quantisation": picture.quantisation,
         "notes": picture.notes,
         "blobs": {name: None if blob is None else len(blob) for name, blob in blobs.items()},
     }
