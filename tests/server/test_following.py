@@ -38,22 +38,12 @@ def slow_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "POLL_SECONDS", 3600.0)
 
 
-async def listeners(town: Town) -> int:
-    return await town.count("select count(*) from pg_stat_activity where application_name = 'hiresfix-changes'"
-                            " and datname = current_database() and state = 'idle'")  # fmt: skip
-
-
-async def until_listening(town: Town) -> None:
-    while await listeners(town) != 1:  # noqa: ASYNC110  # PostgreSQL's view of it, which no event of ours tells
-        await asyncio.sleep(0.02)
-
-
 @pytest.mark.usefixtures("slow_poll")
 async def test_a_waiter_is_woken_by_the_end_of_its_job_and_by_nobody_elses(town: Town, database_url: str) -> None:
     changes = Changes(database_url)
     mine, other = await town.submit(), await town.submit()
     async with changes.listening():
-        await until_listening(town)
+        await changes.listens.wait()
         with changes.watch(mine) as watch, changes.watch(other) as bystander:
             woken = asyncio.create_task(watch.wait(60))
             held = await town.claim(mine)
@@ -71,7 +61,7 @@ async def test_what_changes_between_look_and_wait_is_not_missed(town: Town, data
     changes = Changes(database_url)
     job = await town.submit()
     async with changes.listening():
-        await until_listening(town)
+        await changes.listens.wait()
         with changes.watch(job) as watch:
             await town.claim(job)
             await asyncio.sleep(0.5)  # the notification arrives while nobody waits for it
@@ -85,14 +75,14 @@ async def test_a_listener_whose_connection_fell_comes_back_and_wakes_everybody(t
     changes = Changes(database_url)
     job = await town.submit()
     async with changes.listening():
-        await until_listening(town)
+        await changes.listens.wait()
         with changes.watch(job) as watch:
             await town.count(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity"
                 " where application_name = 'hiresfix-changes' and datname = current_database()"
             )
             assert await watch.wait(30)  # by coming back: nothing else has happened
-        await until_listening(town)
+        await changes.listens.wait()
         with changes.watch(job) as watch:
             await town.claim(job)
             assert await watch.wait(30)

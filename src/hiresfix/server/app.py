@@ -18,12 +18,13 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
-from hiresfix.errors import HiresfixError, InvalidRequest, Unavailable
+from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, Unavailable
 from hiresfix.server import api, config, db, downloads, gate, uploads
 from hiresfix.server.api.context import Service
 from hiresfix.server.changes import Changes
@@ -113,6 +114,8 @@ async def _render(request: Request, error: Exception) -> JSONResponse:
     match error:
         case HTTPException(status_code=status, headers=headers):
             text = _TEXT_FOR_STATUS.get(status, str(error.detail))
+            if status == 405:
+                headers = {**(headers or {}), "Allow": _allowed(request)}
             return _answer(status, {"error": text, "code": _code(text), "requestId": request_id}, headers or {})
         case RequestValidationError():
             known: HiresfixError = InvalidRequest({"_root": ["The request could not be read."]})
@@ -121,9 +124,17 @@ async def _render(request: Request, error: Exception) -> JSONResponse:
         case _:
             log.warning("request.database_away", reason=type(error).__name__)
             known = Unavailable()
-    if known.status >= 500:
+    if known.status >= 500 and not isinstance(known, NotOffered):
         log.error("request.failed", code=known.code, reason=known.message, exc_info=known)
     return _answer(known.status, wire.error_body(known, request_id=request_id), wire.error_headers(known))
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path; the framework would name those of one route."""
+    path = request.scope["path"]
+    routes = (route for route in iter_route_contexts(request.app.routes) if isinstance(route.original_route, APIRoute))
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return ", ".join(sorted(methods))
 
 
 def _code(text: str) -> str:

@@ -55,6 +55,8 @@ class Changes:
         self._url = url
         self._watches: defaultdict[UUID, set[Watch]] = defaultdict(set)
         self._closing = asyncio.Event()
+        self.listens = asyncio.Event()
+        """Set while notifications arrive."""
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -110,8 +112,12 @@ class Changes:
         async with connection:
             await connection.execute(f"listen {CHANNEL}".encode())
             self._wake_all()  # what changed while nobody listened is only seen by looking
-            async for notification in connection.notifies():
-                self._wake(notification.payload)
+            self.listens.set()
+            try:
+                async for notification in connection.notifies():
+                    self._wake(notification.payload)
+            finally:
+                self.listens.clear()
 
     def _wake(self, payload: str) -> None:
         with suppress(ValueError):

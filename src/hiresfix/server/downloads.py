@@ -13,6 +13,7 @@ from hiresfix import wire
 from hiresfix.errors import Expired, NotFound
 from hiresfix.server import jobs
 from hiresfix.server.api.context import service
+from hiresfix.server.api.description import answer, nothing, operation
 from hiresfix.server.jobs import Job
 
 router = APIRouter()
@@ -20,7 +21,22 @@ router = APIRouter()
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-@router.api_route("/files/images/{name}", methods=["GET", "HEAD"])
+@router.api_route(
+    "/files/images/{name}",
+    methods=["GET", "HEAD"],
+    openapi_extra=operation(
+        "getResult",
+        "A finished picture, by its unguessable name.",
+        {
+            200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),
+            206: answer(description="The part asked for.", media_type="image/*"),
+            304: nothing("You have it already."),
+            416: nothing("There is no such part."),
+        },
+        errors={404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"},
+        public=True,
+    ),
+)
 async def result(request: Request, name: str) -> Response:
     own = service(request)
     job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)

@@ -1,12 +1,13 @@
 """The routes of the API by topic; each tells its story in the order that api-contract.md 4.6 gives.
 
-A topic is a module with a `router`; it may know the domain below, and of this package only `context`.
+A topic is a module with a `router`; it may know the domain below, and of this package only `context`
+and `description`, by which its routes get into the OpenAPI document.
 """
 
 from fastapi import APIRouter
 
-from hiresfix.server.api import about, events, jobs, submission
+from hiresfix.server.api import about, elsewhere, events, jobs, submission
 
 router = APIRouter()
-for topic in (submission, jobs, events, about):
+for topic in (submission, jobs, events, about, elsewhere):
     router.include_router(topic.router)

@@ -12,13 +12,15 @@ from hiresfix import wire
 from hiresfix.catalog import MODELS
 from hiresfix.server import accounts, db
 from hiresfix.server.api.context import caller_of, service
+from hiresfix.server.api.description import answer, document, operation, query
+from hiresfix.wire.queries import MODEL_QUERY
 
 router = APIRouter()
 
 STORE_SECONDS = 5.0
 
 
-@router.get("/v2/me")
+@router.get("/v2/me", openapi_extra=operation("me", "Who this key is.", {200: answer("Me", "User, team and key.")}))
 async def me(request: Request) -> JSONResponse:
     """Who is calling, on whose credits. Clients ask it to check a key, so it is one look-up."""
     own, caller = service(request), await caller_of(request)
@@ -27,7 +29,17 @@ async def me(request: Request) -> JSONResponse:
     return JSONResponse(wire.me(profile), headers={"Cache-Control": "no-store"})
 
 
-@router.get("/v2/models")
+@router.get(
+    "/v2/models",
+    openapi_extra=operation(
+        "listModels",
+        "What is on offer.",
+        {200: answer("ModelCatalog", "The models.")},
+        errors={400: "ValidationError"},
+        parameters=query(MODEL_QUERY),
+        public=True,
+    ),
+)
 async def models(request: Request) -> JSONResponse:
     """The catalog, for anybody: keys are not looked at, so that a wrong one is no error either."""
     own = service(request)
@@ -46,13 +58,32 @@ async def models(request: Request) -> JSONResponse:
     return JSONResponse({"models": entries}, headers={"Cache-Control": "public, max-age=60"})
 
 
-@router.get("/healthz")
+@router.get(
+    "/v2/openapi.json",
+    openapi_extra=operation("openapi", "This document.", {200: answer(description="OpenAPI 3.1.")}, public=True),
+)
+async def openapi(request: Request) -> JSONResponse:
+    """All routes and schemas, as OpenAPI 3.1."""
+    own = service(request)
+    if own.openapi is None:
+        own.openapi = document(request.app.routes, public_url=own.settings.public_url)
+    return JSONResponse(own.openapi, headers={"Cache-Control": "public, max-age=300"})
+
+
+@router.get(
+    "/healthz", openapi_extra=operation("healthz", "Is the process alive?", {200: answer("Status")}, public=True)
+)
 async def healthz() -> JSONResponse:
     """The process is alive."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    openapi_extra=operation(
+        "readyz", "Can it serve?", {200: answer("Status")}, errors={502: "ErrorResponse"}, public=True
+    ),
+)
 async def readyz(request: Request) -> JSONResponse:
     """The process can serve: database and store answer."""
     own = service(request)

@@ -46,6 +46,8 @@ class Service:
     """How many pictures are decoded at once: each may take a gigabyte."""
     streams: Counter[UUID] = field(default_factory=Counter)
     """Open event streams by API key."""
+    openapi: dict[str, Any] | None = None
+    """The document, once somebody has asked for it."""
     store_known_until: float = 0.0
 
 

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from hiresfix.errors import RateLimited
 from hiresfix.server import following, jobs
 from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown
+from hiresfix.server.api.description import answer, header, nothing, operation
 from hiresfix.server.jobs import TERMINAL
 
 router = APIRouter()
@@ -36,7 +37,19 @@ STREAM_SECONDS = 900.0
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-@router.get("/v2/jobs/{job_id}/events")
+@router.get(
+    "/v2/jobs/{job_id}/events",
+    openapi_extra=operation(
+        "jobEvents",
+        "A job's progress and end as server-sent events: `progress`, then `completed` or `failed`, each with the Job.",
+        {
+            200: answer(description="Events until the job is finished.", media_type="text/event-stream"),
+            204: nothing("You have seen the last event: do not come back."),
+        },
+        errors={400: "ErrorResponse", 404: "ErrorResponse"},
+        parameters=[header("Last-Event-ID", "Sent by an EventSource that reconnects.")],
+    ),
+)
 async def job_events(request: Request, job_id: str) -> Response:
     """Events `progress`, then one of `completed` and `failed` (which also tells of a cancelled job)."""
     own, caller = service(request), await caller_of(request)

@@ -9,12 +9,23 @@ from starlette.requests import Request
 from hiresfix import wire
 from hiresfix.server import jobs, listing
 from hiresfix.server.api.context import caller_of, parse_job_id, service, shown
+from hiresfix.server.api.description import answer, operation, query
 from hiresfix.server.gate import Bucket
+from hiresfix.wire.queries import JOB_QUERY
 
 router = APIRouter()
 
 
-@router.get("/v2/jobs")
+@router.get(
+    "/v2/jobs",
+    openapi_extra=operation(
+        "listJobs",
+        "Your jobs, newest first.",
+        {200: answer("JobList", "A page of jobs.")},
+        errors={400: "ValidationError"},
+        parameters=query(JOB_QUERY),
+    ),
+)
 async def list_jobs(request: Request) -> JSONResponse:
     """A page of jobs, newest first."""
     own, caller = service(request), await caller_of(request)
@@ -25,7 +36,12 @@ async def list_jobs(request: Request) -> JSONResponse:
     return JSONResponse(body, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/v2/jobs/{job_id}")
+@router.get(
+    "/v2/jobs/{job_id}",
+    openapi_extra=operation(
+        "getJob", "One job.", {200: answer("Job", "The job.")}, errors={400: "ErrorResponse", 404: "ErrorResponse"}
+    ),
+)
 async def get_job(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request, Bucket.JOB_POLLING)
     async with own.database.transaction() as tx:

@@ -31,11 +31,13 @@ from hiresfix.recipe import MAX_SEED, Recipe
 from hiresfix.server import budgets, credits, following, gate, jobs, outbound, uploads
 from hiresfix.server.accounts import Caller
 from hiresfix.server.api.context import Service, caller_of, service
+from hiresfix.server.api.description import answer, header, operation, query
 from hiresfix.server.config import Settings
 from hiresfix.server.gate import Bucket
 from hiresfix.server.jobs import Source, Submission
 from hiresfix.server.uploads import Probed
 from hiresfix.wire import UpscaleRequest
+from hiresfix.wire.queries import UPSCALE_QUERY
 
 log = structlog.get_logger(__name__)
 router = APIRouter()
@@ -46,7 +48,36 @@ PARSED_AT_ONCE = 64 * 1024
 """Bytes; a picture as a data URI takes half a second to parse, in which nobody else may be kept waiting."""
 
 
-@router.post(UPSCALE)
+@router.post(
+    UPSCALE,
+    openapi_extra=operation(
+        "upscaleImage",
+        "Submit a picture to be enlarged.",
+        {
+            200: answer(
+                ("JobFinished", "JobPreview"),
+                "Finished within the time of Prefer: wait, or the answer to a dry run.",
+                Location="Path of the job.",
+            ),
+            202: answer("JobAccepted", "Accepted and paid for.", Location="Path of the job."),
+        },
+        errors={
+            400: "ValidationError",
+            402: "InsufficientCredits",
+            403: ("ErrorResponse", "OverBudget"),
+            408: "ErrorResponse",
+            409: "ErrorResponse",
+            413: "ErrorResponse",
+            502: "ErrorResponse",
+        },
+        parameters=[
+            *query(UPSCALE_QUERY),
+            header("Idempotency-Key", "Up to 255 characters; the same key and request make one job in 24 hours."),
+            header("Prefer", "`wait=N`: answer when the job is finished, or after N seconds."),
+        ],
+        body="ImageUpscaleRequest",
+    ),
+)
 async def upscale(request: Request) -> JSONResponse:
     """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id.
 

@@ -1,0 +1,147 @@
+"""The OpenAPI document: each route says what it is where it is declared, and this module puts it together.
+
+    @router.get("/v2/things", openapi_extra=operation("listThings", "All things.", {200: answer("ThingList")}))
+
+Path, methods and path parameters come from the routes themselves, schemas from `hiresfix.wire.schemas`, and the
+errors that any route can answer with are added to every one. A route that has no business in the document says
+`include_in_schema=False`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.routing import BaseRoute
+
+import hiresfix
+from hiresfix.wire import schemas
+
+Named: TypeAlias = str | tuple[str, ...]
+"""A schema by its name, or several of which one fits."""
+
+_PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {"job_id": {"type": "string", "format": "uuid"}}
+_ANYWHERE: Mapping[int, Named] = {500: "ErrorResponse", 503: "ErrorResponse"}
+_WITH_KEY: Mapping[int, Named] = {401: "ErrorResponse", 403: "ErrorResponse", 429: "ErrorResponse"}
+_RETRY = (429, 503)
+
+
+def answer(
+    schema: Named | None = None, description: str = "", *, media_type: str = "application/json", **headers: str
+) -> dict[str, Any]:
+    """An answer: its schema, None for a body that is no JSON of ours; headers by description."""
+    content = {"schema": _named(schema)} if schema else {}
+    return {
+        "description": description or "Done.",
+        "headers": {
+            "X-Request-Id": {"$ref": "#/components/headers/RequestId"},
+            **{name.replace("_", "-"): _header(text) for name, text in headers.items()},
+        },
+        "content": {media_type: content},
+    }
+
+
+def nothing(description: str) -> dict[str, Any]:
+    """An answer without a body."""
+    return {name: part for name, part in answer(description=description).items() if name != "content"}
+
+
+def query(table: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Optional query parameters, given as JSON Schemas by name."""
+    return [_parameter("query", name, schema, required=False) for name, schema in table.items()]
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    """An optional request header."""
+    return _parameter("header", name, {"type": "string", "description": description}, required=False)
+
+
+def operation(
+    name: str,
+    summary: str,
+    answers: Mapping[int, Mapping[str, Any]],
+    *,
+    errors: Mapping[int, Named] | None = None,
+    parameters: Iterable[Mapping[str, Any]] = (),
+    body: str | None = None,
+    public: bool = False,
+) -> dict[str, Any]:
+    """What a route's `openapi_extra` holds.
+
+    `errors`: schema names by status, besides those that any route has; `body`: the name of the JSON body's schema;
+    `public`: needs no key.
+    """
+    failures = {**_ANYWHERE, **({} if public else _WITH_KEY), **(errors or {})}
+    responses = {**answers, **{status: _error(status, schema) for status, schema in failures.items()}}
+    described: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": {str(status): responses[status] for status in sorted(responses)},
+    }
+    if body:
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas.ref(body)}}}
+    return {**described, "security": []} if public else described
+
+
+def document(routes: Iterable[BaseRoute], *, public_url: str) -> dict[str, Any]:
+    """OpenAPI 3.1 of all routes that describe themselves."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in iter_route_contexts(list(routes)):
+        if not isinstance(route.original_route, APIRoute) or not route.include_in_schema or not route.openapi_extra:
+            continue
+        path = str(route.path_format)
+        for method in sorted(route.methods or ()):
+            paths.setdefault(path, {})[method.lower()] = _placed(route.openapi_extra, path, method)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "hiresfix",
+            "version": hiresfix.__version__,
+            "description": "Image upscaling as jobs: submit a picture, follow the job, fetch the result.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": public_url}],
+        "security": [{"apiKey": []}, {"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components(),
+            "headers": {"RequestId": _header("Names this request in the server's logs.")},
+            "securitySchemes": {
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def _placed(described: Mapping[str, Any], path: str, method: str) -> dict[str, Any]:
+    """The operation at its path; the second method of a route is told apart from the first by its name."""
+    places = [
+        _parameter("path", name, _PATH_PARAMETERS.get(name, {"type": "string"}), required=True)
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    name = described["operationId"] + ("Headers" if method == "HEAD" else "")
+    return {**described, "operationId": name, "parameters": [*places, *described["parameters"]]}
+
+
+def _parameter(place: str, name: str, schema: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
+    facts = {key: value for key, value in schema.items() if key != "description"}
+    parameter = {"name": name, "in": place, "required": required, "schema": facts}
+    return {**parameter, "description": schema["description"]} if "description" in schema else parameter
+
+
+def _named(schema: Named) -> dict[str, Any]:
+    return schemas.ref(schema) if isinstance(schema, str) else {"anyOf": [schemas.ref(name) for name in schema]}
+
+
+def _error(status: int, schema: Named) -> dict[str, Any]:
+    retry = {"Retry_After": "Whole seconds until trying again can succeed."} if status in _RETRY else {}
+    return answer(schema, HTTPStatus(status).phrase, **retry)
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
