@@ -82,7 +82,8 @@ async def test_jobs_that_were_interrupted_or_are_long_past_are_no_measure(town: 
     assert await commit(town.database, outlook.paces) == {}
 
 
-async def test_a_jobs_outlook_follows_it_through_the_queue(town: Town) -> None:
+async def test_a_jobs_outlook_follows_it_through_the_queue(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "REST", 0.0)
     view = Outlook(town.database)
     first, second = await town.submit(), await town.submit()
     assert await view.of(await town.get(second)) == Forecast(position=2, seconds=None)
@@ -107,6 +108,7 @@ async def test_however_often_it_is_asked_the_queue_is_read_once_in_a_while(
 
     monkeypatch.setattr(outlook, "waiting_in_turn", counted)
     monkeypatch.setattr(outlook, "QUEUE_SECONDS", 3600)
+    monkeypatch.setattr(outlook, "REST", 0.0)
     view = Outlook(town.database)
     jobs = [await town.get(await town.submit()) for _ in range(3)]
     for _ in range(20):
@@ -114,6 +116,10 @@ async def test_however_often_it_is_asked_the_queue_is_read_once_in_a_while(
     assert looks == 1
     await view.of(await town.get(await town.submit()))
     assert looks == 2
+    monkeypatch.setattr(outlook, "REST", 1e9)
+    assert (await view.of(await town.get(await town.submit()))).position == 5  # looks, and rests from now on
+    assert await view.of(await town.get(await town.submit())) == outlook.UNKNOWN
+    assert looks == 3
 
 
 async def test_a_measured_pace_makes_the_wait_a_number(town: Town) -> None:

@@ -2,7 +2,7 @@
 
 Everything is measured, nothing promised: a model that finished nothing of late has no pace, and what depends on
 it is unknown. However often callers ask, the database is asked once in `QUEUE_SECONDS` about the queue and once
-in `PACE_SECONDS` about the pace.
+in `PACE_SECONDS` about the pace. A job that is newer than the last look has no forecast yet, or causes a look.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from hiresfix.server.db import Database, Tx
 
 QUEUE_SECONDS = 2.0
 PACE_SECONDS = 60.0
+REST = 10.0
+"""Between two looks at the queue lies so many times what the last one took: 10 000 waiting jobs take a while."""
 RECENT = "7 days"
 SAMPLE = 200
 """Jobs of a model that its pace is measured on, the newest ones."""
@@ -144,10 +146,14 @@ class Unfinished(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Picture:
-    """The queue as it was at `taken_at`, by the database's clock; `until` by this process's."""
+    """The queue as it was at `taken_at`, by the database's clock.
+
+    By this process's: worth keeping until `stale`, and not to be replaced before `rested`.
+    """
 
     taken_at: datetime
-    until: float
+    stale: float
+    rested: float
     waiting: dict[UUID, Forecast]
     running: dict[UUID, Forecast]
 
@@ -183,16 +189,23 @@ class Outlook:
     async def _look(self, *, since: datetime) -> _Picture:
         """The queue, from memory if that is fresh and knows of what happened at `since`."""
         async with self._looking:
-            picture = self._picture
-            if picture is None or time.monotonic() >= picture.until or picture.taken_at < since:
+            picture, now = self._picture, time.monotonic()
+            if picture is None or (now >= picture.rested and (now >= picture.stale or picture.taken_at < since)):
                 picture = self._picture = await self._take_picture()
             return picture
 
     async def _take_picture(self) -> _Picture:
-        until = time.monotonic() + QUEUE_SECONDS
+        started = time.monotonic()
         async with self._database.transaction() as tx:
             taken_at = await db.value(tx, "select now()")
             if time.monotonic() >= self._paces_until:
                 self._paces, self._paces_until = await paces(tx), time.monotonic() + PACE_SECONDS
             waiting, at_work = forecasts(await waiting_in_turn(tx), await running(tx), self._paces)
-        return _Picture(taken_at=taken_at, until=until, waiting=waiting, running=at_work)
+        ended = time.monotonic()
+        return _Picture(
+            taken_at=taken_at,
+            stale=started + QUEUE_SECONDS,
+            rested=ended + REST * (ended - started),
+            waiting=waiting,
+            running=at_work,
+        )
