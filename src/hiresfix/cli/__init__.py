@@ -11,7 +11,7 @@ import sys
 import typer
 
 from hiresfix import __version__
-from hiresfix.cli import admin, doctor, models, server, upscale
+from hiresfix.cli import accounts, admin, doctor, keys, models, server, upscale, webhooks
 from hiresfix.errors import HiresfixError
 
 app = typer.Typer(
@@ -25,9 +25,14 @@ app.command("worker")(server.worker)
 app.command("api", hidden=True)(server.api)
 app.command("migrate")(server.migrate)
 app.command("doctor")(doctor.doctor)
-app.add_typer(admin.keys, name="keys")
+app.add_typer(accounts.teams, name="teams")
+app.add_typer(accounts.users, name="users")
+app.add_typer(keys.keys, name="keys")
+app.add_typer(accounts.invites, name="invites")
+app.add_typer(accounts.audit, name="audit")
 app.add_typer(admin.credits, name="credits")
 app.add_typer(admin.jobs, name="jobs")
+app.add_typer(webhooks.webhooks, name="webhooks")
 app.add_typer(models.models, name="models")
 
 
@@ -54,6 +59,7 @@ _EXTRA_OF = {
     "obstore": "server",
     "procrastinate": "server",
     "standardwebhooks": "server",
+    "email_validator": "server",
 }
 
 

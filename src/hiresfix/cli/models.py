@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hiresfix.cli.operating import table
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -32,18 +34,14 @@ def list_models(
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     headings = ("name", "kind", "state", "size", "commercial", "licence", "origin")
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        words = (row.name, row.kind, row.state, _size(row.bytes), _yes_or_no(row.commercial), row.licence, row.origin)
-        table.add_row(*map(Text, words))  # as it is: a licence may hold brackets
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    table(
+        headings,
+        (
+            (row.name, row.kind, row.state, _size(row.bytes), _yes_or_no(row.commercial), row.licence, row.origin)
+            for row in rows
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -57,9 +57,11 @@ class Key:
     id: UUID
     name: str
     prefix: str
+    email: str
     team: UUID
     team_name: str
     active: bool
+    signing_mode: signing.KeyMode
     monthly_budget: int | None
     """Credits it may spend in a calendar month; None: as many as the team has."""
     created_at: datetime
@@ -75,7 +77,8 @@ def digest(key: str) -> bytes:
 async def authenticate(tx: Tx, key: str | None) -> Caller:
     """The caller behind an API key; notes that the key was used (once a minute is exact enough).
 
-    Raises Unauthenticated for a missing, unknown or revoked key and Forbidden for a deactivated one.
+    Raises Unauthenticated for a missing, unknown or revoked key and Forbidden for a deactivated one, which it also
+    is while its user or team is suspended.
     """
     if not key:
         raise Unauthenticated("API key is required")
@@ -84,9 +87,10 @@ async def authenticate(tx: Tx, key: str | None) -> Caller:
     # Found by the hash of a random 160-bit secret: the time of an index look-up tells nothing about the key.
     row = await (
         await tx.execute(
-            "select k.id, k.user_id, u.team_id, u.role, k.active,"
+            "select k.id, k.user_id, u.team_id, u.role,"
+            " k.active and u.suspended_at is null and t.suspended_at is null,"
             " k.last_used_at is null or k.last_used_at < now() - interval '1 minute'"
-            " from api_keys k join users u on u.id = k.user_id"
+            " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
             " where k.digest = %(digest)s and k.revoked_at is null",
             {"digest": digest(key)},
         )
@@ -167,29 +171,14 @@ async def keys(tx: Tx) -> Sequence[Key]:
     return await db.every(
         tx,
         Key,
-        "select k.id, k.name, k.prefix, t.id as team, t.name as team_name, k.active, k.monthly_budget,"
+        "select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,"
+        " k.monthly_budget,"
         " k.created_at, k.last_used_at, k.revoked_at"
         " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id order by k.created_at",
     )
 
 
-async def revoke_key(tx: Tx, wanted: str) -> Key:
-    """Revoke the one key that `wanted` names. It takes effect at once."""
-    key = await _live_key(tx, wanted)
-    await db.execute(tx, "update api_keys set revoked_at = now() where id = %(id)s", id=key.id)
-    return key
-
-
-async def set_budget(tx: Tx, wanted: str, monthly: int | None) -> Key:
-    """Bound what the one key that `wanted` names may spend in a calendar month (UTC); None takes the bound away."""
-    key = await _live_key(tx, wanted)
-    await db.execute(
-        tx, "update api_keys set monthly_budget = %(monthly)s where id = %(id)s", monthly=monthly, id=key.id
-    )
-    return replace(key, monthly_budget=monthly)
-
-
-async def _live_key(tx: Tx, wanted: str) -> Key:
+async def find_key(tx: Tx, wanted: str) -> Key:
     """The one key with this id, name or prefix that is not revoked; raises NotFound or Conflict."""
     matching = [
         key for key in await keys(tx) if wanted in (str(key.id), key.name, key.prefix) and key.revoked_at is None

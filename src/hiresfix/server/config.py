@@ -70,6 +70,8 @@ class Settings(BaseSettings):
 
     prices: Annotated[Mapping[str, Price], NoDecode] = Field(default_factory=dict)
     """By model id, where they differ from the catalog's: `clarity-upscale=5, faithful-upscale=0.25/MP`."""
+    signup: Literal["open", "invite", "closed"] = "closed"
+    """Who may make a team of their own by `POST /v2/signup`: anybody, who has an invitation, nobody."""
     free_credits: int = Field(default=100, ge=0)
     max_queued_jobs: int = Field(default=100, gt=0)
     """Jobs a team may have waiting."""
@@ -98,6 +100,8 @@ class Settings(BaseSettings):
     rate_submissions: int = Field(default=60, gt=0)
     rate_uploads: int = Field(default=60, gt=0)
     rate_failed_auth: int = Field(default=30, gt=0)
+    """By address."""
+    rate_signup: int = Field(default=5, gt=0)
     """By address."""
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks of the reverse proxies whose X-Forwarded-For is believed; from anybody else it is ignored."""

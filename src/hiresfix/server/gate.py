@@ -36,6 +36,7 @@ class Bucket(StrEnum):
     SUBMISSIONS = "submissions"
     UPLOADS = "uploads"
     FAILED_AUTH = "failed-auth"
+    SIGN_UP = "sign-up"
 
 
 def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
@@ -46,6 +47,7 @@ def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
         Bucket.SUBMISSIONS: settings.rate_submissions,
         Bucket.UPLOADS: settings.rate_uploads,
         Bucket.FAILED_AUTH: settings.rate_failed_auth,
+        Bucket.SIGN_UP: settings.rate_signup,
     }
     return {bucket: Quota(name=bucket.value, amount=amount) for bucket, amount in amounts.items()}
 

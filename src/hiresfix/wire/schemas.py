@@ -50,6 +50,8 @@ def components() -> dict[str, Schema]:
         "Me": _ME,
         "ModelCatalog": _closed({"models": _many(ref("ModelCatalogEntry"))}),
         "ModelCatalogEntry": _MODEL,
+        "SignUp": _SIGN_UP,
+        "Account": _ACCOUNT,
         "Status": _closed({"status": {"const": "ok"}}),
         **_errors(),
     }
@@ -139,6 +141,23 @@ _ME = _closed(
             }
         ),
         "apiKey": _nullable(_closed({"id": _UUID, "name": _TEXT, "prefix": _TEXT})),
+    }
+)
+
+_SIGN_UP = _closed(
+    {"email": {"type": "string", "format": "email"}},
+    optional={
+        "name": {"type": "string", "maxLength": 100},
+        "teamName": {"type": "string", "maxLength": 100},
+        "inviteCode": {"type": "string", "maxLength": 100},
+    },
+)
+
+_ACCOUNT = _closed(
+    {
+        "user": _closed({"id": _UUID, "email": _TEXT, "role": {"const": "OWNER"}}),
+        "team": _closed({"id": _UUID, "name": _TEXT, "credits": _WHOLE}),
+        "apiKey": {**_TEXT, "description": "Shown in this answer only."},
     }
 )
 

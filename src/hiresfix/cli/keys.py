@@ -1,0 +1,136 @@
+"""`hiresfix keys`: API keys, handed out and taken back. Works beside a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hiresfix.cli.operating import in_transaction, moment, operator, table
+
+if TYPE_CHECKING:
+    from hiresfix.server.accounts import Key
+    from hiresfix.server.db import Tx
+
+keys = typer.Typer(no_args_is_help=True, help="API keys.")
+
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Its id, name or prefix.")]
+
+
+class SigningMode(StrEnum):
+    """`signing.KeyMode` as words of the command line."""
+
+    RAW = "raw"
+    HEX = "hex"
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    user: Annotated[str | None, typer.Option(help="Whose: an id or e-mail address; default: the first owner.")] = None,
+) -> None:
+    """Make a key and print it, alone, on standard output. It is never shown again."""
+    from hiresfix.server import accounts, config, keyring, members
+
+    async def create(tx: Tx) -> str:
+        first = await accounts.bootstrap(tx, free_credits=config.load().free_credits, key_name=name)
+        if first and user is None:
+            return first
+        owner = await members.find_user(tx, user or str(await accounts.first_owner(tx)))
+        return await keyring.issue(tx, owner, name, actor=operator())
+
+    typer.echo(in_transaction(create))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show all keys, without the keys themselves."""
+    from hiresfix.server import accounts
+
+    rows = [
+        (str(key.id), key.name, f"{key.prefix}…", key.email, key.team_name, _state(key), key.signing_mode,
+         "" if key.monthly_budget is None else str(key.monthly_budget), moment(key.created_at),
+         moment(key.last_used_at) or "never")
+        for key in in_transaction(accounts.keys)
+    ]  # fmt: skip
+    table(("id", "name", "key", "user", "team", "state", "signs", "monthly budget", "created", "last used"), rows)
+
+
+def _state(key: Key) -> str:
+    return "revoked" if key.revoked_at else "active" if key.active else "suspended"
+
+
+@keys.command("rename")
+def rename_key(key: KeyName, name: Annotated[str, typer.Argument(help="What the key is for.")]) -> None:
+    """Change a key's name."""
+    from hiresfix.server import keyring
+
+    found = _with_key(key, lambda tx, found: keyring.rename(tx, found, name, actor=operator()))
+    typer.echo(f"{found.name} ({found.id}) is called {name}.")
+
+
+@keys.command("suspend")
+def suspend_key(key: KeyName) -> None:
+    """Refuse a key (403) until it is resumed."""
+    from hiresfix.server import keyring
+
+    found = _with_key(key, lambda tx, found: keyring.suspend(tx, found, actor=operator()))
+    typer.echo(f"Suspended {found.name} ({found.id}).")
+
+
+@keys.command("resume")
+def resume_key(key: KeyName) -> None:
+    """Let a suspended key in again."""
+    from hiresfix.server import keyring
+
+    found = _with_key(key, lambda tx, found: keyring.resume(tx, found, actor=operator()))
+    typer.echo(f"Resumed {found.name} ({found.id}).")
+
+
+@keys.command("revoke")
+def revoke_key(key: KeyName) -> None:
+    """Revoke a key at once. Jobs it submitted go on, and their webhooks are still signed with it."""
+    from hiresfix.server import keyring
+
+    found = _with_key(key, lambda tx, found: keyring.revoke(tx, found, actor=operator()))
+    typer.echo(f"Revoked {found.name} ({found.id}).")
+
+
+@keys.command("signing")
+def sign_as(
+    key: KeyName, mode: Annotated[SigningMode, typer.Argument(help="What receivers make of the key's SHA-256.")]
+) -> None:
+    """Sign the key's webhooks with its digest's raw bytes (default) or with their hexadecimal text."""
+    from hiresfix.server import keyring
+
+    found = _with_key(key, lambda tx, found: keyring.sign_as(tx, found, mode.value, actor=operator()))
+    typer.echo(f"Webhooks of {found.name} ({found.id}) are signed in {mode} mode.")
+
+
+@keys.command("budget")
+def set_budget(
+    key: KeyName,
+    credits: Annotated[str, typer.Argument(metavar="N|none", help="Whole credits a calendar month (UTC).")],
+) -> None:
+    """Bound what a key may spend in a month. Refunds give back to the month of their charge."""
+    from hiresfix.server import keyring
+
+    if credits != "none" and not (credits.isascii() and credits.isdigit()):
+        raise typer.BadParameter(f"{credits!r} is neither whole credits nor none.", param_hint="N|none")
+    monthly = None if credits == "none" else int(credits)
+    found = _with_key(key, lambda tx, found: keyring.set_budget(tx, found, monthly, actor=operator()))
+    may = "as much as its team has" if monthly is None else f"{monthly} credits a month"
+    typer.echo(f"{found.name} ({found.id}) may spend {may}.")
+
+
+def _with_key(wanted: str, change: Callable[[Tx, Key], Awaitable[None]]) -> Key:
+    from hiresfix.server import accounts
+
+    async def work(tx: Tx) -> Key:
+        found = await accounts.find_key(tx, wanted)
+        await change(tx, found)
+        return found
+
+    return in_transaction(work)

@@ -1,0 +1,80 @@
+"""What the operator's commands share: a transaction beside the running server, who acts, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from hiresfix.server.db import Tx
+
+T = TypeVar("T")
+
+
+def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
+    """Run `work` in one transaction on the operator's or the embedded database."""
+    import asyncio
+
+    from hiresfix.errors import ConfigurationError
+    from hiresfix.server import config, db
+    from hiresfix.server import serve as serving
+    from hiresfix.server.db import Database
+
+    settings = config.load()
+
+    async def run(url: str) -> T:
+        async with Database(url, max_size=1) as database, database.transaction() as tx:
+            return await work(tx)
+
+    with serving.database(settings) as url:
+        if not settings.database_url:
+            db.migrate(url)  # ours alone, so nobody else decides when
+        elif not db.schema_is_current(url):
+            raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
+        return asyncio.run(run(url))
+
+
+async def team_called(tx: Tx, wanted: str | None) -> UUID:
+    """The team with this id or name; None is the first one."""
+    from hiresfix.server import accounts, members
+
+    return (await members.find_team(tx, wanted)).id if wanted else await accounts.first_team(tx)
+
+
+def operator() -> str:
+    """Who runs this command, for the audit log and the ledger: `os:` and the name of the machine's user."""
+    if sys.platform == "win32":
+        import getpass
+
+        return f"os:{getpass.getuser()}"
+    import pwd
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        name = str(os.getuid())
+    sudo = os.environ.get("SUDO_USER")
+    return f"os:{name} for {sudo}" if sudo and sudo != name else f"os:{name}"
+
+
+def table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print rows under headings, each cell as it is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    printed = Table(box=None, pad_edge=False)
+    for heading in headings:
+        printed.add_column(heading, no_wrap=True)
+    for row in rows:
+        printed.add_row(*map(Text, row))  # as it is: an error text or a licence may hold brackets
+    # Into a pipe or a file nothing is cut off; on a terminal its width rules.
+    Console(width=None if sys.stdout.isatty() else 1000).print(printed)
+
+
+def moment(when: datetime | None) -> str:
+    return when.strftime("%Y-%m-%d %H:%M:%S") if when else ""
