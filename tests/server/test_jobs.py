@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from hiresfix.errors import HiresfixError, InsufficientCredits, NotFound
+from hiresfix.errors import HiresfixError, InsufficientCredits, NotFound, OverBudget
 from hiresfix.recipe import Recipe
 from hiresfix.server import accounts, credits, db, gate, jobs, queue
 from hiresfix.server.accounts import Caller
@@ -145,6 +145,18 @@ async def test_without_credits_nothing_happens(town: Town) -> None:
         await town.submit(cost=101)
     assert (caught.value.required, caught.value.available) == (101, 100)
     assert (await town.balance(), await town.tasks()) == (100, 0)
+
+
+async def test_while_one_submission_spends_of_a_budget_another_waits_for_its_end(town: Town) -> None:
+    await commit(town.database, lambda tx: db.execute(tx, "update api_keys set monthly_budget = 5"))
+    async with town.database.transaction() as tx:
+        await jobs.submit(tx, town.queue, submission(town.caller))
+        other = asyncio.create_task(town.submit())
+        await asyncio.sleep(0.3)
+        assert not other.done()
+    with pytest.raises(OverBudget) as caught:
+        await other
+    assert (caught.value.budget, caught.value.spent, caught.value.required) == (5, 3, 3)
 
 
 async def test_of_many_claims_one_wins(town: Town) -> None:

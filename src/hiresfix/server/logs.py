@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
+
+_KEY = re.compile(r"(afk_[A-Za-z0-9]{4})[A-Za-z0-9]+")
+
+
+def _without_keys(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    """API keys cut to what may be shown: nobody logs one on purpose, but a client can put it into a path."""
+    return {name: _KEY.sub(r"\1…", value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def configure(level: str) -> None:
@@ -16,7 +24,11 @@ def configure(level: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendered: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    rendered: list[Processor] = [
+        structlog.processors.format_exc_info,
+        _without_keys,
+        structlog.processors.JSONRenderer(),
+    ]
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
