@@ -1,0 +1,490 @@
+"""The hi-res fix beside diffusers' pipeline doing the same tiles, and what both have to compute.
+
+    python -m benchmarks.engine [--width N] [--side N] [--device D] [--compile] [--write]
+    python -m benchmarks.engine --model
+
+Networks are of the real classes with random weights: speed does not depend on what they have learned. `--width` is
+the UNet's first number of channels: 320 is Stable Diffusion 1.5, less is for a CPU. Both sides get the same networks,
+precision, memory layout, attention kernels, tiles, number of evaluations and embedded prompts. `--model` counts the
+work of the real architecture without computing it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils import logging
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks.enlargers import drawn, machine
+from hiresfix.catalog import CLARITY, find_weights
+from hiresfix.engine import clarity, enlarging, memory, multidiffusion, weights
+from hiresfix.engine.enlarging import Report
+from hiresfix.engine.esrgan import Network
+from hiresfix.engine.multidiffusion import Tile
+from hiresfix.engine.prompts import Conditioner
+from hiresfix.engine.sampling import SAMPLERS, NoiseTable
+from hiresfix.engine.vae import Autoencoder, Codec, Pixels
+from hiresfix.recipe import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = 3
+REAL = 320
+SAMPLER = "dpmpp-2m-sde-karras"
+TOKENS, CLIP_WIDTH, WORDS = 77, 768, 49408
+DEFAULT_SIDE = 1024
+H200_TFLOPS = 790.0
+"""Dense bf16 of one H200 as measured for clarity-algorithm.md 13; the data sheet says 989."""
+
+STAGES = ("text, enlarger", "encoder", "hint, diffusion", "decoder", "account")
+
+Samples = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Networks:
+    """One Stable Diffusion 1.x of some width. `context`: the width of an embedded token."""
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    vae: AutoencoderKL
+    context: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """seconds: median after warming up. tflop: counted. peak_gib: device memory, on CUDA."""
+
+    way: str
+    seconds: float
+    tflop: float
+    peak_gib: float | None
+    note: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=64, help="channels of the UNet's first block, a multiple of 32")
+    parser.add_argument("--side", type=int, default=512, help="of the input in pixels; the result has twice as many")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="measure both through torch.compile, too")
+    parser.add_argument("--model", action="store_true", help="only count what the real architecture computes")
+    parser.add_argument("--write", action="store_true", help="write the tables under benchmarks/results")
+    arguments = parser.parse_args()
+    device = memory.choose_device(arguments.device)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if arguments.model:
+        name, text, data = "engine-model", *model_of_work()
+    else:
+        name = f"engine-{device.type}"
+        text, data = side_by_side(arguments.width, arguments.side, device, compiled=arguments.compile)
+    print(text)
+    if arguments.write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype: torch.dtype) -> Networks:
+    """Stable Diffusion 1.5 with `width` in place of 320 channels; the rest in proportion."""
+    blocks = (width, width * 2, width * 4, width * 4)
+    context = CLIP_WIDTH * width // REAL // 8 * 8
+    down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    shape: dict[str, Any] = {"block_out_channels": blocks, "cross_attention_dim": context, "attention_head_dim": 8}
+    torch.manual_seed(0)
+    with device if device.type == "meta" else torch.device("cpu"):
+        unet = UNet2DConditionModel(sample_size=64, down_block_types=down, **shape)
+        hint = tuple(max(8, side * width // REAL) for side in (16, 32, 96, 256))
+        controlnet = ControlNetModel(down_block_types=down, conditioning_embedding_out_channels=hint, **shape)
+        side = max(32, 128 * width // REAL // 32 * 32)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(side, side * 2, side * 4, side * 4),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        )
+    for network in (unet, controlnet):
+        network.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    vae.to(device, vae_dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Networks(unet=unet, controlnet=controlnet, vae=vae, context=context)
+
+
+# Side by side
+
+
+def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool) -> tuple[str, Any]:
+    dtype = memory.choose_dtype(device)
+    vae_dtype = torch.float32 if device.type == "cpu" else dtype  # as the engine has it
+    nets = networks(width, device, dtype, vae_dtype=vae_dtype)
+    weight = find_weights("realesr-animevideov3")
+    assert weight is not None
+    enlarger = memory.place(weights.load(weight), device, dtype)
+    rgb = drawn(side)
+    bench = _Bench(nets=nets, enlarger=enlarger, rgb=rgb, device=device)
+    figures = [bench.ours("clarity-classic"), bench.ours("clarity"), bench.theirs(together=True)]
+    figures.append(bench.theirs(together=False))
+    if compiled:
+        nets.unet.compile(dynamic=False)
+        nets.controlnet.compile(dynamic=False)
+        figures += [bench.ours("clarity-classic", note="torch.compile"), bench.theirs(together=True, note="compile")]
+    stages = bench.stages()
+    data = {"figures": [asdict(figure) for figure in figures], "stages": stages}
+    return _report(bench, width, figures, stages), data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bench:
+    nets: Networks
+    enlarger: Network
+    rgb: Samples
+    device: torch.device
+
+    @property
+    def recipe(self) -> Recipe:
+        """The default job but for the colour lock and the solver's third order, which diffusers has not."""
+        return replace(CLARITY.presets["clarity"], seed=1, colour_lock=0.0, sampler=SAMPLER)
+
+    @property
+    def classic(self) -> Recipe:
+        return replace(self.recipe, classic=True)
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The original's, which both sides work on."""
+        latent = len(self.rgb) * 2 // 8
+        recipe = self.recipe
+        grid = multidiffusion.classic_grid(latent, latent, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
+        return grid.tiles(0)
+
+    @property
+    def evaluations(self) -> int:
+        sampler = SAMPLERS[SAMPLER]
+        recipe = self.recipe
+        return len(sampler.sigmas(NoiseTable.scaled_linear(), recipe.steps, recipe.creativity)) - 1
+
+    @torch.inference_mode()
+    def ours(self, preset: str, note: str = "") -> Figure:
+        recipe = self.classic if preset == "clarity-classic" else self.recipe
+        model = self.model()
+        x = self.rgb
+        batch = f"{len(self.tiles)} tiles" if recipe.classic else "feathered, moving tiles"
+        return self.timed(
+            f"hiresfix {preset}", lambda: clarity.run(model, self.enlarger, x, recipe, _silent), note=note or batch
+        )
+
+    def model(self) -> clarity.Model:
+        text = _text_encoder(self.nets.context).to(self.device, self.nets.unet.dtype)
+        conditioner = Conditioner(text, [])
+        recipe = self.recipe
+        batch = clarity.tile_batch(self.device, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
+        codec = Autoencoder(network=self.nets.vae)
+        known = {}
+
+        def once(text: str, loras: Any) -> Any:
+            # Both sides get their prompts embedded.
+            if text not in known:
+                known[text] = conditioner(text, loras)
+            return known[text]
+
+        return clarity.Model(
+            unet=self.nets.unet,
+            controlnet=self.nets.controlnet,
+            conditioner=once,  # type: ignore[arg-type] # as the class, remembering
+            codec=codec,
+            batch=batch,
+        )
+
+    @torch.inference_mode()
+    def theirs(self, *, together: bool, note: str = "") -> Figure:
+        """diffusers' pipeline on the enlarged picture's tiles, each as a picture of its own."""
+        pipeline = _pipeline(self.nets)
+        made = torch.Generator().manual_seed(1)
+        context = self.nets.context
+        prompt, negative = (torch.randn(1, TOKENS, context).to(self.device, self.nets.unet.dtype) for _ in range(2))
+        evaluations, recipe, tiles = self.evaluations, self.recipe, self.tiles
+
+        def run() -> None:
+            enlarged = enlarging.enlarge(
+                self.enlarger, self.rgb, recipe.tile, factor=2, finish=lambda y, x: y.clamp(0, 1), report=_silent
+            )
+            pixels = torch.from_numpy(enlarged).permute(2, 0, 1)[None].to(self.device, torch.float32) / 255
+            hint = clarity.hint(self.rgb, enlarged.shape[0], enlarged.shape[1], 2).to(self.device, torch.float32)
+            groups = [list(tiles)] if together else [[tile] for tile in tiles]
+            for group in groups:
+                pipeline(
+                    image=torch.cat([tile.of(pixels, 8) for tile in group]),
+                    control_image=torch.cat([tile.of(hint, 8) for tile in group]),
+                    prompt_embeds=prompt.repeat(len(group), 1, 1),
+                    negative_prompt_embeds=negative.repeat(len(group), 1, 1),
+                    num_inference_steps=recipe.steps,
+                    strength=(evaluations + 0.5) / recipe.steps,
+                    guidance_scale=recipe.dynamic,
+                    controlnet_conditioning_scale=recipe.resemblance,
+                    generator=made,
+                    output_type="np",
+                )
+
+        way = "diffusers, tiles in one batch" if together else "diffusers, tile by tile"
+        return self.timed(way, run, note=note)
+
+    def timed(self, way: str, run: Callable[[], object], note: str = "") -> Figure:
+        with FlopCounterMode(display=False) as counter:  # warms up, too
+            run()
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        seconds = [self.clock(run) for _ in track(range(RUNS), description=way, transient=True)]
+        cuda = self.device.type == "cuda"
+        return Figure(
+            way=way,
+            seconds=round(statistics.median(seconds), 3),
+            tflop=round(counter.get_total_flops() / 1e12, 3),
+            peak_gib=round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if cuda else None,
+            note=note,
+        )
+
+    def clock(self, run: Callable[[], object]) -> float:
+        self.settle()
+        start = time.perf_counter()
+        run()
+        self.settle()
+        return time.perf_counter() - start
+
+    def settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def stages(self) -> list[dict[str, Any]]:
+        """Ours, part by part: what lies between the moments at which `clarity.run` turns to its codec."""
+        with FlopCounterMode(display=False) as counter:
+            counted = self._marks(lambda: counter.get_total_flops())
+        timed = [self._marks(self._now) for _ in range(RUNS)]
+        seconds = [statistics.median(run[stage] for run in timed) for stage in range(len(STAGES))]
+        return [
+            {"stage": name, "seconds": round(took, 3), "tflop": round(flop / 1e12, 3)}
+            for name, took, flop in zip(STAGES, seconds, counted, strict=True)
+        ]
+
+    def _now(self) -> float:
+        self.settle()
+        return time.perf_counter()
+
+    def _marks(self, read: Callable[[], float]) -> list[float]:
+        """What `read` grew by in each of `STAGES`."""
+        model = self.model()
+        marked = _Marked(model.codec, read)
+        recipe = self.classic
+        clarity.run(replace(model, codec=marked), self.enlarger, self.rgb, recipe, _silent)
+        marked.mark()
+        return [after - before for before, after in itertools.pairwise(marked.marks)]
+
+
+class _Marked:
+    """A codec that notes when it is turned to and when it is done; it begins with a mark."""
+
+    def __init__(self, codec: Codec, read: Callable[[], float]) -> None:
+        self._codec, self._read = codec, read
+        self.factor, self.channels = codec.factor, codec.channels
+        self.marks = [read()]
+
+    def mark(self) -> None:
+        self.marks.append(self._read())
+
+    def encode(self, pixels: Pixels, report: Report) -> Tensor:
+        self.mark()
+        latent = self._codec.encode(pixels, report)
+        self.mark()
+        return latent
+
+    def decode(self, latent: Tensor, out: Any, report: Report, *, truncate: bool = False) -> None:
+        self.mark()
+        self._codec.decode(latent, out, report, truncate=truncate)
+        self.mark()
+
+
+def _silent(fraction: float) -> None:
+    pass
+
+
+def _text_encoder(width: int) -> Any:
+    torch.manual_seed(0)
+    heads = max(1, width // 64)
+    config = CLIPTextConfig(
+        vocab_size=WORDS,
+        hidden_size=width // heads * heads,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+    )
+    network: Any = CLIPTextModel(config)
+    return network.eval()
+
+
+def _pipeline(nets: Networks) -> Any:
+    import diffusers
+
+    library: Any = diffusers  # its classes are untyped
+    pipeline = library.StableDiffusionControlNetImg2ImgPipeline(
+        vae=nets.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=nets.unet,
+        controlnet=nets.controlnet,
+        scheduler=library.DPMSolverMultistepScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            algorithm_type="sde-dpmsolver++",
+            use_karras_sigmas=True,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _report(bench: _Bench, width: int, figures: list[Figure], stages: list[dict[str, Any]]) -> str:
+    first, tiles = figures[0], bench.tiles
+    side = len(bench.rgb)
+    where = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else machine()
+    dtype = str(bench.nets.unet.dtype).removeprefix("torch.")
+    lines = [
+        "# The hi-res fix beside diffusers' pipeline",
+        "",
+        f"{side}x{side} -> {side * 2}x{side * 2}, Stable Diffusion 1.5 with {width} channels in place of {REAL},",
+        f"random weights, {dtype}; {bench.evaluations} evaluations of {len(tiles)} tiles of",
+        f"{tiles[0].width}x{tiles[0].height} with both halves of guidance;",
+        f"enlarger realesr-animevideov3. Median of {RUNS} after one to warm up.",
+        f"{where}",
+        "",
+        "TFLOP are counted while it runs (multiply-add = 2). The classic preset and diffusers work on the same tiles;",
+        "diffusers encodes and decodes each tile by itself, ours the whole picture.",
+        "",
+        "| way | s | ratio | TFLOP | TFLOP/s | peak GiB | |",
+        "| --- | --: | --: | --: | --: | --: | --- |",
+    ]
+    for f in figures:
+        peak = "" if f.peak_gib is None else f"{f.peak_gib:.2f}"
+        lines.append(
+            f"| {f.way} | {f.seconds:.2f} | {f.seconds / first.seconds:.2f} | {f.tflop:.2f} "
+            f"| {f.tflop / f.seconds:.2f} | {peak} | {f.note} |"
+        )
+    lines += ["", "## Stages of clarity-classic", "", "| stage | s | TFLOP | TFLOP/s |", "| --- | --: | --: | --: |"]
+    for row in stages:
+        rate = row["tflop"] / max(row["seconds"], 1e-9)
+        lines.append(f"| {row['stage']} | {row['seconds']:.2f} | {row['tflop']:.3f} | {rate:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+# The work of the real architecture
+
+
+def model_of_work() -> tuple[str, Any]:
+    """TFLOP of one job of 1024x1024 -> 2048x2048 by parts, counted on networks that hold no weights."""
+    meta = torch.device("meta")
+    nets = networks(REAL, meta, torch.float32, vae_dtype=torch.float32)
+    recipe = CLARITY.presets["clarity"]
+    latent = DEFAULT_SIDE * 2 // 8
+    sizes = {"tile_height": recipe.tile_height, "tile_width": recipe.tile_width}
+    classic = multidiffusion.classic_grid(latent, latent, **sizes)
+    feathered = multidiffusion.feathered_grid(latent, latent, **sizes)
+    sampler = SAMPLERS[recipe.sampler]
+    evaluations = len(sampler.sigmas(NoiseTable.scaled_linear(), recipe.steps, recipe.creativity)) - 1
+    enlarger = 35.85e6 * DEFAULT_SIDE**2 / 1e12  # RRDBNet, for each input pixel (clarity-algorithm.md 13)
+    rows, parts = [], {"encoder": _encoding(nets, latent), "decoder": _decoding(nets, latent), "enlarger": enlarger}
+    for name, grid in (("clarity-classic", classic), ("clarity", feathered)):
+        tile, count = grid.tiles(0)[0], len(grid.tiles(0))
+        unet, control = _unet_work(nets, tile), _control_work(nets, tile)
+        diffusion = 2 * evaluations * count * (unet + control)
+        total = diffusion + sum(parts.values())
+        rows.append(
+            {
+                "preset": name,
+                "tiles": count,
+                "tile": f"{tile.width}x{tile.height}",
+                "unet_sample": round(unet, 3),
+                "controlnet_sample": round(control, 3),
+                "diffusion": round(diffusion, 1),
+                **{part: round(work, 1) for part, work in parts.items()},
+                "total": round(total, 1),
+                "floor_s": round(total / H200_TFLOPS, 2),
+            }
+        )
+    return _model_report(rows, evaluations), rows
+
+
+def _counted(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        run()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def _sample(nets: Networks, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    meta = torch.device("meta")
+    x = torch.empty(1, 4, tile.height, tile.width, device=meta)
+    return x, torch.empty(1, device=meta), torch.empty(1, TOKENS, nets.context, device=meta)
+
+
+def _unet_work(nets: Networks, tile: Tile) -> float:
+    return _counted(lambda: nets.unet(*_sample(nets, tile)))
+
+
+def _control_work(nets: Networks, tile: Tile) -> float:
+    """Without the hint's encoder, which runs once a job."""
+    x, t, text = _sample(nets, tile)
+    hint = torch.empty(1, 3, tile.height * 8, tile.width * 8, device=x.device)
+    encoder: nn.Module = nets.controlnet.controlnet_cond_embedding
+    return _counted(lambda: nets.controlnet(x, t, text, hint)) - _counted(lambda: encoder(hint))
+
+
+def _encoding(nets: Networks, latent: int) -> float:
+    return _counted(lambda: nets.vae.encoder(torch.empty(1, 3, latent * 8, latent * 8, device="meta")))
+
+
+def _decoding(nets: Networks, latent: int) -> float:
+    return _counted(lambda: nets.vae.decoder(torch.empty(1, 4, latent, latent, device="meta")))
+
+
+def _model_report(rows: list[dict[str, Any]], evaluations: int) -> str:
+    columns = list(rows[0])
+    lines = [
+        "# What a job computes",
+        "",
+        f"{DEFAULT_SIDE}x{DEFAULT_SIDE} -> {DEFAULT_SIDE * 2}x{DEFAULT_SIDE * 2}, Stable Diffusion 1.5, tile",
+        f"ControlNet and a 4x RRDBNet at the defaults, {evaluations} evaluations: TFLOP, counted on networks without",
+        "weights (multiply-add = 2).",
+        f"floor_s: all of it at {H200_TFLOPS:.0f} TFLOP/s, dense bfloat16 of an H200: no measurement, a bound.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "| --- |" + " --: |" * (len(columns) - 1),
+        *("| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
