@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hiresfix.engine import checkpoints, clarity, embeddings, lora
+from hiresfix.engine import checkpoints, clarity, compact, embeddings, guidance, lora
 from hiresfix.engine.clarity import Model
 from hiresfix.engine.prompts import Conditioner, LoraTag
 from hiresfix.engine.vae import BUDGET, Autoencoder
@@ -42,6 +42,8 @@ def assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch
     if not recipe.checkpoint:
         raise ConfigurationError("The recipe names no checkpoint. Choose a preset that does, or add one to it.")
     checkpoint_file = store.locate(recipe.checkpoint, Kind.CHECKPOINT)
+    if compact.is_compact(checkpoint_file.path):
+        return _compact(checkpoint_file, store, device=device, dtype=dtype)
     vae_file = store.locate(recipe.vae, Kind.VAE) if recipe.vae else None
     control_file = store.locate(recipe.controlnet, Kind.CONTROLNET) if recipe.controlnet else None
     embedding_files = [store.locate(name, Kind.EMBEDDING) for name in recipe.embeddings]
@@ -59,11 +61,25 @@ def assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch
         conditioner=Conditioner(checkpoint.text_encoder, words),
         codec=Autoencoder(network=checkpoint.vae, budget=_budget(device)),
         merge=_Loras(lora.Merger(checkpoint.unet, checkpoint.text_encoder), store),
-        prediction=checkpoint.prediction,
+        prediction=guidance.prediction(checkpoint.prediction),
         batch=clarity.tile_batch(device, tile_height=recipe.tile_height, tile_width=recipe.tile_width),
     )
     files = [checkpoint_file, vae_file, control_file, *embedding_files]
     return Assembled(model=model, files=tuple(file for file in files if file is not None))
+
+
+def _compact(file: Installed, store: Store, *, device: torch.device, dtype: torch.dtype) -> Assembled:
+    """The compact checkpoint brings its own ControlNet and codec."""
+    made = compact.load(file.path, device=device, dtype=dtype)
+    model = Model(
+        unet=made.unet,
+        controlnet=made.controlnet,
+        conditioner=Conditioner(made.text_encoder),
+        codec=made.codec,
+        merge=_Loras(lora.Merger(made.unet, made.text_encoder), store),
+        prediction=made.prediction,
+    )
+    return Assembled(model=model, files=(file,))
 
 
 class _Loras:

@@ -111,6 +111,18 @@ def load_controlnet(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     return _load(_CONTROLNET, _open(path, "a ControlNet", {Kind.CONTROLNET}), device, dtype)
 
 
+def load_parts(
+    folder: Path, *, device: torch.device, dtype: torch.dtype
+) -> tuple[UNet2DConditionModel, ControlNetModel, CLIPTextModel]:
+    """UNet, ControlNet and text encoder of a diffusers folder that holds all three. Raises WeightsError."""
+    source = _Folder(folder)
+    return (
+        _load(_UNET, source, device, dtype),
+        _load(_CONTROLNET, source, device, dtype),
+        _load(_TEXT, source, device, dtype),
+    )
+
+
 # Where tensors come from: each source gives a part's tensors under diffusers' names, and its configuration.
 
 

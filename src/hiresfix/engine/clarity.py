@@ -24,12 +24,12 @@ from torch.nn import functional
 from hiresfix.engine import enlarging, fidelity, guidance, memory, multidiffusion, prompts, resampling
 from hiresfix.engine.enlarging import Report, Samples
 from hiresfix.engine.esrgan import Network
-from hiresfix.engine.guidance import Conditioning
+from hiresfix.engine.guidance import PREDICTIONS, Conditioning, Prediction
 from hiresfix.engine.multidiffusion import Grid
 from hiresfix.engine.prompts import Conditioner, LoraTag
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
 from hiresfix.engine.vae import Codec
-from hiresfix.errors import ConfigurationError, WeightsError
+from hiresfix.errors import ConfigurationError
 from hiresfix.recipe import MAX_SEED, Recipe
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ _BAND = 256
 # TFLOP of each part for an output of 4 MP and one evaluation (clarity-algorithm.md 13): only their ratios matter.
 _ENLARGING, _ENCODING, _EVALUATION, _DECODING = 37.6, 26.1, 75.0, 48.5
 
-PREDICTIONS = {"epsilon": guidance.epsilon, "v_prediction": guidance.velocity}
-
 Merge = Callable[[Sequence[LoraTag]], tuple[str, ...]]
 """Makes these the LoRAs in UNet and text encoder; one sentence for each problem."""
 
@@ -59,7 +57,7 @@ class Model:
     conditioner: Conditioner
     codec: Codec
     merge: Merge = lambda loras: ()
-    prediction: str = "epsilon"
+    prediction: Prediction = PREDICTIONS["epsilon"]
     batch: int = 1
 
 
@@ -155,7 +153,9 @@ class _Pass:
         enlarged = self._enlarged(rgb, enlarging_)
         latent = self.model.codec.encode(enlarged, encoding)
         grid = self._grid(*latent.shape[2:])
-        latent = self._diffused(latent, rgb, grid, table, sigmas, evaluations, diffusing)
+        seen, factor = (enlarged, 1) if self.model.prediction.anchored else (rgb, self.factor)
+        height, width = (side * self.model.codec.factor for side in latent.shape[2:])
+        latent = self._diffused(latent, hint(seen, height, width, factor), grid, table, sigmas, evaluations, diffusing)
         # Into the enlarged picture's own memory: nothing needs it any more.
         self.model.codec.decode(latent, enlarged, decoding, truncate=self.recipe.classic)
         return enlarged, grid
@@ -183,7 +183,7 @@ class _Pass:
     def _diffused(
         self,
         latent: Tensor,
-        rgb: Samples,
+        hint: Tensor,
         grid: Grid,
         table: NoiseTable,
         sigmas: Sequence[float],
@@ -191,11 +191,6 @@ class _Pass:
         report: Report,
     ) -> Tensor:
         model, recipe = self.model, self.recipe
-        if model.prediction not in PREDICTIONS:
-            raise WeightsError(
-                f"A checkpoint that predicts {model.prediction!r} cannot be used. "
-                f"Choose one that predicts {' or '.join(PREDICTIONS)}."
-            )
         done = 0.0
 
         def tick(share: float) -> None:
@@ -207,12 +202,13 @@ class _Pass:
             model.unet,
             model.controlnet,
             self.conditioning,
-            hint(rgb, latent.shape[2] * model.codec.factor, latent.shape[3] * model.codec.factor, self.factor),
+            hint,
             resemblance=recipe.resemblance,
-            dynamic=recipe.dynamic,
+            dynamic=model.prediction.guidance(recipe.dynamic),
             timestep=table.timestep,
             factor=model.codec.factor,
-            scaling=PREDICTIONS[model.prediction],
+            scaling=lambda sigma: model.prediction.scaling(sigma, recipe.resemblance),
+            anchor=latent if model.prediction.anchored else None,
             whole_hint=not recipe.classic,
         )
         denoise = multidiffusion.tiled(tile_denoise, grid, batch=model.batch, tick=tick)

@@ -44,11 +44,15 @@ Embed = Callable[["Sequence[Tile]"], Tensor]
 
 
 class Scaling(NamedTuple):
-    """x0 = skip * x + output * network(input * x), for x = z0 + sigma * noise."""
+    """x0 = skip * x + control * anchor + output * network(input * x), for x = z0 + sigma * noise.
 
-    input: float
-    skip: float
-    output: float
+    Numbers, or tensors (1, channels, 1, 1). The anchor is what the control picture itself is as a latent.
+    """
+
+    input: float | Tensor
+    skip: float | Tensor
+    output: float | Tensor
+    control: float | Tensor = 0.0
 
 
 def epsilon(sigma: float) -> Scaling:
@@ -60,6 +64,34 @@ def velocity(sigma: float) -> Scaling:
     """The network predicts v = (noise - sigma * z0) / sqrt(sigma^2 + 1) (Salimans and Ho, 2022)."""
     norm = math.hypot(sigma, 1)
     return Scaling(input=1 / norm, skip=1 / norm**2, output=-sigma / norm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """How x0 follows from what a UNet says: `scaling(sigma, resemblance)`, and the guidance for a `dynamic`.
+
+    anchored: the enlarged picture is what the ControlNet sees, and its latent is the anchor. Otherwise the ControlNet
+    sees the input, and there is none.
+    """
+
+    scaling: Callable[[float, float], Scaling]
+    guidance: Callable[[float], float] = float
+    anchored: bool = False
+
+
+PREDICTIONS = {
+    "epsilon": Prediction(scaling=lambda sigma, resemblance: epsilon(sigma)),
+    "v_prediction": Prediction(scaling=lambda sigma, resemblance: velocity(sigma)),
+}
+
+
+def prediction(name: str) -> Prediction:
+    """The one a checkpoint states. Raises WeightsError for one that is not known."""
+    if name not in PREDICTIONS:
+        raise WeightsError(
+            f"A checkpoint that predicts {name!r} cannot be used. Choose one that predicts {' or '.join(PREDICTIONS)}."
+        )
+    return PREDICTIONS[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +127,17 @@ def guided(
     timestep: Callable[[float], float],
     factor: int,
     scaling: Callable[[float], Scaling] = epsilon,
+    anchor: Tensor | None = None,
     whole_hint: bool = False,
 ) -> TileDenoise:
     """x0 of tiles: D_uncond + dynamic * (D_cond - D_uncond), by networks of one dtype on one device.
 
     hint: (1, 3, height * factor, width * factor) of the canvas, 0..1, of any dtype and on any device; not needed
     without a ControlNet or at a resemblance of 0, which leaves it out. timestep: sigma -> the networks' own,
-    fractional. whole_hint: `whole` instead of `apart`, for grids that move. Sides that the UNet cannot halve often
-    enough are mirrored at their end for it, and what comes out is cut off there. Raises ValueError for a hint that
-    is missing or does not fit, WeightsError for a ControlNet that wants its colours the other way round.
+    fractional. anchor: (1, channels, height, width) of the canvas, for a scaling that has one. whole_hint: `whole`
+    instead of `apart`, for grids that move. Sides that the UNet cannot halve often enough are mirrored at their end
+    for it, and what comes out is cut off there. Raises ValueError for a hint that is missing or does not fit,
+    WeightsError for a ControlNet that wants its colours the other way round.
     """
     contexts = [context.to(unet.device, unet.dtype) for context in conditioning.contexts(dynamic)]
     control = None
@@ -134,7 +168,8 @@ def guided(
             halves.extend(output[..., :height, :width].float().chunk(len(context)))
         cond, uncond = halves[0], halves[-1]
         # Guiding what the network says guides x0, which is an affine function of it.
-        return scale.skip * x + scale.output * (uncond + dynamic * (cond - uncond))
+        x0 = scale.skip * x + scale.output * (uncond + dynamic * (cond - uncond))
+        return x0 if anchor is None else x0 + scale.control * torch.cat([tile.of(anchor) for tile in tiles])
 
     return denoise
 

@@ -1,0 +1,186 @@
+"""How good a compact checkpoint is, on pictures it has not seen, through the engine as callers run it.
+
+    python -m training.evaluation CHECKPOINT --data DIR --out DIR
+
+Each picture's middle is reduced to half, enlarged by the network that the offline engine uses, and diffused at the
+default settings. Figures beside those of the enlarger alone; a contact sheet to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from hiresfix.catalog import CLARITY, find_weights
+from hiresfix.engine import clarity, compact, memory, resampling, weights
+from hiresfix.engine.compact import Compact
+from hiresfix.engine.esrgan import Network
+from hiresfix.engine.prompts import Conditioner
+from hiresfix.recipe import Recipe
+from training import pictures
+from training.pictures import Photo
+
+SIDE = 128
+MOST = 6
+GOOD, BAD = "masterpiece, best quality, highres, sharp", "blurry, smooth, worst quality"
+Pixels = NDArray[np.uint8]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    device = memory.choose_device(arguments.device)
+    model = compact.load(arguments.checkpoint, device=device, dtype=torch.float32)
+    dev = pictures.load(pictures.files(arguments.data)[1], device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        for name, figure in judge(model, dev, arguments.out, 0).items():
+            print(f"{name:24} {figure:8.3f}")
+
+
+def engine_model(model: Compact) -> clarity.Model:
+    """As the engine runs it."""
+    return clarity.Model(
+        unet=model.unet,
+        controlnet=model.controlnet,
+        conditioner=Conditioner(model.text_encoder),
+        codec=model.codec,
+        prediction=model.prediction,
+    )
+
+
+def recipe() -> Recipe:
+    """The defaults, in tiles of 512 pixels. Without noise in the steps: a small network makes grain of it."""
+    return replace(CLARITY.presets["clarity"], tile_height=128, tile_width=128, sampler="dpmpp-2m-karras", seed=1)
+
+
+def judge(model: Compact, dev: Sequence[Photo], out: Path, step: int) -> dict[str, float]:
+    """Means over the first few pictures; the sheet goes to `out`.
+
+    psnr in dB against the original; gradients: half the L1 distance of the histograms of gradients to the original's;
+    detail: spectral energy above 0.25 cycles a pixel as a ratio to the original's; each for the enlarger too. grid:
+    the spectrum at 1/4 cycles a pixel beside its neighbourhood; words: mean gradient with good words over bad ones.
+    """
+    model_of = engine_model(model)
+    enlarger = _enlarger(model.codec.device)
+    rows: list[dict[str, float]] = []
+    sheet = []
+    for photo in dev[:MOST]:
+        original = _middle(photo)
+        small = _reduced(original)
+        plain = _enlarged(enlarger, small)
+        made = clarity.run(model_of, enlarger, small, recipe(), _silent).rgb
+        said = [
+            clarity.run(
+                model_of, enlarger, small, replace(recipe(), prompt=yes, negative_prompt=no, creativity=0.6), _silent
+            ).rgb
+            for yes, no in ((GOOD, BAD), (BAD, GOOD))
+        ]
+        row = {f"{name} of {whose}": measure(picture, original) for name, measure in _MEASURES.items()
+               for whose, picture in (("enlarger", plain), ("model", made))}  # fmt: skip
+        row["grid"] = grid_peak(made)
+        row["words"] = _gradient(said[0]) / max(_gradient(said[1]), 1e-6)
+        rows.append(row)
+        sheet.append(np.concatenate([plain, made, original], 1))
+    Image.fromarray(np.concatenate(sheet)).save(out / f"sheet-{step:07}.png")
+    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+
+
+def psnr(made: Pixels, original: Pixels) -> float:
+    error = float(np.mean((made.astype(np.float64) - original) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-6)))
+
+
+def gradient_distance(made: Pixels, original: Pixels) -> float:
+    """Half the L1 distance of the histograms of the luminance's vertical differences."""
+    histograms = [np.histogram(np.diff(_luma(x), axis=0), 64, (-64, 64), density=True)[0] * 2 for x in (made, original)]
+    return float(np.abs(histograms[0] - histograms[1]).sum() / 2)
+
+
+def detail(made: Pixels, original: Pixels) -> float:
+    """Energy above 0.25 cycles a pixel, relative to the original's."""
+    return _high(made) / max(_high(original), 1e-9)
+
+
+def grid_peak(made: Pixels) -> float:
+    """The largest of the spectrum's lines at 1/4 cycles a pixel, relative to its neighbours: 1 is no grid."""
+    luma = _luma(made)
+    peaks: list[float] = []
+    for axis in (0, 1):
+        spectrum = np.abs(np.fft.rfft(np.diff(luma, axis=axis), axis=axis)).mean(1 - axis)
+        line = round(len(spectrum) / 2)
+        around = np.concatenate([spectrum[line - 4 : line - 1], spectrum[line + 2 : line + 5]])
+        peaks.append(float(spectrum[line - 1 : line + 2].max()) / max(float(np.median(around)), 1e-9))
+    return max(peaks)
+
+
+_MEASURES: dict[str, Callable[[Pixels, Pixels], float]] = {
+    "psnr": psnr,
+    "gradients": gradient_distance,
+    "detail": detail,
+}
+
+
+def _luma(x: Pixels) -> NDArray[np.float64]:
+    return np.asarray(x @ np.array([0.299, 0.587, 0.114]), np.float64)
+
+
+def _high(x: Pixels) -> float:
+    luma = _luma(x)
+    power = np.abs(np.fft.fft2(luma - luma.mean())) ** 2
+    rows, columns = (np.abs(np.fft.fftfreq(side)) for side in luma.shape)
+    return float(power[np.maximum.outer(rows, columns) > 0.25].mean())
+
+
+def _gradient(x: Pixels) -> float:
+    return float(np.abs(np.diff(_luma(x), axis=0)).mean())
+
+
+def _middle(photo: Photo) -> Pixels:
+    height, width = photo.clean.shape[1:]
+    side = min(2 * SIDE, height, width) // 8 * 8
+    top, left = (height - side) // 2, (width - side) // 2
+    cut: Tensor = photo.clean[:, top : top + side, left : left + side]
+    return np.ascontiguousarray(cut.permute(1, 2, 0).cpu().numpy())
+
+
+def _reduced(original: Pixels) -> Pixels:
+    x = resampling.to_tensor(original, torch.device("cpu"))
+    small = functional.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True)
+    return np.asarray(resampling.to_samples(small, np.dtype(np.uint8)))
+
+
+def _enlarged(enlarger: Network, small: Pixels) -> Pixels:
+    device = next(enlarger.parameters()).device
+    x = enlarger(resampling.to_tensor(small, device)).clamp(0, 1)
+    y = resampling.resize(x, 2 * small.shape[0], 2 * small.shape[1])
+    return np.asarray(resampling.to_samples(y, np.dtype(np.uint8)))
+
+
+@cache
+def _enlarger(device: torch.device) -> Network:
+    weight = find_weights(pictures.ENLARGER)
+    assert weight is not None
+    return memory.place(weights.load(weight), device, memory.choose_dtype(device))
+
+
+def _silent(fraction: float) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
