@@ -61,7 +61,8 @@ def test_jpeg_damages_as_an_encoder_does(quality: int) -> None:
     rgb = photo(64, 48)
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "JPEG", quality=quality, subsampling=0)
-    real = np.asarray(Image.open(file), np.float32) / 255
+    with Image.open(file) as opened:
+        real = np.asarray(opened, np.float32) / 255
     x = torch.from_numpy(rgb.astype(np.float32) / 255).permute(2, 0, 1)[None]
     ours = degradations.jpeg(x, quality)[0].permute(1, 2, 0).numpy()
     from_real, from_clean = (float(np.abs(ours - y).mean()) for y in (real, rgb.astype(np.float32) / 255))
@@ -168,7 +169,8 @@ def test_twenty_steps_learn_and_a_second_run_goes_on_to_a_checkpoint_that_the_en
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 23))
     with (out / "dev.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 20, 22]
-    assert Image.open(out / "sheet-0000022.png").width == 3 * 80
+    with Image.open(out / "sheet-0000022.png") as sheet:
+        assert sheet.size == (3 * 80, 80)
 
     model = compact.load(out / "checkpoint", device=CPU, dtype=torch.float32)
     enlarger = evaluation._enlarger(CPU)
