@@ -45,12 +45,12 @@ async def test_a_waiter_is_woken_by_the_end_of_its_job_and_by_nobody_elses(town:
     async with changes.listening():
         await changes.listens.wait()
         with changes.watch(mine) as watch, changes.watch(other) as bystander:
-            woken = asyncio.create_task(watch.wait(60))
+            woken = asyncio.create_task(watch.wait(3600))
             held = await town.claim(mine)
             assert await asyncio.wait_for(woken, 20)
-            bystanding = asyncio.create_task(bystander.wait(60))
+            bystanding = asyncio.create_task(bystander.wait(3600))
             await town.settle(held, result(held))
-            assert await watch.wait(20)
+            assert await asyncio.wait_for(watch.wait(3600), 20)
             assert not bystanding.done()
             bystanding.cancel()
     assert changes.watched == 0
@@ -81,11 +81,11 @@ async def test_a_listener_whose_connection_fell_comes_back_and_wakes_everybody(t
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity"
                 " where application_name = 'hiresfix-changes' and datname = current_database()"
             )
-            assert await watch.wait(30)  # by coming back: nothing else has happened
+            assert await asyncio.wait_for(watch.wait(3600), 30)  # by coming back: nothing else has happened
         await changes.listens.wait()
         with changes.watch(job) as watch:
             await town.claim(job)
-            assert await watch.wait(30)
+            assert await asyncio.wait_for(watch.wait(3600), 30)
 
 
 async def test_without_notifications_the_poll_finds_the_end(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
