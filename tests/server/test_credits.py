@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hiresfix import cli
+from hiresfix.cli.operating import operator
 from hiresfix.errors import InsufficientCredits, NotFound
 from hiresfix.server import credits
 from hiresfix.server.db import Database
@@ -40,7 +41,7 @@ def test_a_job_is_refunded_by_hand_once(api: Api, photo: str, hiresfix: Hiresfix
     assert hiresfix("credits", "refund", job, "--reason", "seams").stdout == f"Refunded {job}.\n"
     assert hiresfix("credits", "refund", job).stdout == f"{job} was refunded before.\n"
     assert api.balance == 100
-    assert api.value("select actor || ': ' || reason from ledger where kind = 'refund'") == "operator: seams"
+    assert api.value("select actor || ': ' || reason from ledger where kind = 'refund'") == f"{operator()}: seams"
     unknown = hiresfix("credits", "refund", str(uuid4()))
     assert isinstance(unknown.exception, NotFound)
     assert "hiresfix jobs list" in unknown.exception.message
