@@ -22,6 +22,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── Unavailable             503   retry_after
     ├── PictureError            400   bytes that are no acceptable picture
     ├── PromptError             400   a prompt that is too long to read
+    ├── QuotaExceeded           400   a caller's uploads take all the room they may
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
@@ -180,6 +181,13 @@ class PictureError(HiresfixError):
     """The bytes are no picture we accept: unknown, damaged, or over a limit that the message names."""
 
     code = "invalid_picture"
+    status = 400
+
+
+class QuotaExceeded(HiresfixError):
+    """Keeping the file would take more room than the caller's uploads may take together."""
+
+    code = "quota_exceeded"
     status = 400
 
 

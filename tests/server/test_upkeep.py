@@ -75,3 +75,30 @@ async def test_a_full_round_runs_on_an_empty_service(upkeep: Upkeep) -> None:
     found = [await upkeep.hand_on_lapsed(), await upkeep.enqueue_forgotten(), await upkeep.purge_results()]
     assert [*found, await upkeep.purge_sources(), await upkeep.purge_orphans()] == [0] * 5
     await upkeep.forget_old_keys()
+
+
+async def test_files_that_cannot_be_deleted_keep_no_younger_one_from_going(
+    upkeep: Upkeep, settings: Settings, storage: Storage, town: Town
+) -> None:
+    for key in ("uploads/stuck/inside", "uploads/young"):  # a folder is no file that could be deleted
+        await storage.put(key, b"x", "image/png")
+    async with town.database.transaction() as tx:
+        for count, key, age in ((1001, "uploads/stuck", "2 days"), (1, "uploads/young", "1 day")):
+            await tx.execute(
+                "insert into uploads (id, user_id, key, extension, media_type, sha256, bytes, expires_at)"
+                " select gen_random_uuid(), (select id from users limit 1), %s, 'png', 'image/png', '', 1,"
+                " now() - %s::interval from generate_series(1, %s)",
+                (key, age, count),
+            )
+    assert await upkeep.purge_uploads() == 1
+    assert files(settings) == {"uploads/stuck/inside"}
+
+
+async def test_an_old_upload_without_a_row_goes(upkeep: Upkeep, settings: Settings, storage: Storage) -> None:
+    orphan, fresh = uuid4(), uuid4()
+    for name in (orphan, fresh):
+        await storage.put(f"uploads/{name}", b"x", "image/png")
+    hour_ago = time.time() - 3700
+    os.utime(settings.home / "files" / "uploads" / str(orphan), (hour_ago, hour_ago))
+    assert await upkeep.purge_orphans() == 1
+    assert files(settings) == {f"uploads/{fresh}"}

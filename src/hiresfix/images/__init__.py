@@ -41,6 +41,7 @@ in pixels are gone before anything else sees them.
 from hiresfix.images.alpha import bleed, enlarge_alpha
 from hiresfix.images.reading import decode, read_header
 from hiresfix.images.values import (
+    MEBIBYTE,
     MEGAPIXEL,
     Encoded,
     Header,
@@ -54,6 +55,7 @@ from hiresfix.images.values import (
 from hiresfix.images.writing import encode
 
 __all__ = [
+    "MEBIBYTE",
     "MEGAPIXEL",
     "Encoded",
     "Header",

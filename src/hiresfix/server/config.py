@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     retention_days: float = Field(default=90.0, gt=0)
     input_retention_hours: float = Field(default=0.0, ge=0)
     """Keep a finished job's input for so long (debugging)."""
+    upload_hours: float = Field(default=2.0, gt=0)
+    """How long an upload is served and can be named in a submission."""
+    upload_quota_bytes: int = Field(default=1024 * MEBIBYTE, gt=0)
+    """What a user's living uploads may take together."""
     max_wait_seconds: float = Field(default=20.0, ge=0, le=60)
     """What `Prefer: wait=N` can make a submission wait for its job, counted from the request's arrival."""
     max_event_streams: int = Field(default=20, gt=0)

@@ -1,8 +1,10 @@
-"""Result files over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired."""
+"""Results and uploads over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -11,14 +13,32 @@ from starlette.responses import Response, StreamingResponse
 
 from hiresfix import wire
 from hiresfix.errors import Expired, NotFound
-from hiresfix.server import jobs
+from hiresfix.server import jobs, uploads
 from hiresfix.server.api.context import service
 from hiresfix.server.api.description import answer, nothing, operation
 from hiresfix.server.jobs import Job
 
 router = APIRouter()
 
+_ANSWERS = {
+    200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),
+    206: answer(description="The part asked for.", media_type="image/*"),
+    304: nothing("You have it already."),
+    416: nothing("There is no such part."),
+}
+_ERRORS = {404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"}
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What is sent: where the store has it, what it is, and for how many seconds a cache may keep it."""
+
+    key: str
+    bytes: int
+    sha256: str
+    media_type: str
+    seconds: int
 
 
 @router.api_route(
@@ -27,29 +47,58 @@ _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
     openapi_extra=operation(
         "getResult",
         "A finished picture, by its unguessable name.",
-        {
-            200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),
-            206: answer(description="The part asked for.", media_type="image/*"),
-            304: nothing("You have it already."),
-            416: nothing("There is no such part."),
-        },
-        errors={404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"},
+        _ANSWERS,
+        errors=_ERRORS,
         public=True,
     ),
 )
 async def result(request: Request, name: str) -> Response:
-    own = service(request)
+    """A job's result, while it is kept."""
     job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)
     assert job.result is not None
-    size, etag = job.result["bytes"], f'"{job.result["sha256"]}"'
+    kept = {field: job.result[field] for field in ("key", "bytes", "sha256", "media_type")}
+    return _serve(request, _File(**kept, seconds=3600), name)
+
+
+@router.api_route(
+    "/files/uploads/{name}",
+    methods=["GET", "HEAD"],
+    openapi_extra=operation(
+        "getUpload", "An uploaded picture, by its unguessable name.", _ANSWERS, errors=_ERRORS, public=True
+    ),
+)
+async def upload(request: Request, name: str) -> Response:
+    """An upload, until its time is up."""
+    own, named = service(request), wire.parse_upload_path(f"/files/uploads/{name}")
+    if named is None:
+        raise NotFound("File not found")
+    async with own.database.transaction() as tx:
+        found = await uploads.get(tx, named[0])
+    if found.extension != named[1]:
+        raise NotFound("File not found")
+    await own.storage.head(found.key)
+    left = int((found.expires_at - datetime.now(UTC)).total_seconds())
+    file = _File(
+        key=found.key,
+        bytes=found.bytes,
+        sha256=found.sha256,
+        media_type=found.media_type,
+        seconds=min(max(left, 0), 3600),
+    )
+    return _serve(request, file, name)
+
+
+def _serve(request: Request, file: _File, name: str) -> Response:
+    size, etag = file.bytes, f'"{file.sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "public, max-age=3600, immutable",
+        "Cache-Control": f"public, max-age={file.seconds}, immutable",
         "Content-Disposition": f'inline; filename="{name}"',
-        "Content-Type": job.result["media_type"],
+        "Content-Type": file.media_type,
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
         "Cross-Origin-Resource-Policy": "cross-origin",  # pages of the caller's show it; its name is the secret
+        "X-Content-Type-Options": "nosniff",
     }
     if_none_match = request.headers.get("if-none-match", "")
     if etag in if_none_match or if_none_match.strip() == "*":
@@ -64,7 +113,7 @@ async def result(request: Request, name: str) -> Response:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    body = own.storage.stream(job.result["key"], start, end)
+    body = service(request).storage.stream(file.key, start, end)
     return StreamingResponse(body, status_code=status, headers=headers)
 
 

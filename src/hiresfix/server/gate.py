@@ -64,11 +64,11 @@ def address_group(host: str | None) -> str:
 
 
 class Replayed(Exception):
-    """A request with the same key and fingerprint was accepted before, as `job`; roll back and answer with it."""
+    """A request with the same key and fingerprint made `made` before, a job or an upload; roll back, answer with it."""
 
-    def __init__(self, job: UUID) -> None:
-        super().__init__(str(job))
-        self.job = job
+    def __init__(self, made: UUID) -> None:
+        super().__init__(str(made))
+        self.made = made
 
 
 async def admit(database: Database, *, api_key: str | None, authorization: str | None) -> Caller:
@@ -81,25 +81,38 @@ async def admit(database: Database, *, api_key: str | None, authorization: str |
 
 
 async def recall(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint: bytes) -> UUID | None:
-    """The job that this request made before, if it did; raises Conflict if the key stands for another request."""
+    """The job, or the upload that is not expired, that this request made before, if it did.
+
+    Raises Conflict if the key stands for another request.
+    """
     row = await (
         await tx.execute(
-            "select job_id, fingerprint from idempotency_keys where user_id = %(user)s and route = %(route)s"
-            " and key = %(key)s and created_at > now() - %(window)s::interval",
+            "select coalesce(job_id, upload_id), fingerprint from idempotency_keys where user_id = %(user)s"
+            " and route = %(route)s and key = %(key)s and created_at > now() - %(window)s::interval"
+            " and not exists (select from uploads where id = upload_id and expires_at <= now())",
             {"user": caller.user, "route": route, "key": key, "window": WINDOW},
         )
     ).fetchone()
     if row is None:
         return None
-    job, first = row
+    made, first = row
     if first != fingerprint:
         raise Conflict(REUSED)
-    assert isinstance(job, UUID)
-    return job
+    assert isinstance(made, UUID)
+    return made
 
 
-async def remember(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint: bytes, job: UUID) -> None:
-    """Bind the key to the job that this transaction is about to make. Call it before anything is locked.
+async def remember(
+    tx: Tx,
+    caller: Caller,
+    *,
+    route: str,
+    key: str,
+    fingerprint: bytes,
+    job: UUID | None = None,
+    upload: UUID | None = None,
+) -> None:
+    """Bind the key to the job or upload that this transaction is about to make. Call it before anything is locked.
 
     Of requests that race with one key, the unique index lets one through; the others wait here for its end
     (for `db.LOCK_TIMEOUT` at most, then Unavailable) and either take its place or raise Replayed or Conflict.
@@ -108,7 +121,8 @@ async def remember(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint:
         await db.execute(
             tx,
             "delete from idempotency_keys where user_id = %(user)s and route = %(route)s and key = %(key)s"
-            " and created_at <= now() - %(window)s::interval",
+            " and (created_at <= now() - %(window)s::interval"
+            " or exists (select from uploads where id = upload_id and expires_at <= now()))",
             user=caller.user,
             route=route,
             key=key,
@@ -116,13 +130,14 @@ async def remember(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint:
         )
         bound = await db.execute(
             tx,
-            "insert into idempotency_keys (user_id, route, key, fingerprint, job_id) values"
-            " (%(user)s, %(route)s, %(key)s, %(fingerprint)s, %(job)s) on conflict do nothing",
+            "insert into idempotency_keys (user_id, route, key, fingerprint, job_id, upload_id) values"
+            " (%(user)s, %(route)s, %(key)s, %(fingerprint)s, %(job)s, %(upload)s) on conflict do nothing",
             user=caller.user,
             route=route,
             key=key,
             fingerprint=fingerprint,
             job=job,
+            upload=upload,
         )
     except psycopg.errors.LockNotAvailable as error:
         raise Unavailable from error

@@ -454,32 +454,42 @@ async def enqueue_forgotten(tx: Tx, queue: Queue) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purgeable:
-    """A finished job, the key of a file of it that has served its time, and its result's key if it has one."""
+    """A finished job with a file that has served its time, and where its files are."""
 
     id: UUID
-    key: str
+    completed_at: datetime
+    source_key: str
     result_key: str | None
 
 
-async def expired_results(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
-    """Completed jobs whose picture is older than `retention`."""
+_PURGEABLE: LiteralString = """
+    select id, completed_at, source ->> 'key' as source_key, result ->> 'key' as result_key from jobs
+    where completed_at < now() - %(retention)s
+    and (%(at)s::timestamptz is null or (completed_at, id) > (%(at)s, %(id)s))
+"""
+_OLDEST_FIRST: LiteralString = " order by completed_at, id limit 1000"
+
+
+async def expired_results(tx: Tx, *, retention: timedelta, after: Purgeable | None = None) -> list[Purgeable]:
+    """Completed jobs whose picture is older than `retention`: the 1000 oldest, or the 1000 that follow `after`."""
+    return await _purgeable(tx, " and state = 'COMPLETED' and purged_at is null", retention, after)
+
+
+async def finished_sources(tx: Tx, *, retention: timedelta, after: Purgeable | None = None) -> list[Purgeable]:
+    """Finished jobs whose input has been kept for `retention`; as many as above."""
+    return await _purgeable(tx, " and source_purged_at is null", retention, after)
+
+
+async def _purgeable(
+    tx: Tx, condition: LiteralString, retention: timedelta, after: Purgeable | None
+) -> list[Purgeable]:
     return await db.every(
         tx,
         Purgeable,
-        "select id, result ->> 'key' as key, result ->> 'key' as result_key from jobs where state = 'COMPLETED'"
-        " and purged_at is null and completed_at < now() - %(retention)s order by completed_at limit 1000",
+        _PURGEABLE + condition + _OLDEST_FIRST,
         retention=retention,
-    )
-
-
-async def finished_sources(tx: Tx, *, retention: timedelta) -> list[Purgeable]:
-    """Finished jobs whose input has been kept for `retention`."""
-    return await db.every(
-        tx,
-        Purgeable,
-        "select id, source ->> 'key' as key, result ->> 'key' as result_key from jobs"
-        " where completed_at < now() - %(retention)s and source_purged_at is null order by completed_at limit 1000",
-        retention=retention,
+        at=after.completed_at if after else None,
+        id=after.id if after else None,
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import structlog
@@ -22,8 +22,11 @@ from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Purgeable
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
+from hiresfix.server.uploads import Upload
 
 log = structlog.get_logger(__name__)
+
+Due = TypeVar("Due", Purgeable, Upload)
 
 HOUSEKEEPING_SECONDS = 60.0
 ORPHAN_AGE = timedelta(hours=1)
@@ -49,6 +52,7 @@ class Upkeep:
                 (seldom, self.forget_old_keys),
                 (seldom, self.purge_results),
                 (seldom, self.purge_sources),
+                (seldom, self.purge_uploads),
                 (seldom, self.purge_orphans),
                 (seldom, self.prune_webhooks),
             ):
@@ -94,61 +98,77 @@ class Upkeep:
             async with self.database.transaction() as tx:
                 await jobs.mark_result_purged(tx, job.id)
 
-        return await self._purge(lambda tx: jobs.expired_results(tx, retention=retention), purge)
+        return await self._purge(lambda tx, last: jobs.expired_results(tx, retention=retention, after=last), purge)
 
     async def purge_sources(self) -> int:
         """Delete the inputs of finished jobs, and pictures of attempts that did not win. Returns how many."""
         retention = timedelta(hours=self.settings.input_retention_hours)
 
         async def purge(job: Purgeable) -> None:
-            await self.storage.delete(job.key)
+            await self.storage.delete(job.source_key)
             async for stored in self.storage.list(f"results/{job.id}"):
                 if stored.key != job.result_key:
                     await self.storage.delete(stored.key)
             async with self.database.transaction() as tx:
                 await jobs.mark_source_purged(tx, job.id)
 
-        return await self._purge(lambda tx: jobs.finished_sources(tx, retention=retention), purge)
+        return await self._purge(lambda tx, last: jobs.finished_sources(tx, retention=retention, after=last), purge)
+
+    async def purge_uploads(self) -> int:
+        """Delete uploads whose time is up. Returns how many."""
+
+        async def purge(upload: Upload) -> None:
+            await self.storage.delete(upload.key)
+            async with self.database.transaction() as tx:
+                await uploads.forget(tx, upload.id)
+
+        return await self._purge(lambda tx, last: uploads.overdue(tx, after=last), purge)
 
     async def _purge(
-        self, find: Callable[[Tx], Awaitable[list[Purgeable]]], purge: Callable[[Purgeable], Awaitable[None]]
+        self, find: Callable[[Tx, Due | None], Awaitable[list[Due]]], purge: Callable[[Due], Awaitable[None]]
     ) -> int:
-        """Until nothing is due. Files first, mark after: an interrupted purge is taken up again.
+        """Once through all that is due, oldest first. Files first, mark after: an interrupted purge is taken up again.
 
         A file that cannot be deleted keeps only itself from going, and is tried again in a minute.
         """
-        purged, stuck = 0, set[UUID]()
+        purged, last = 0, None
         while True:
             async with self.database.transaction() as tx:
-                due = [job for job in await find(tx) if job.id not in stuck]
-            for job in due:
-                try:
-                    await purge(job)
-                except StorageFailed as error:
-                    log.warning("file.not_purged", job_id=str(job.id), reason=error.message)
-                    stuck.add(job.id)
-                else:
-                    purged += 1
+                due = await find(tx, last)
             if not due:
                 return purged
+            last = due[-1]
+            for one in due:
+                try:
+                    await purge(one)
+                except StorageFailed as error:
+                    log.warning("file.not_purged", id=str(one.id), reason=error.message)
+                else:
+                    purged += 1
 
     async def purge_orphans(self) -> int:
-        """Delete sources of submissions that died before their transaction. Returns how many."""
+        """Delete files of submissions and uploads that died before their transaction. Returns how many."""
         oldest = datetime.now(UTC) - ORPHAN_AGE
         found = 0
-        async for stored in self.storage.list("sources"):
-            if stored.modified < oldest and not await self._has_job(stored.key):
-                await self.storage.delete(stored.key)
-                found += 1
+        for prefix in (uploads.SOURCES, uploads.UPLOADS):
+            async for stored in self.storage.list(prefix.rstrip("/")):
+                if stored.modified < oldest and not await self._is_known(stored.key, prefix):
+                    await self.storage.delete(stored.key)
+                    found += 1
         return found
 
-    async def _has_job(self, key: str) -> bool:
+    async def _is_known(self, key: str, prefix: str) -> bool:
         try:
-            job = UUID(key.removeprefix(uploads.SOURCES))
+            owner = UUID(key.removeprefix(prefix))
         except ValueError:
             return False
+        query: LiteralString = (
+            "select 1 from jobs where id = %(owner)s"
+            if prefix == uploads.SOURCES
+            else "select 1 from uploads where id = %(owner)s"
+        )
         async with self.database.transaction() as tx:
-            return await db.value(tx, "select 1 from jobs where id = %(job)s", job=job) is not None
+            return await db.value(tx, query, owner=owner) is not None
 
 
 async def _every(seconds: float, step: Callable[[], Awaitable[Any]]) -> None:

@@ -1,7 +1,8 @@
-"""The caller's picture: fetched, looked at and kept, before any credit moves.
+"""The caller's pictures: fetched or handed in, looked at and kept, before any credit moves.
 
 Guarantees: what is stored decodes completely and its enlargement stays within the limits; a refusal leaves
-nothing behind. The worker reads the stored bytes and never fetches again.
+nothing behind. The worker reads the stored bytes and never fetches again: a job copies what it was given, an upload
+too, so that no job needs an upload once it is accepted. This module owns the table of uploads.
 """
 
 from __future__ import annotations
@@ -9,18 +10,37 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import LiteralString
 from uuid import UUID
 
 from hiresfix import images
+from hiresfix.errors import Expired, NotFound, QuotaExceeded
 from hiresfix.images import Header, Limits
 from hiresfix.recipe import Recipe
-from hiresfix.server import outbound
+from hiresfix.server import db, outbound
+from hiresfix.server.accounts import Caller
 from hiresfix.server.config import Settings
+from hiresfix.server.db import Tx
 from hiresfix.server.outbound import Policy
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.storage import Storage
 
 SOURCES = "sources/"
+UPLOADS = "uploads/"
+EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/tiff": "tiff",
+    "image/bmp": "bmp",
+    "image/avif": "avif",
+    "image/heic": "heic",
+}
+"""Of every media type that `images.read_header` tells."""
+GRACE = timedelta(minutes=10)
+"""After its end an upload is not served any more, but a submission that found it in time can still read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +105,95 @@ async def keep(storage: Storage, job: UUID, probed: Probed) -> str:
     key = source_key(job)
     await storage.put(key, probed.data, probed.header.media_type)
     return key
+
+
+# Uploads --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A picture handed in, served and usable until `expires_at`; `key` is where the store has it."""
+
+    id: UUID
+    key: str
+    extension: str
+    media_type: str
+    sha256: str
+    bytes: int
+    expires_at: datetime
+    expired: bool
+
+
+_SELECT: LiteralString = """
+    select id, key, extension, media_type, sha256, bytes, expires_at, expires_at <= now() as expired from uploads
+"""
+
+
+def upload_key(upload: UUID) -> str:
+    return f"{UPLOADS}{upload}"
+
+
+def fingerprint(data: bytes) -> bytes:
+    """What an Idempotency-Key of an upload stands for: the file, however it was sent."""
+    return hashlib.sha256(data).digest()
+
+
+async def room_for(tx: Tx, caller: Caller, size: int, *, quota: int) -> None:
+    """Raises QuotaExceeded if the user's living uploads and `size` bytes more would pass the quota."""
+    kept = await db.value(
+        tx,
+        "select coalesce(sum(bytes), 0)::bigint from uploads where user_id = %(user)s and expires_at > now()",
+        user=caller.user,
+    )
+    if kept + size > quota:
+        raise QuotaExceeded(
+            f"Your uploads would take {kept + size} bytes; the quota is {quota}. Wait until earlier ones have expired."
+        )
+
+
+async def record(tx: Tx, new: UUID, caller: Caller, probed: Probed, *, quota: int, lifetime: timedelta) -> Upload:
+    """Insert the row of a picture that is in the store. Raises QuotaExceeded: of uploads that race, too."""
+    await db.execute(tx, "select 1 from users where id = %(user)s for no key update", user=caller.user)
+    await room_for(tx, caller, len(probed.data), quota=quota)
+    await db.execute(
+        tx,
+        "insert into uploads (id, user_id, key, extension, media_type, sha256, bytes, expires_at) values"
+        " (%(id)s, %(user)s, %(key)s, %(extension)s, %(media_type)s, %(sha256)s, %(bytes)s, now() + %(lifetime)s)",
+        id=new,
+        user=caller.user,
+        key=upload_key(new),
+        extension=EXTENSIONS[probed.header.media_type],
+        media_type=probed.header.media_type,
+        sha256=probed.sha256,
+        bytes=len(probed.data),
+        lifetime=lifetime,
+    )
+    return await get(tx, new)
+
+
+async def get(tx: Tx, upload: UUID) -> Upload:
+    """Raises NotFound for an unknown one and Expired for one whose time is up."""
+    found = await db.one(tx, Upload, _SELECT + " where id = %(upload)s", upload=upload)
+    if found is None:
+        raise NotFound("The upload does not exist or has expired. Upload the picture again.")
+    if found.expired:
+        raise Expired("The upload has expired. Upload the picture again.")
+    return found
+
+
+async def overdue(tx: Tx, *, after: Upload | None) -> list[Upload]:
+    """Up to 1000 uploads past their time and grace, the oldest first, from the one that follows `after`."""
+    return await db.every(
+        tx,
+        Upload,
+        _SELECT + " where expires_at < now() - %(grace)s and (%(at)s::timestamptz is null"
+        " or (expires_at, id) > (%(at)s, %(id)s)) order by expires_at, id limit 1000",
+        grace=GRACE,
+        at=after.expires_at if after else None,
+        id=after.id if after else None,
+    )
+
+
+async def forget(tx: Tx, upload: UUID) -> None:
+    """Drop the row, and with it the idempotency key that stood for it."""
+    await db.execute(tx, "delete from uploads where id = %(upload)s", upload=upload)

@@ -10,7 +10,9 @@ from hiresfix.wire.about import me, model_entry
 from hiresfix.wire.locations import (
     data_uri,
     own_result,
+    own_upload,
     parse_result_path,
+    parse_upload_path,
     result_path,
 )
 from hiresfix.wire.params import json_schema
@@ -40,6 +42,7 @@ from hiresfix.wire.render import (
     preview,
     quota_headers,
     timestamp,
+    upload,
 )
 
 __all__ = [
@@ -66,10 +69,12 @@ __all__ = [
     "me",
     "model_entry",
     "own_result",
+    "own_upload",
     "parse_dry_run",
     "parse_job_query",
     "parse_modality",
     "parse_result_path",
+    "parse_upload_path",
     "parse_upscale",
     "preferred_wait",
     "preview",
@@ -77,5 +82,6 @@ __all__ = [
     "result_path",
     "stored_input",
     "timestamp",
+    "upload",
     "uuid",
 ]

@@ -30,6 +30,7 @@ _WHITESPACE = b" \t\r\n\f\v"
 _RESULT_PATH = re.compile(
     r"/files/images/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-1\.(" + "|".join(OutputFormat) + ")", re.ASCII
 )
+_UPLOAD_PATH = re.compile(r"/files/uploads/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([a-z]{3,4})", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -129,6 +130,26 @@ def parse_result_path(path: str) -> tuple[UUID, OutputFormat] | None:
     """Job and format of a path that `result_path` makes; None for any other."""
     found = _RESULT_PATH.fullmatch(path)
     return (UUID(found[1]), OutputFormat(found[2])) if found else None
+
+
+def upload_path(upload_id: UUID, extension: str) -> str:
+    """Where an upload is served, below the public URL."""
+    return f"/files/uploads/{upload_id}.{extension}"
+
+
+def parse_upload_path(path: str) -> tuple[UUID, str] | None:
+    """Upload and extension of a path that `upload_path` makes; None for any other."""
+    found = _UPLOAD_PATH.fullmatch(path)
+    return (UUID(found[1]), found[2]) if found else None
+
+
+def own_upload(url: str, public_url: str) -> UUID | None:
+    """The upload this URL of ours names, whatever its query; None for every other URL."""
+    origin = _origin(url)
+    if origin is None or origin != _origin(public_url):
+        return None
+    found = parse_upload_path(urlsplit(url).path)
+    return found[0] if found else None
 
 
 def own_result(url: str, public_url: str) -> UUID | None:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from hiresfix.catalog import Model
 from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, OverBudget, RateLimited, Unavailable
-from hiresfix.wire.locations import result_path
+from hiresfix.wire.locations import result_path, upload_path
 from hiresfix.wire.queries import Place, cursor
 
 REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Range", "X-API-Key", "X-Request-Id")
@@ -131,6 +131,33 @@ def job_list(jobs: Sequence[Mapping[str, Any]], after: Place | None, models: Seq
     """A page of Job objects; `after`: where the next one begins, None on the last."""
     body = {"jobs": list(jobs), "nextCursor": cursor(after) if after else None, "hasMore": after is not None}
     return body if models is None else {**body, "models": list(models)}
+
+
+class UploadView(Protocol):
+    """What rendering reads of an upload."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def extension(self) -> str: ...
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def expires_at(self) -> datetime: ...
+
+
+def upload(view: UploadView, *, public_url: str) -> dict[str, Any]:
+    """The Upload object."""
+    return {
+        "id": str(view.id),
+        "url": public_url.rstrip("/") + upload_path(view.id, view.extension),
+        "kind": "image",
+        "contentType": view.media_type,
+        "byteSize": view.bytes,
+        "expiresAt": timestamp(view.expires_at),
+    }
 
 
 def hook_body(event: str, view: JobView, public_url: str) -> bytes:

@@ -6,8 +6,8 @@ and `description`, by which its routes get into the OpenAPI document.
 
 from fastapi import APIRouter
 
-from hiresfix.server.api import about, elsewhere, events, jobs, signup, submission
+from hiresfix.server.api import about, elsewhere, events, files, jobs, signup, submission
 
 router = APIRouter()
-for topic in (submission, jobs, events, signup, about, elsewhere):
+for topic in (submission, files, jobs, events, signup, about, elsewhere):
     router.include_router(topic.router)

@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 from hiresfix import wire
 from hiresfix.errors import (
+    Expired,
     FetchError,
     HiresfixError,
     InsufficientCredits,
@@ -102,7 +103,7 @@ async def upscale(request: Request) -> JSONResponse:
     try:
         job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
     except gate.Replayed as winner:
-        return await _replay(request, own, winner.job)
+        return await _replay(request, own, winner.made)
     log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=order.recipe.scale)
     return await _answer(request, own, job)
 
@@ -217,12 +218,12 @@ async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
     try:
         data = wire.data_uri(asked.image)
         if data is None:
-            data = await _own_result(own, asked.image)
+            data = await _own_picture(own, asked.image)
         if data is None:
             data = await uploads.fetch(asked.image, own.settings)
         async with own.decoding:
             probed = await uploads.probe(data, own.quarantine)
-    except (FetchError, PictureError, NotFound) as error:
+    except (FetchError, PictureError, NotFound, Expired) as error:
         raise wire.invalid_param(asked.model, "image", error.message) from error
     for param, check in (("scale_factor", uploads.check_output), ("output_format", uploads.check_format)):
         try:
@@ -232,8 +233,13 @@ async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
     return probed
 
 
-async def _own_result(own: Service, url: str) -> bytes | None:
-    """The bytes of one of our own results, read from the store and never over HTTP; None for any other URL."""
+async def _own_picture(own: Service, url: str) -> bytes | None:
+    """The bytes of an upload or a result of ours, read from the store and never over HTTP; None for any other URL."""
+    upload = wire.own_upload(url, own.settings.public_url)
+    if upload is not None:
+        async with own.database.transaction() as tx:
+            kept = await uploads.get(tx, upload)
+        return await own.storage.get(kept.key)
     job = wire.own_result(url, own.settings.public_url)
     if job is None:
         return None
