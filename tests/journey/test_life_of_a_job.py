@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -41,6 +42,27 @@ def test_a_picture_comes_back_twice_as_large_and_announced(service: Service, sit
     assert signing.verify(body, headers["X-Webhook-Signature"], hashlib.sha256(service.key.encode()).digest())
     wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")
     service.assert_books_are_right()
+
+
+def test_progress_is_told_while_the_engine_works_and_not_after_the_end(service: Service, site: Site) -> None:
+    service.api()
+    service.worker()
+    hook = {"webhookUrl": site.url + "/hook", "webhookEvents": ["progress", "completed"]}
+    job_id = service.submit(site.add("/p.png", png(260, 260)), **hook)
+    assert service.wait_for(job_id, "COMPLETED", "FAILED", seconds=200)["status"] == "COMPLETED"
+    wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")
+    told = [json.loads(body) for _, body in site.received]
+    assert [body["event"] for body in told] == ["progress"] * (len(told) - 1) + ["completed"]
+    progress = [body["progress"] for body in told]
+    assert len(progress) >= 2
+    assert progress == sorted(set(progress))
+    times = [int(headers["X-Webhook-Timestamp"]) for headers, _ in site.received[:-1]]
+    assert all(later - earlier >= 1 for earlier, later in pairwise(times))  # two seconds apart, told in whole ones
+
+
+def test_every_process_that_may_reach_inside_says_so(service: Service) -> None:
+    for process in (service.api(), service.worker()):
+        assert "settings.private_addresses_allowed" in service.log_of(process)
 
 
 def test_a_clarity_job_says_what_made_it(service: Service, site: Site) -> None:
