@@ -80,9 +80,8 @@ def test_a_sharp_undamaged_picture_is_found_so() -> None:
 def test_blockiness_rises_with_compression(seed: int) -> None:
     clean = scene(seed=seed)
     found = [inspect(compressed(clean, quality)).blockiness for quality in (80, 60, 40, 20)]
-    assert rising(found, by=0.05)
+    assert rising(found, by=0.03)
     assert found[-1] > inspect(clean).blockiness + 0.8
-    assert found[-1] > 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -165,6 +164,11 @@ def test_known_pictures_get_the_known_enlarger(damaged: Callable[[], Pixels], en
     assert choice.enlarger == enlarger, choice.because
     assert find_weights(choice.enlarger) is not None
     assert choice.because
+
+
+def test_what_may_be_drawn_is_left_to_the_network_that_does_both() -> None:
+    unsure = Findings(jpeg_quality=None, blockiness=0.0, noise=0.0, blur=0.6, line_art=0.4)
+    assert choose(unsure).enlarger == DAMAGED
 
 
 def test_the_tables_of_a_jpeg_decide_where_pixels_show_nothing() -> None:
