@@ -72,7 +72,7 @@ def test_a_folder_can_be_enlarged_again_and_names_may_look_like_markup(tmp_path:
 
 
 def test_what_does_not_act_is_said(photo: Path) -> None:
-    assert "do not act with this engine yet" in hiresfix("upscale", photo, "--prompt", "leaves").stderr
+    assert "does not follow prompts" in hiresfix("upscale", photo, "--prompt", "leaves").stderr
 
 
 def test_the_same_seed_makes_the_same_picture(photo: Path, tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ names of the public API (`hiresfix.wire` does).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
 MAX_SEED = 2**53 - 1
 SCALES = (1, 2, 4, 8)
+AUTO = "auto"
+"""The enlarger that suits the picture, found by looking at it."""
+CREATIVITY_OF_NEXT_PASS = 0.8
 
 
 class OutputFormat(StrEnum):
@@ -41,7 +44,7 @@ class Recipe:
     scale: multiplier of both sides, one of 1, 2, 4, 8. creativity 0..1: how much detail may be invented.
     resemblance 0..3: how tightly the result, scaled down, follows the input. dynamic 1..50: guidance.
     steps 1..100. sharpen 0..10, 0 = off. seed 0..2^53-1.
-    Operator's side: engine; enlarger, a weight name of `hiresfix.catalog`; tile, its input pixels a side.
+    Operator's side: engine; enlarger, a weight name of `hiresfix.catalog` or `AUTO`; tile, its input pixels a side.
     Operator's side of diffusion: checkpoint, vae, controlnet, loras (name and strength of those always used),
     offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
     sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;
@@ -92,6 +95,14 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
+
+    def of_pass(self, number: int) -> Self:
+        """For a later pass over what the first enlarged, counted from 0: less creativity, a seed of its own."""
+        return replace(
+            self,
+            creativity=self.creativity * CREATIVITY_OF_NEXT_PASS**number,
+            seed=(self.seed + number) % (MAX_SEED + 1),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same recipe back."""

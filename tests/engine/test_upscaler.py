@@ -154,14 +154,6 @@ def test_a_picture_computed_in_one_piece_has_no_seam_to_judge(engine: Upscaler) 
     assert engine.run(Picture(rgb=photo(24, 20)), FAITHFUL, silent).metadata["quality"]["seam_ratio"] is None
 
 
-def test_the_creative_engine_says_what_does_not_act_yet(engine: Upscaler) -> None:
-    account = engine.run(Picture(rgb=photo(12, 10)), CREATIVE, silent).metadata
-    assert account["engine"].startswith("gan-prior")
-    told = " ".join(account["warnings"])
-    for word in ("creativity", "dynamic", "num_inference_steps", "prompt", QUICK):
-        assert word in told
-
-
 def test_more_resemblance_means_less_drift(engine: Upscaler) -> None:
     picture = Picture(rgb=photo(40, 30))
     drifts = [
@@ -180,9 +172,9 @@ def test_sharpening_acts(engine: Upscaler) -> None:
     assert roughness(0) < roughness(2) < roughness(10)
 
 
-def test_equal_recipes_give_equal_pixels_whatever_the_seed_while_nothing_is_invented(engine: Upscaler) -> None:
+def test_equal_recipes_give_equal_pixels_whatever_the_seed_where_nothing_is_invented(engine: Upscaler) -> None:
     picture = Picture(rgb=photo(20, 20))
-    first, again, seeded = (engine.run(picture, replace(CREATIVE, seed=seed), silent).picture.rgb for seed in (1, 1, 2))
+    first, again, seeded = (engine.run(picture, replace(FAITHFUL, seed=seed), silent).picture.rgb for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first, seeded)
 

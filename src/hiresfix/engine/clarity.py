@@ -30,13 +30,12 @@ from hiresfix.engine.prompts import Conditioner, LoraTag
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
 from hiresfix.engine.vae import Codec
 from hiresfix.errors import ConfigurationError
-from hiresfix.recipe import MAX_SEED, Recipe
+from hiresfix.recipe import Recipe
 
 if TYPE_CHECKING:
     from diffusers.models.controlnets.controlnet import ControlNetModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-CREATIVITY_OF_NEXT_PASS = 0.8
 LEAST = 8
 """Latent pixels a side: a smaller picture is continued by its mirror image, and its result cut again."""
 _BAND = 256
@@ -98,8 +97,8 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
             sampler=_sampler(recipe),
             conditioning=conditioning,
             factor=factor,
-            creativity=recipe.creativity * CREATIVITY_OF_NEXT_PASS**number,
-            seed=(recipe.seed + number) % (MAX_SEED + 1),
+            creativity=recipe.of_pass(number).creativity,
+            seed=recipe.of_pass(number).seed,
         )
         rgb, grid = one.run(rgb, enlarging.portion(report, begun, share))
     assert grid is not None

@@ -8,7 +8,8 @@ reduction to the wanted size and the finish. Knows no recipes and no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ Report = Callable[[float], None]
 """Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
+Extra = Callable[[Span, Span], Tensor]
+"""(rows, columns) of the picture -> what the network sees there beside it, float32 (1, 1 or 3, rows, columns), to add.
+
+They may lie up to `FRAME` beyond the picture. Where strips overlap it must say the same twice.
+"""
 
 
 def portion(report: Report, start: float, share: float) -> Report:
@@ -43,14 +49,40 @@ The networks pad with black, and draw a rim of up to 8 levels and 5 pixels round
 _ALIGN = 4
 
 
-def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: Finish, report: Report) -> Samples:
-    """The picture at `factor` times its size; `factor` is at most the network's.
-
-    rgb: (H, W, 3) uint8 or uint16; the dtype is kept. About `tile` x `tile` input pixels are in work at once.
-    `report` is called many times a tile. Raises EngineFailed for values that are no numbers.
-    """
+def enlarge(
+    network: Network,
+    rgb: Samples,
+    tile: int,
+    *,
+    factor: int,
+    finish: Finish,
+    report: Report,
+    extra: Extra | None = None,
+) -> Samples:
+    """The picture at `factor` times its size, as `flow` gives it; the dtype is kept."""
     height, width = rgb.shape[:2]
     result = np.empty((height * factor, width * factor, 3), rgb.dtype)
+    for rows, columns, y in flow(network, rgb, tile, factor=factor, finish=finish, report=report, extra=extra):
+        result[rows.slice, columns.slice] = resampling.to_samples(y, rgb.dtype)
+    return result
+
+
+def flow(
+    network: Network,
+    rgb: Samples,
+    tile: int,
+    *,
+    factor: int,
+    finish: Finish,
+    report: Report,
+    extra: Extra | None = None,
+) -> Iterator[tuple[Span, Span, Tensor]]:
+    """The pieces of the picture at `factor` times its size: rows, columns and (1, 3, rows, columns) float32.
+
+    rgb: (H, W, 3) uint8 or uint16; factor: at most the network's. About `tile` x `tile` input pixels are in work at
+    once. `report` is called many times a tile. Raises EngineFailed for values that are no numbers.
+    """
+    height, width = rgb.shape[:2]
     tile += -tile % _ALIGN
     strips = _strips(network, width, tile)
     total = network.work * (height + 2 * FRAME) * sum(strip.window.length for strip in strips)
@@ -63,12 +95,19 @@ def enlarge(network: Network, rgb: Samples, tile: int, *, factor: int, finish: F
 
     for strip in strips:
         framed, kept = _framed(rgb, strip)
-        for place, y in _flow(network, framed, factor, tile, finish, tick):
+        left = strip.core.start - kept.start
+        columns = Span(start=left, end=left + framed.shape[1])
+        bands = _bands(network, framed, tile, extra and partial(_beside, extra, columns))
+        for place, y in _finished(esrgan.stream(network, bands, tick), network, framed, factor, finish):
             rows = place.overlap(Span(start=FRAME, end=FRAME + height).scaled(factor))
             seen = y[..., rows.within(place).slice, kept.scaled(factor).slice]
-            target = result[:, strip.core.scaled(factor).slice]
-            target[rows.start - FRAME * factor : rows.end - FRAME * factor] = resampling.to_samples(seen, rgb.dtype)
-    return result
+            start = rows.start - FRAME * factor
+            yield Span(start=start, end=start + rows.length), strip.core.scaled(factor), seen
+
+
+def _beside(extra: Extra, columns: Span, rows: Span) -> Tensor:
+    """`extra` for rows counted from the frame's."""
+    return extra(Span(start=rows.start - FRAME, end=rows.end - FRAME), columns)
 
 
 def borders(network: Network, height: int, width: int, tile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -101,14 +140,14 @@ def _framed(rgb: Samples, strip: Part) -> tuple[Samples, Span]:
     return framed, Span(start=kept.start + left, end=kept.end + left)
 
 
-def _flow(
-    network: Network, strip: Samples, factor: int, tile: int, finish: Finish, tick: Callable[[int], None]
+def _finished(
+    pieces: Iterable[Tensor], network: Network, strip: Samples, factor: int, finish: Finish
 ) -> Iterator[tuple[Span, Tensor]]:
     """The finished rows of a strip from top to bottom: where in the result, and (1, 3, rows, W * factor)."""
     height, width = strip.shape[:2]
     held = torch.empty(0)
     first = done = 0  # the input rows with which `held` begins, and before which all is finished
-    for piece in esrgan.stream(network, _bands(network, strip, tile), tick):
+    for piece in pieces:
         if not bool(piece.isfinite().all()):
             raise EngineFailed("The network gave values that are no numbers. Check its weights, or use the CPU.")
         held = torch.cat((held, piece), 2) if held.numel() else piece
@@ -126,13 +165,17 @@ def _flow(
         held, first = held[:, :, (rest - first) * network.scale :].clone(), rest
 
 
-def _bands(network: Network, strip: Samples, tile: int) -> Iterator[tuple[Tensor, bool]]:
-    """The strip's rows as tensors, and whether these are the last."""
+def _bands(
+    network: Network, strip: Samples, tile: int, extra: Callable[[Span], Tensor] | None
+) -> Iterator[tuple[Tensor, bool]]:
+    """The strip's rows as tensors, with what is added to them, and whether these are the last."""
     height, width = strip.shape[:2]
     device = next(network.parameters()).device
     for part in _cut(height, width, tile):
         last = part.core.end == height
         x = resampling.to_tensor(strip[part.core.slice], device)
+        if extra is not None:
+            x = x + extra(part.core).to(device)
         # A picture whose sides are no multiples of what the network folds together is continued by its border.
         missing = (0, -width % network.unshuffle, 0, -part.core.length % network.unshuffle)
         yield functional.pad(x, missing, mode="replicate"), last

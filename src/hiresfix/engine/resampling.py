@@ -56,6 +56,14 @@ def follow(y: Tensor, x: Tensor, weights: Sequence[float]) -> Tensor:
     return y
 
 
+def accent(y: Tensor, x: Tensor, gain: float) -> Tensor:
+    """What `y` has beyond the enlarged input `x`, times `gain`: up(x) + gain * (y - up(x)); 1 changes nothing."""
+    if gain == 1:
+        return y
+    up = resize(x, *y.shape[-2:])
+    return up + gain * (y - up)
+
+
 def _coarse(x: Tensor) -> Tensor:
     """Low-pass at half the Nyquist frequency: the binomial kernel of nine taps, separable; 4 pixels' reach."""
     taps = torch.tensor([1, 8, 28, 56, 70, 56, 28, 8, 1], dtype=x.dtype, device=x.device) / 256

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
@@ -67,3 +70,9 @@ def parts(side: int, *, most: int, halo: int = 0, align: int = 1) -> list[Part]:
         step = -(-side // (count * align)) * align
     cores = [Span(start=start, end=min(start + step, side)) for start in range(0, side, step)]
     return [Part(core=core, window=core.grown(halo, side)) for core in cores]
+
+
+def mirrored(span: Span, side: int) -> NDArray[np.intp]:
+    """Where in a side of so many pixels those of `span` lie, which may reach beyond it and are mirrored there."""
+    index = np.arange(span.start, span.end) % max(1, 2 * side - 2)
+    return np.minimum(index, 2 * side - 2 - index) if side > 1 else np.zeros_like(index)

@@ -8,22 +8,25 @@ equal device give equal pixels. Networks stay warm between runs. Knows no files 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hiresfix import images
 from hiresfix.catalog import find_weights
-from hiresfix.engine import enlarging, fidelity, ganprior, memory, resampling, weights
+from hiresfix.engine import enlarging, fidelity, ganprior, inspection, memory, resampling, weights
 from hiresfix.engine.enlarging import Finish, Report, Samples
 from hiresfix.engine.esrgan import Network
+from hiresfix.engine.ganprior import Plan
+from hiresfix.engine.inspection import Findings
 from hiresfix.errors import EngineFailed, WeightsError
 from hiresfix.images import Picture
 from hiresfix.modelstore import Store
-from hiresfix.recipe import Engine, Recipe
+from hiresfix.recipe import AUTO, Engine, Recipe
 from hiresfix.weightfiles import Kind
 
 if TYPE_CHECKING:
@@ -38,8 +41,10 @@ NOT_BLACK = 8 / 255
 class Upscaled:
     """`metadata` holds plain JSON values.
 
-    engine; weights [{name, sha256}]; device; dtype; tile: the longest side computed at once in input pixels, or both
-    sides in latent pixels; warnings, one sentence each; quality: `fidelity.Quality` of whatever engine made it.
+    engine; input: `inspection.Findings`; enlarger {name, because}; weights [{name, sha256}]; evaluations of the
+    enlarger in each pass, where nothing else makes the picture; device; dtype; tile: the longest side computed at once
+    in input pixels, or both sides in latent pixels; warnings, one sentence each; quality: `fidelity.Quality` of
+    whatever engine made it.
     """
 
     picture: Picture
@@ -54,6 +59,14 @@ class _Made:
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """What was found in the input, and why its enlarger is the one it is."""
+
+    found: Findings
+    because: str
 
 
 class Upscaler:
@@ -78,13 +91,16 @@ class Upscaler:
         report = _rising(report)
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
+        recipe, looked = _looked(rgb, recipe, picture.quantisation)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
-        made = make(rgb, recipe, report)
+        made = make(rgb, recipe, looked, report)
         _refuse_black(made.rgb, rgb)
         alpha = picture.alpha
         if alpha is not None:
             alpha = images.enlarge_alpha(alpha, made.rgb.shape[1], made.rgb.shape[0])
         metadata = made.metadata | {
+            "input": looked.found.to_dict(),
+            "enlarger": {"name": recipe.enlarger, "because": looked.because},
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "quality": fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns).to_dict(),
@@ -92,19 +108,25 @@ class Upscaler:
         report(1.0)
         return Upscaled(picture=replace(picture, rgb=made.rgb, alpha=alpha), metadata=metadata)
 
-    def _enlarged(self, rgb: Samples, recipe: Recipe, report: Report) -> _Made:
-        """By the network alone, following the input."""
+    def _enlarged(self, rgb: Samples, recipe: Recipe, looked: _Looked, report: Report) -> _Made:
+        """By the network alone, following the input; with what the offline engine invents, if that is asked for."""
         weight, network = self._network(recipe.enlarger)
-        result, tile = self._passes(network, rgb, recipe, report)
         creative = recipe.engine is Engine.GAN_PRIOR
-        last = passes(recipe.scale, network.scale)[-1]
+        factors = passes(recipe.scale, network.scale)
+        plans = [
+            ganprior.plan(recipe.of_pass(number), reduction=network.scale // factor) if creative else ganprior.Plan()
+            for number, factor in enumerate(factors)
+        ]
+        result, tile = self._passes(network, rgb, recipe, factors, plans, report)
+        last = factors[-1]
         height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
         rows, columns = enlarging.borders(network, height, width, tile)
         metadata = {
             "engine": ganprior.NAME if creative else FAITHFUL_NAME,
             "weights": [weight],
             "tile": tile,
-            "warnings": ganprior.warnings(recipe) if creative else [],
+            "evaluations": [plan.evaluations for plan in plans],
+            "warnings": list(ganprior.WARNINGS) if creative else [],
         }
         return _Made(
             rgb=result,
@@ -113,7 +135,7 @@ class Upscaler:
             metadata=metadata,
         )
 
-    def _diffused(self, rgb: Samples, recipe: Recipe, report: Report) -> _Made:
+    def _diffused(self, rgb: Samples, recipe: Recipe, looked: _Looked, report: Report) -> _Made:
         """By the hi-res fix."""
         from hiresfix.engine import assembly, clarity  # they take seconds, which a faithful upscale need not wait
 
@@ -132,22 +154,23 @@ class Upscaler:
         }
         return _Made(rgb=made.rgb, rows=made.rows, columns=made.columns, metadata=metadata)
 
-    def _passes(self, network: Network, rgb: Samples, recipe: Recipe, report: Report) -> tuple[Samples, int]:
-        """The picture at `recipe.scale` in as many passes as the network needs, and the tile that fitted."""
-        factors = passes(recipe.scale, network.scale)
+    def _passes(
+        self,
+        network: Network,
+        rgb: Samples,
+        recipe: Recipe,
+        factors: Sequence[int],
+        plans: Sequence[Plan],
+        report: Report,
+    ) -> tuple[Samples, int]:
+        """The picture at `recipe.scale`, and the tile that fitted."""
         # Work grows with the pixels that go in: 1 for the first pass, 16 for one that follows a fourfold.
-        work = [math.prod(factors[:number]) ** 2 for number in range(len(factors))]
+        work = [math.prod(factors[:number]) ** 2 * plan.evaluations for number, plan in enumerate(plans)]
         tile = recipe.tile
-        for number, factor in enumerate(factors):
-            enlarge = partial(
-                enlarging.enlarge,
-                network,
-                rgb,
-                factor=factor,
-                finish=_finish(recipe, last=number == len(factors) - 1),
-                report=enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work)),
-            )
-            rgb, tile = memory.with_room(tile, enlarge)
+        for number, (factor, plan) in enumerate(zip(factors, plans, strict=True)):
+            part = enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
+            finish = _finish(recipe, plan, last=number == len(factors) - 1)
+            rgb, tile = ganprior.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
         return rgb, tile
 
     def _network(self, name: str) -> tuple[dict[str, str], Network]:
@@ -176,11 +199,25 @@ def passes(scale: int, network_scale: int) -> list[int]:
     return [*factors, scale]
 
 
-def _finish(recipe: Recipe, *, last: bool) -> Finish:
+def _looked(rgb: Samples, recipe: Recipe, quantisation: inspection.Tables | None) -> tuple[Recipe, _Looked]:
+    """What the picture looks like, and the recipe with an enlarger chosen by that unless it names one."""
+    found = inspection.inspect(rgb, quantisation=quantisation)
+    if recipe.enlarger != AUTO:
+        return recipe, _Looked(found=found, because="the recipe names it")
+    choice = inspection.choose(found)
+    return replace(recipe, enlarger=choice.enlarger), _Looked(found=found, because=choice.because)
+
+
+def _finish(recipe: Recipe, plan: Plan, *, last: bool) -> Finish:
     """What happens to the enlarged pixels of a pass: they follow what went in, and are sharpened after the last."""
     rounds = resampling.rounds(recipe.resemblance)
     strength = recipe.sharpen if last else 0.0
-    return lambda y, x: resampling.sharpen(resampling.follow(y.clamp(0, 1), x, rounds), strength)
+
+    def finish(y: Tensor, x: Tensor) -> Tensor:
+        y = resampling.accent(y, x, plan.gain).clamp(0, 1)
+        return resampling.sharpen(resampling.follow(y, x, rounds), strength)
+
+    return finish
 
 
 def _rising(report: Report) -> Report:
