@@ -91,7 +91,7 @@ class Upscaler:
         report = _rising(report)
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
-        recipe, looked = _looked(rgb, recipe, picture.quantisation)
+        recipe, looked = _looked(rgb, picture, recipe)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
         made = make(rgb, recipe, looked, report)
         _refuse_black(made.rgb, rgb)
@@ -199,9 +199,9 @@ def passes(scale: int, network_scale: int) -> list[int]:
     return [*factors, scale]
 
 
-def _looked(rgb: Samples, recipe: Recipe, quantisation: inspection.Tables | None) -> tuple[Recipe, _Looked]:
-    """What the picture looks like, and the recipe with an enlarger chosen by that unless it names one."""
-    found = inspection.inspect(rgb, quantisation=quantisation)
+def _looked(rgb: Samples, picture: Picture, recipe: Recipe) -> tuple[Recipe, _Looked]:
+    """The recipe, with an enlarger if it names none, and what the picture, bled to `rgb`, looks like."""
+    found = inspection.inspect(rgb, alpha=picture.alpha, quantisation=picture.quantisation)
     if recipe.enlarger != AUTO:
         return recipe, _Looked(found=found, because="the recipe names it")
     choice = inspection.choose(found)
