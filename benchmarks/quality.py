@@ -29,7 +29,7 @@ from .pictures import Original, Pixels
 
 RESULTS = Path(__file__).parent / "results"
 _QUICK = 1
-SHOWN = 4
+SHOWN = 3
 """Pictures on the sheet."""
 
 DEFAULT = CLARITY.preset
@@ -170,7 +170,7 @@ def table(rows: Sequence[Row], case: Case, methods: Sequence[str]) -> list[str]:
     for method in methods:
         these = [row for row in rows if row.case == case and row.method == method]
         means = {name: float(np.nanmean([row.score.to_dict()[name] for row in these])) for name in Score.__slots__}
-        spectrum = np.mean([abs(math.log2(row.score.high_frequencies)) for row in these])
+        spectrum = np.mean([abs(math.log2(max(row.score.high_frequencies, 1e-3))) for row in these])
         grain = means["grain"] - float(np.nanmean([row.score.grain for row in plain]))
         time = per_pixel(these) / per_pixel(plain)
         lines.append(
@@ -199,7 +199,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def sheet(rows: Sequence[Row], originals: Sequence[Original]) -> Image.Image:
-    """A line for each of some pictures and cases; methods side by side, the original last."""
+    """A line for each of some pictures and cases; methods side by side, the original last. In 256 colours, to be small."""
     cell, names = 192, [*METHODS, "original"]
     lines = [(original, case) for original in originals[:SHOWN] for case in (CASES[0], CASES[1], CASES[4])]
     canvas = Image.new("RGB", (cell * len(names), 16 + (cell + 14) * len(lines)), "white")
@@ -214,7 +214,7 @@ def sheet(rows: Sequence[Row], originals: Sequence[Original]) -> Image.Image:
         for column, name in enumerate(names):
             pixels = Image.fromarray(pictures.middle(shown[name], cell))
             canvas.paste(pixels.resize((cell, cell), Image.Resampling.NEAREST), (column * cell, top + 14))
-    return canvas
+    return canvas.quantize(256)
 
 
 if __name__ == "__main__":
