@@ -199,7 +199,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def sheet(rows: Sequence[Row], originals: Sequence[Original]) -> Image.Image:
-    """A line for each of some pictures and cases; methods side by side, the original last. In 256 colours, to be small."""
+    """A line for each of some pictures and cases: methods side by side, the original last; 256 colours, to be small."""
     cell, names = 192, [*METHODS, "original"]
     lines = [(original, case) for original in originals[:SHOWN] for case in (CASES[0], CASES[1], CASES[4])]
     canvas = Image.new("RGB", (cell * len(names), 16 + (cell + 14) * len(lines)), "white")
