@@ -36,11 +36,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.enlargers import drawn, machine
 from hiresfix.catalog import CLARITY, find_weights
-from hiresfix.engine import clarity, enlarging, memory, multidiffusion, weights
+from hiresfix.engine import clarity, enlarging, footprint, memory, multidiffusion, weights
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.esrgan import Network
 from hiresfix.engine.multidiffusion import Tile
 from hiresfix.engine.prompts import Conditioner
+from hiresfix.engine.residence import Residents
 from hiresfix.engine.sampling import SAMPLERS, NoiseTable
 from hiresfix.engine.vae import Autoencoder, Codec, Pixels
 from hiresfix.recipe import Recipe
@@ -196,8 +197,6 @@ class _Bench:
     def model(self) -> clarity.Model:
         text = _text_encoder(self.nets.context).to(self.device, self.nets.unet.dtype)
         conditioner = Conditioner(text, [])
-        recipe = self.recipe
-        batch = clarity.tile_batch(self.device, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
         codec = Autoencoder(network=self.nets.vae)
         known = {}
 
@@ -212,7 +211,16 @@ class _Bench:
             controlnet=self.nets.controlnet,
             conditioner=once,  # type: ignore[arg-type] # as the class, remembering
             codec=codec,
-            batch=batch,
+            residents=self._residents(text) if self.device.type != "cpu" else None,
+        )
+
+    def _residents(self, text: torch.nn.Module) -> Residents:
+        nets, recipe = self.nets, self.recipe
+        tile = footprint.evaluation(
+            nets.unet, nets.controlnet, height=recipe.tile_height, width=recipe.tile_width, factor=8
+        )
+        return Residents(
+            device=self.device, text=(text,), diffusing=(nets.unet, nets.controlnet), coding=(nets.vae,), tile=tile
         )
 
     @torch.inference_mode()

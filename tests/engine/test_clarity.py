@@ -19,7 +19,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hiresfix.catalog import CLARITY, find_weights
 from hiresfix.engine import clarity, memory, resampling, weights
+from hiresfix.engine.residence import Residents
 from hiresfix.engine.upscaler import Upscaled, Upscaler
+from hiresfix.engine.vae import BUDGET, Autoencoder
 from hiresfix.errors import Cancelled, ConfigurationError, WeightsError
 from hiresfix.images import Picture
 from hiresfix.modelstore import Store
@@ -137,6 +139,30 @@ def test_a_prompt_can_name_only_the_loras_that_are_offered(upscaler: Upscaler) -
     assert any("not offered" in warning for warning in refused.metadata["warnings"])
     offered = run(upscaler, prompt="a rock <lora:more:1>", offered_loras=("more",))
     assert difference(plain, offered) > 0.01
+
+
+def test_a_device_too_small_for_all_networks_gives_the_same_picture(
+    upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host stands for the device; its networks need not move, but are asked for as they act."""
+    given = picture(60, 40)
+    whole = run(upscaler, given=given)
+    assert upscaler._assembled is not None
+    model = upscaler._assembled[1].model
+    assert isinstance(model.codec, Autoencoder)
+    those = Residents(
+        device=CPU, text=(text_encoder(),), diffusing=(model.unet,), coding=(model.codec.network,), tile=1 << 20
+    )
+    acted: list[Any] = []
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 9 << 20)
+    monkeypatch.setattr(Residents, "bring", lambda self, acting, made: acted.append((acting, made)))
+    network = upscaler._network("realesr-animevideov3")[1]
+    planned = replace(model, residents=those)
+    with torch.inference_mode():
+        made = clarity.run(planned, network, given.rgb, recipe(), lambda fraction: None)
+    assert [acting for acting, _ in acted] == [those.text, those.coding, those.diffusing, those.coding]
+    assert all(plan.batch > 1 and plan.section < BUDGET for _, plan in acted)
+    assert np.abs(made.rgb.astype(int) - whole.picture.rgb).max() <= 1
 
 
 class Folded:

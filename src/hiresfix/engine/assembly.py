@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from hiresfix.engine import checkpoints, clarity, compact, embeddings, guidance, lora
+from hiresfix.engine import checkpoints, compact, embeddings, footprint, guidance, lora
+from hiresfix.engine.checkpoints import Checkpoint
 from hiresfix.engine.clarity import Model
 from hiresfix.engine.prompts import Conditioner, LoraTag
-from hiresfix.engine.vae import BUDGET, Autoencoder
+from hiresfix.engine.residence import Residents
+from hiresfix.engine.vae import Autoencoder
 from hiresfix.errors import ConfigurationError
 from hiresfix.modelstore import Installed, Store
 from hiresfix.recipe import Recipe
 from hiresfix.weightfiles import Kind
 
-VAE_SHARE = 0.6
-"""Of a GPU's free memory, for encoding and decoding."""
+if TYPE_CHECKING:
+    from diffusers.models.controlnets.controlnet import ControlNetModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +50,24 @@ def assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch
     vae_file = store.locate(recipe.vae, Kind.VAE) if recipe.vae else None
     control_file = store.locate(recipe.controlnet, Kind.CONTROLNET) if recipe.controlnet else None
     embedding_files = [store.locate(name, Kind.EMBEDDING) for name in recipe.embeddings]
+    # The first picture's plan says which of the networks find room on the device.
+    place = torch.device("cpu")
     # On a CPU the autoencoder is the smaller part, and half precision shows in its pictures.
     vae_dtype = torch.float32 if device.type == "cpu" else dtype
     checkpoint = checkpoints.load_checkpoint(
-        checkpoint_file.path, vae=vae_file.path if vae_file else None, device=device, dtype=dtype, vae_dtype=vae_dtype
+        checkpoint_file.path, vae=vae_file.path if vae_file else None, device=place, dtype=dtype, vae_dtype=vae_dtype
     )
-    controlnet = checkpoints.load_controlnet(control_file.path, device=device, dtype=dtype) if control_file else None
+    controlnet = checkpoints.load_controlnet(control_file.path, device=place, dtype=dtype) if control_file else None
     width = checkpoint.text_encoder.config.hidden_size
     words = [embeddings.load(file.path, width=width) for file in embedding_files]
     model = Model(
         unet=checkpoint.unet,
         controlnet=controlnet,
         conditioner=Conditioner(checkpoint.text_encoder, words),
-        codec=Autoencoder(network=checkpoint.vae, budget=_budget(device)),
+        codec=Autoencoder(network=checkpoint.vae),
         merge=_Loras(lora.Merger(checkpoint.unet, checkpoint.text_encoder), store),
         prediction=guidance.prediction(checkpoint.prediction),
-        batch=clarity.tile_batch(device, tile_height=recipe.tile_height, tile_width=recipe.tile_width),
+        residents=_residents(recipe, checkpoint, controlnet, device),
     )
     files = [checkpoint_file, vae_file, control_file, *embedding_files]
     return Assembled(model=model, files=tuple(file for file in files if file is not None))
@@ -80,6 +85,27 @@ def _compact(file: Installed, store: Store, *, device: torch.device, dtype: torc
         prediction=made.prediction,
     )
     return Assembled(model=model, files=(file,))
+
+
+def _residents(
+    recipe: Recipe, checkpoint: Checkpoint, controlnet: ControlNetModel | None, device: torch.device
+) -> Residents | None:
+    if device.type == "cpu":
+        return None
+    tile = footprint.evaluation(
+        checkpoint.unet,
+        controlnet,
+        height=recipe.tile_height,
+        width=recipe.tile_width,
+        factor=checkpoint.latent_factor,
+    )
+    return Residents(
+        device=device,
+        text=(checkpoint.text_encoder,),
+        diffusing=(checkpoint.unet, *([] if controlnet is None else [controlnet])),
+        coding=(checkpoint.vae,),
+        tile=tile,
+    )
 
 
 class _Loras:
@@ -101,10 +127,3 @@ class _Loras:
         if name not in self._read:
             self._read[name] = lora.load_lora(self._store.locate(name, Kind.LORA).path)
         return self._read[name]
-
-
-def _budget(device: torch.device) -> int:
-    if device.type != "cuda":
-        return BUDGET
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(VAE_SHARE * free)

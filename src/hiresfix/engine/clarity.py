@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hiresfix.engine import enlarging, fidelity, guidance, memory, multidiffusion, prompts, resampling
@@ -27,8 +27,9 @@ from hiresfix.engine.esrgan import Network
 from hiresfix.engine.guidance import PREDICTIONS, Conditioning, Prediction
 from hiresfix.engine.multidiffusion import Grid
 from hiresfix.engine.prompts import Conditioner, LoraTag
+from hiresfix.engine.residence import Plan, Residents
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
-from hiresfix.engine.vae import Codec
+from hiresfix.engine.vae import BUDGET, Autoencoder, Codec
 from hiresfix.errors import ConfigurationError
 from hiresfix.recipe import Recipe
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 LEAST = 8
 """Latent pixels a side: a smaller picture is continued by its mirror image, and its result cut again."""
 _BAND = 256
+_LATENTS = 12
+"""Copies of the latent at the worst moment: the state, two changes, the sums of tiles, noise, and what is in work."""
 
 # TFLOP of each part for an output of 4 MP and one evaluation (clarity-algorithm.md 13): only their ratios matter.
 _ENLARGING, _ENCODING, _EVALUATION, _DECODING = 37.6, 26.1, 75.0, 48.5
@@ -49,7 +52,11 @@ Merge = Callable[[Sequence[LoraTag]], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The networks of one checkpoint, warm on one device. `batch`: how many tiles at once to begin with."""
+    """The networks of one checkpoint, warm on one device. `batch`: how many tiles at once to begin with.
+
+    `residents`: the same networks where memory has to be planned for each picture; None leaves all as it is.
+    `plan`: that of one picture.
+    """
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel | None
@@ -58,6 +65,34 @@ class Model:
     merge: Merge = lambda loras: ()
     prediction: Prediction = PREDICTIONS["epsilon"]
     batch: int = 1
+    residents: Residents | None = None
+    plan: Plan | None = None
+
+    def planned(self, recipe: Recipe, height: int, width: int) -> Model:
+        """With a plan for a result of height x width pixels. Raises EngineFailed where the device is too small."""
+        if self.residents is None or not isinstance(self.codec, Autoencoder):
+            return self
+        height, width = (-(-side // self.codec.factor) for side in (height, width))
+        plan = self.residents.plan(
+            canvas=self._canvas_bytes(height * width),
+            section=min(BUDGET, self.codec.bytes_for(height, width)),
+            tiles=len(_grid(recipe, height, width).tiles(0)),
+        )
+        if plan is None:
+            return self
+        return replace(self, plan=plan, batch=plan.batch, codec=replace(self.codec, budget=plan.section))
+
+    def bring(self, acting: Callable[[Residents], tuple[nn.Module, ...]]) -> None:
+        """These of the residents to the device, as the plan says."""
+        if self.residents is not None and self.plan is not None:
+            self.residents.bring(acting(self.residents), self.plan)
+
+    def _canvas_bytes(self, pixels: int) -> int:
+        """The sampler's latents and what it remembers, and the encoded hint, for so many latent pixels."""
+        latents = _LATENTS * self.codec.channels * torch.float32.itemsize
+        network = self.controlnet
+        hint = 0 if network is None else network.config["block_out_channels"][0] * network.dtype.itemsize
+        return pixels * (latents + hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +116,13 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
     Raises ConfigurationError for a sampler there is not, WeightsError for a checkpoint of an unknown kind or LoRAs
     that do not fit, PromptError, EngineFailed, and what `report` raises.
     """
-    conditioning, warnings = _conditioning(model, recipe)
     factors = passes(recipe.scale)
     shares = [4**number for number in range(len(factors))]  # of work: each pass makes four times the pixels
     height, width = rgb.shape[:2]
     least = math.ceil(LEAST * model.codec.factor / factors[0])
     rgb = np.pad(rgb, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="reflect")
+    model = model.planned(recipe, *(side * recipe.scale for side in rgb.shape[:2]))
+    conditioning, warnings = _conditioning(model, recipe)
     source, grid = rgb, None
     for number, factor in enumerate(factors):
         begun, share = sum(shares[:number]) / sum(shares), shares[number] / sum(shares)
@@ -116,6 +152,7 @@ def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[str
     always = [LoraTag(name=name, text_encoder=strength, unet=strength) for name, strength in recipe.loras]
     loras = (*always, *tagged.loras)
     unmatched = model.merge(loras)
+    model.bring(lambda residents: residents.text)
     # The names of embeddings are words of the negative prompt: all that are known say what is not wanted.
     negative = " ".join((recipe.negative_prompt, *recipe.embeddings))
     cond, uncond = (model.conditioner(text, loras) for text in (tagged.prompt, negative))
@@ -126,6 +163,11 @@ def _sampler(recipe: Recipe) -> Sampler:
     if recipe.sampler not in SAMPLERS:
         raise ConfigurationError(f"There is no sampler {recipe.sampler!r}. Use one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[recipe.sampler]
+
+
+def _grid(recipe: Recipe, height: int, width: int) -> Grid:
+    make = multidiffusion.classic_grid if recipe.classic else multidiffusion.feathered_grid
+    return make(height, width, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +192,14 @@ class _Pass:
             enlarging.portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
         )
         enlarged = self._enlarged(rgb, enlarging_)
+        self.model.bring(lambda residents: residents.coding)
         latent = self.model.codec.encode(enlarged, encoding)
-        grid = self._grid(*latent.shape[2:])
+        grid = _grid(self.recipe, *latent.shape[2:])
         seen, factor = (enlarged, 1) if self.model.prediction.anchored else (rgb, self.factor)
         height, width = (side * self.model.codec.factor for side in latent.shape[2:])
+        self.model.bring(lambda residents: residents.diffusing)
         latent = self._diffused(latent, hint(seen, height, width, factor), grid, table, sigmas, evaluations, diffusing)
+        self.model.bring(lambda residents: residents.coding)
         # Into the enlarged picture's own memory: nothing needs it any more.
         self.model.codec.decode(latent, enlarged, decoding, truncate=self.recipe.classic)
         return enlarged, grid
@@ -174,10 +219,6 @@ class _Pass:
         )
         result, _ = memory.with_room(self.recipe.tile, enlarge)
         return np.ascontiguousarray(result[..., ::-1]) if self.recipe.classic else result
-
-    def _grid(self, height: int, width: int) -> Grid:
-        make = multidiffusion.classic_grid if self.recipe.classic else multidiffusion.feathered_grid
-        return make(height, width, tile_height=self.recipe.tile_height, tile_width=self.recipe.tile_width)
 
     def _diffused(
         self,
@@ -257,15 +298,3 @@ def _borders(grid: Grid, factor: int, rgb: Samples) -> tuple[tuple[int, ...], tu
         tuple(sorted(row for row in rows if 0 < row < rgb.shape[0])),
         tuple(sorted(column for column in columns if 0 < column < rgb.shape[1])),
     )
-
-
-def tile_batch(device: torch.device, *, tile_height: int, tile_width: int, width: int = 320) -> int:
-    """How many tiles to begin with: what fits beside the weights by a rough model, 1..16; `tiled` halves if it errs.
-
-    A tile's two halves of guidance take about 60 activations of `width` channels in two bytes at full resolution.
-    """
-    if device.type != "cuda":
-        return 1  # a CPU gains nothing from more at once
-    free, _ = torch.cuda.mem_get_info(device)
-    each = 2 * 60 * width * tile_height * tile_width * 2
-    return max(1, min(16, math.floor(0.7 * free / each)))

@@ -62,6 +62,23 @@ def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network
     return network
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """What this process can still take of a device of its own; None for the CPU, whose memory is everybody's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return None
+
+
+def move(network: torch.nn.Module, device: torch.device) -> None:
+    """In place: whoever holds a parameter of the network holds it still."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device != device:
+            tensor.data = tensor.data.to(device)
+
+
 def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
     """What `work(tile)` returns, and the tile: the given one, halved and tried again while memory runs out.
 

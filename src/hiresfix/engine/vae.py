@@ -74,6 +74,15 @@ class Autoencoder:
     def channels(self) -> int:
         return int(self.network.config["latent_channels"])
 
+    def bytes_for(self, height: int, width: int) -> int:
+        """What a picture of so many latent pixels takes in one piece."""
+        layers = (*_encoder(self.network), *_decoder(self.network))
+        return int(self._each(layers) * height * width * self.factor**2)
+
+    def _each(self, layers: Sequence[Layer]) -> float:
+        """Bytes for each pixel of the picture."""
+        return max(layer.values for layer in layers) * float(self.network.dtype.itemsize)
+
     @torch.inference_mode()
     def encode(self, pixels: Pixels, report: Report) -> Tensor:
         """The posterior's mean, scaled as the diffusion model wants it, float32 on the network's device.
@@ -131,7 +140,7 @@ class Autoencoder:
     ) -> None:
         """All of a picture through the layers; height and width in latent pixels."""
         like = next(self.network.parameters())
-        each = max(layer.values for layer in layers) * like.dtype.itemsize
+        each = self._each(layers)
 
         def work(side: int) -> None:
             """`side` stands for the budget: it is that of the largest square picture that goes through whole."""
