@@ -94,7 +94,7 @@ def prepared(engine: str) -> Callable[[Any], Any]:
     from hiresfix.images import Picture
 
     preset = FAITHFUL.preset if engine == "faithful" else CLARITY.presets[engine]
-    upscaler, recipe = tiny.upscaler(replace(preset, steps=4))
+    upscaler, recipe = tiny.upscaler(replace(preset, enlarger=tiny.ENLARGER, steps=4))
     return lambda rgb: upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None).picture.rgb
 
 

@@ -31,12 +31,15 @@ _TEXT = 64
 
 
 def upscaler(recipe: Recipe) -> tuple[Upscaler, Recipe]:
-    """An upscaler whose networks are tiny, and the recipe that asks for them."""
+    """An upscaler whose networks are tiny, and the recipe without what only published networks can take.
+
+    The recipe's enlarger may be `ENLARGER`.
+    """
     made = Upscaler("cpu")
     torch.manual_seed(0)
     network = memory.place(SRVGGNetCompact(convs=1, features=8).eval(), made.device, torch.float32)
     made._networks[ENLARGER] = {"name": ENLARGER, "sha256": ""}, network
-    recipe = replace(recipe, enlarger=ENLARGER, loras=(), embeddings=())
+    recipe = replace(recipe, loras=(), embeddings=())
     if recipe.engine is Engine.DIFFUSION:
         made._assembled = assembly.key(recipe), Assembled(model=model(), files=())
     return made, recipe
