@@ -1,0 +1,105 @@
+"""A diffusion job in real parts: the operator's preset, files in the store, server and worker processes."""
+
+from __future__ import annotations
+
+import io
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from hiresfix.modelstore import Store
+from tests.conftest import Site, png
+from tests.engine.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
+from tests.engine.test_clarity import text_encoder
+from tests.journey.conftest import Service
+from tests.server.conftest import wait_until
+
+PROMPT = "leaves, " * 249 + "and moss"
+"""Two thousand characters, the most that a caller may send: six times what the text encoder hears at once."""
+
+
+@pytest.fixture
+def clarity(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """A service whose operator chose the preset and put small networks where it looks for the published ones."""
+    monkeypatch.setenv("HIRESFIX_HOME", str(service.home))
+    store = Store.at_home()
+    text = prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict())
+    for name, state in {
+        "juggernaut-reborn": single_file(text=text),
+        "vae-ft-mse": ldm_vae(vae()),
+        "control-tile": prefixed("control_model.", ldm_controlnet(controlnet())),
+    }.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+        store.add(tmp_path / f"{name}.safetensors", name=name, licence="test", commercial=True)
+    service.environment["HIRESFIX_CLARITY_PRESET"] = "clarity"
+    return service
+
+
+def submit(service: Service, image: str, **params: Any) -> httpx.Response:
+    body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": image, **params}}
+    url = f"{service.url}/v2/images/upscale"
+    return httpx.post(url, json=body, headers={"X-API-Key": service.key}, timeout=60)
+
+
+def test_a_diffusion_job_comes_back_whole_with_an_account_of_what_made_it(clarity: Service, site: Site) -> None:
+    clarity.api()
+    clarity.worker()
+    image = site.add("/p.png", png(24, 18))
+    refused = submit(clarity, image, prompt="a" * 10_000)
+    assert refused.status_code == 400
+    assert "2000" in refused.text
+    job_id = submit(clarity, image, prompt=PROMPT, num_inference_steps=100, creativity=1, seed=7).json()["jobId"]
+    told: list[int] = []
+
+    def ended() -> bool:
+        job = clarity.job(job_id)
+        told.append(job["progress"])
+        return job["status"] in ("COMPLETED", "FAILED")
+
+    wait_until(ended, seconds=240)
+    job = clarity.job(job_id)
+    assert (job["status"], job["width"], job["height"]) == ("COMPLETED", 48, 36), job
+    assert told == sorted(told)
+    assert told[-1] == 100
+    assert Image.open(io.BytesIO(httpx.get(job["result"]["images"][0]).content)).size == (48, 36)
+    metadata = job["metadata"]
+    assert metadata["engine"] == "clarity"
+    names = [weight["name"] for weight in metadata["weights"]]
+    assert names == ["realsr-df2k", "juggernaut-reborn", "vae-ft-mse", "control-tile"]
+    assert {"drift_db", "ciede2000_mean", "ciede2000_p95", "shift_px", "seam_ratio", "alive"} <= set(
+        metadata["quality"]
+    )
+    clarity.assert_books_are_right()
+
+
+def test_a_diffusion_job_is_given_back_between_two_evaluations(clarity: Service, site: Site) -> None:
+    clarity.environment["HIRESFIX_DRAIN_SECONDS"] = "0.2"
+    clarity.api()
+    worker = clarity.worker()
+    job_id = submit(clarity, site.add("/p.png", png(48, 48)), num_inference_steps=100, creativity=1).json()["jobId"]
+    wait_until(lambda: 5 < clarity.job(job_id)["progress"] < 90, seconds=240)  # the first enlargement is done by then
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert clarity.job(job_id)["status"] == "QUEUED"
+    assert clarity.value("select attempt from jobs") == 0
+    log = clarity.log_of(worker)
+    assert log.index("job.given_back") < log.index("worker.stopped")
+    assert '"lost"' in log  # the engine itself ended, and not only its process
+    clarity.assert_books_are_right()
+
+
+def test_a_preset_whose_files_are_missing_fails_and_is_refunded(clarity: Service, site: Site) -> None:
+    clarity.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
+    Store.at_home().remove("control-tile")
+    clarity.api()
+    worker = clarity.worker()
+    job = clarity.finished(submit(clarity, site.add("/p.png", png(16, 16))).json()["jobId"])
+    assert (job["status"], job["creditCost"]) == ("FAILED", 0)
+    assert "hiresfix models pull control-tile" in clarity.log_of(worker)
+    assert str(clarity.home) not in job["error"]
+    clarity.assert_books_are_right()
