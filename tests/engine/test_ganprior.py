@@ -133,6 +133,20 @@ def test_the_defaults_keep_to_the_input(engine: Upscaler) -> None:
             assert quality["ciede2000_mean"] < 1
 
 
+def test_damage_is_not_copied_back_unless_the_caller_asks(engine: Upscaler) -> None:
+    """A network removes grain; following the grainy input pixel by pixel would bring it back."""
+    grain = np.random.default_rng(0).normal(0, 12, (48, 48, 3))
+    grainy = np.clip(np.array([180, 120, 90]) + grain, 0, 255).astype(np.uint8)
+    made = upscale(engine, grainy, replace(CREATIVE, enlarger=AUTO))
+    assert made.metadata["enlarger"]["name"] == "realesrgan-x4plus"
+    assert any("damaged" in warning for warning in made.metadata["warnings"])
+    assert float(made.picture.rgb.std((0, 1)).max()) < 3
+    np.testing.assert_allclose(made.picture.rgb.mean((0, 1)), grainy.mean((0, 1)), atol=1)
+
+    exact = upscale(engine, grainy, replace(CREATIVE, enlarger=AUTO, resemblance=3.0))
+    assert float(exact.picture.rgb.std((0, 1)).min()) > 8
+
+
 def test_sixteen_bits_and_transparency_survive(engine: Upscaler) -> None:
     rgb = PHOTOGRAPH[:20, :24].astype(np.uint16) * 257
     alpha = np.full(rgb.shape[:2], 65535, np.uint16)

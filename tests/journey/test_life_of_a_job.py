@@ -9,6 +9,7 @@ import signal
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -47,7 +48,7 @@ def test_a_picture_comes_back_twice_as_large_and_announced(service: Service, sit
 def test_progress_is_told_while_the_engine_works_and_not_after_the_end(service: Service, site: Site) -> None:
     service.api()
     service.worker()
-    hook = {"webhookUrl": site.url + "/hook", "webhookEvents": ["progress", "completed"]}
+    hook: dict[str, Any] = {"webhookUrl": site.url + "/hook", "webhookEvents": ["progress", "completed"]}
     job_id = service.submit(site.add("/p.png", png(260, 260)), **hook)
     assert service.wait_for(job_id, "COMPLETED", "FAILED", seconds=200)["status"] == "COMPLETED"
     wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")

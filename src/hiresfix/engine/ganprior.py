@@ -27,6 +27,7 @@ from hiresfix.recipe import Recipe
 
 NAME = "gan-prior"
 WARNINGS = ("The offline engine does not follow prompts: prompt and negative_prompt were kept, and changed nothing.",)
+REPAIRED = "The input is damaged, so its colours are followed more than its pixels; resemblance above 1 follows both."
 
 NATURAL = 0.35
 """The creativity at which the result has about as much fine detail as a photograph of its size."""
@@ -83,6 +84,16 @@ def gain(dynamic: float) -> float:
     if dynamic <= NEUTRAL:
         return 1 - (1 - _LEAST_GAIN) * math.log(NEUTRAL / dynamic) / math.log(NEUTRAL)
     return 1 + (_MOST_GAIN - 1) * math.log(dynamic / NEUTRAL) / math.log(50 / NEUTRAL)
+
+
+def following(resemblance: float, severity: float) -> tuple[float, float]:
+    """How tightly to follow the input's pixels, 0..3, and its colours, 0..1; severity: of its damage, 0..1.
+
+    To follow a damaged picture pixel by pixel brings its damage back: its colours are enough, unless more than 1 is
+    asked for.
+    """
+    pixels = (1 - severity) * resemblance + severity * 3 * max(0.0, resemblance - 1) / 2
+    return min(3.0, pixels), severity * min(1.0, resemblance)
 
 
 def run(

@@ -31,6 +31,8 @@ _GRID = 8
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 _MEDIAN_OF_NORMAL = 0.6745
 """Median of the absolute value of a normal variable of standard deviation 1."""
+_GREY = 3.0
+"""Mean range of the channels of a block, in levels, below which a picture has no colours to compare."""
 _QUARTILE_OF_BLOCKS = 0.93
 """Lower quartile, over blocks of normal noise of standard deviation 1, of what `_grain` gives for each."""
 
@@ -88,6 +90,28 @@ LEAST_JPEG_QUALITY = 97
 LEAST_LINE_ART, LEAST_DOUBT = 0.5, 0.3
 
 
+def damage(findings: Findings) -> str | None:
+    """What is wrong with a picture beyond its size, as a part of a sentence; None for nothing worth repairing."""
+    if findings.noise > MOST_NOISE:
+        return f"it has noise of {findings.noise:.1f} levels"
+    if findings.jpeg_quality is not None and findings.jpeg_quality < LEAST_JPEG_QUALITY:
+        return f"it is a JPEG of quality {findings.jpeg_quality:.0f}"
+    if findings.blockiness > MOST_BLOCKINESS:
+        return "it has the blocks of a JPEG"
+    return None
+
+
+def severity(findings: Findings) -> float:
+    """How far a picture is beyond following pixel by pixel: 0 for none of the above, 1 from noise of 6 levels, a JPEG
+    of quality 50, or the blocks that such a one has."""
+    quality = 100.0 if findings.jpeg_quality is None else findings.jpeg_quality
+    return max(
+        float(np.interp(findings.noise, (MOST_NOISE, 6.0), (0, 1))),
+        float(np.interp(-quality, (-90.0, -50.0), (0, 1))),
+        float(np.interp(findings.blockiness, (0.15, 0.6), (0, 1))),
+    )
+
+
 def choose(findings: Findings) -> Choice:
     """Real-ESRGAN for what is damaged, its anime network for line art, RealSR for the rest.
 
@@ -95,12 +119,8 @@ def choose(findings: Findings) -> Choice:
     """
     if findings.line_art >= LEAST_LINE_ART:
         return Choice(enlarger=LINE_ART, because="it looks drawn")
-    if findings.noise > MOST_NOISE:
-        return Choice(enlarger=DAMAGED, because=f"it has noise of {findings.noise:.1f} levels")
-    if findings.jpeg_quality is not None and findings.jpeg_quality < LEAST_JPEG_QUALITY:
-        return Choice(enlarger=DAMAGED, because=f"it is a JPEG of quality {findings.jpeg_quality:.0f}")
-    if findings.blockiness > MOST_BLOCKINESS:
-        return Choice(enlarger=DAMAGED, because="it has the blocks of a JPEG")
+    if (wrong := damage(findings)) is not None:
+        return Choice(enlarger=DAMAGED, because=wrong)
     if findings.line_art >= LEAST_DOUBT:
         return Choice(enlarger=DAMAGED, because="it may be drawn")
     return Choice(enlarger=CLEAN, because="it looks undamaged")
@@ -155,26 +175,38 @@ def _noise(windows: Sequence[_Window]) -> float:
     axes; the median Donoho's (Ideal spatial adaptation by wavelet shrinkage, 1994). Plain are the quarter of blocks
     that change least when smoothed, which grain does not decide, without those near black or white, where samples
     are cut off. Noise is everywhere, texture is not: hence the lower quartile, corrected for being one.
+    Where there are colours, only grain that differs between them counts: what the three channels share is what the
+    picture shows, fur and gravel above all.
     """
     found = [_grain(window) for window in windows if min(window.luma.shape) >= _GRID + 6]
     if not found:
         return 0.0
-    grain, activity = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    grain, coloured, activity, colour = (np.concatenate(parts) for parts in zip(*found, strict=True))
     if not grain.size:
         return 0.0
     plain = np.argsort(activity, kind="stable")[: max(4, grain.size // 4)]
-    return float(np.quantile(grain[plain], 0.25)) / _QUARTILE_OF_BLOCKS
+    found_in = grain if float(colour.mean()) < _GREY else np.minimum(grain, coloured)
+    return float(np.quantile(found_in[plain], 0.25)) / _QUARTILE_OF_BLOCKS
 
 
-def _grain(window: _Window) -> tuple[Floats, Floats]:
-    """The grain and the activity of each block that is all shown, and neither near black nor near white."""
-    second = np.diff(np.diff(window.levels, 2, axis=0), 2, axis=1) / np.float32(6 * _MEDIAN_OF_NORMAL)
+def _grain(window: _Window) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of each block that is all shown, and neither near black nor near white: the grain, the grain in which the
+    colours differ, the activity, and how far it is from grey."""
+    mask = np.float32(6 * _MEDIAN_OF_NORMAL)
+    second = np.diff(np.diff(window.levels, 2, axis=0), 2, axis=1)[2:-2, 2:-2] / mask
+    apart = (second - np.roll(second, 1, axis=2)) / np.float32(math.sqrt(2))
     smooth = _smooth(window.luma, np.full(5, 0.2, np.float32))
     activity = np.abs(smooth[1:-1, 2:] - smooth[1:-1, :-2]) + np.abs(smooth[2:, 1:-1] - smooth[:-2, 1:-1])
-    grain = np.sqrt(np.square(np.median(_blocks(np.abs(second[2:-2, 2:-2]), _GRID), axis=1)).mean(1))
     level = _blocks(window.luma[3:-3, 3:-3], _GRID).mean(1)
     whole = (level > _GRID) & (level < 255 - _GRID) & (_blocks(window.shown[3:-3, 3:-3], _GRID) > 0).all(1)
-    return grain[whole], _blocks(activity, _GRID).mean(1)[whole]
+    colour = np.ptp(_blocks(window.levels[3:-3, 3:-3], _GRID).mean(1), axis=1)
+    return _spread(second)[whole], _spread(apart)[whole], _blocks(activity, _GRID).mean(1)[whole], colour[whole]
+
+
+def _spread(values: Floats) -> Floats:
+    """Of each block, the root mean square over the channels of the median absolute value."""
+    spread: Floats = np.sqrt(np.square(np.median(_blocks(np.abs(values), _GRID), axis=1)).mean(1))
+    return spread
 
 
 def _blockiness(lumas: Sequence[Floats]) -> float:

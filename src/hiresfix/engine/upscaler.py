@@ -117,7 +117,10 @@ class Upscaler:
             ganprior.plan(recipe.of_pass(number), reduction=network.scale // factor) if creative else ganprior.Plan()
             for number, factor in enumerate(factors)
         ]
-        result, tile = self._passes(network, rgb, recipe, factors, plans, report)
+        severity = inspection.severity(looked.found) if creative else 0.0
+        follow, lock = ganprior.following(recipe.resemblance, severity)
+        result, tile = self._passes(network, rgb, recipe, factors, plans, follow, report)
+        fidelity.lock_colours(result, rgb, strength=lock)
         last = factors[-1]
         height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
         rows, columns = enlarging.borders(network, height, width, tile)
@@ -126,7 +129,10 @@ class Upscaler:
             "weights": [weight],
             "tile": tile,
             "evaluations": [plan.evaluations for plan in plans],
-            "warnings": list(ganprior.WARNINGS) if creative else [],
+            "warnings": [
+                *(ganprior.WARNINGS if creative else ()),
+                *([ganprior.REPAIRED.format(wrong)] if wrong else ()),
+            ],
         }
         return _Made(
             rgb=result,
@@ -161,6 +167,7 @@ class Upscaler:
         recipe: Recipe,
         factors: Sequence[int],
         plans: Sequence[Plan],
+        resemblance: float,
         report: Report,
     ) -> tuple[Samples, int]:
         """The picture at `recipe.scale`, and the tile that fitted."""
@@ -169,7 +176,7 @@ class Upscaler:
         tile = recipe.tile
         for number, (factor, plan) in enumerate(zip(factors, plans, strict=True)):
             part = enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
-            finish = _finish(recipe, plan, last=number == len(factors) - 1)
+            finish = _finish(recipe, plan, resemblance=resemblance, last=number == len(factors) - 1)
             rgb, tile = ganprior.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
         return rgb, tile
 
@@ -208,9 +215,9 @@ def _looked(rgb: Samples, picture: Picture, recipe: Recipe) -> tuple[Recipe, _Lo
     return replace(recipe, enlarger=choice.enlarger), _Looked(found=found, because=choice.because)
 
 
-def _finish(recipe: Recipe, plan: Plan, *, last: bool) -> Finish:
+def _finish(recipe: Recipe, plan: Plan, *, resemblance: float, last: bool) -> Finish:
     """What happens to the enlarged pixels of a pass: they follow what went in, and are sharpened after the last."""
-    rounds = resampling.rounds(recipe.resemblance)
+    rounds = resampling.rounds(resemblance)
     strength = recipe.sharpen if last else 0.0
 
     def finish(y: Tensor, x: Tensor) -> Tensor:
