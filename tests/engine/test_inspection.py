@@ -106,6 +106,15 @@ def test_noise_does_not_look_like_blocks_nor_blocks_like_noise() -> None:
     assert inspect(compressed(scene(), 20)).noise < 1
 
 
+def test_what_all_colours_share_is_texture() -> None:
+    """Fur and gravel fill a picture as grain does; grain of a sensor differs from channel to channel."""
+    warm = np.full((96, 96, 3), (180, 130, 90), np.float64)
+    shared = np.random.default_rng(2).normal(0, 8, (96, 96, 1))
+    furry = np.clip(np.rint(warm + shared), 0, 255).astype(np.uint8)
+    assert inspect(furry).noise < 1
+    assert inspect(grainy(warm.astype(np.uint8), 8)).noise == pytest.approx(8, rel=0.15)
+
+
 def test_texture_is_not_noise() -> None:
     """Strong texture over most of the picture, beside a plain sky."""
     rgb = photo(192, 192, seed=3)

@@ -242,7 +242,7 @@ def _middle(values: Sequence[float]) -> float:
 
 
 _MOST_STEP = 4.0
-_LEAST_LINES = 2
+_LEAST_LINES = 6
 _CHANCE = 12.0
 """What 19 of 20 undamaged photographs stay below, in levels times the root of the number of pixels."""
 

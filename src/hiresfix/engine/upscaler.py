@@ -131,7 +131,7 @@ class Upscaler:
             "evaluations": [plan.evaluations for plan in plans],
             "warnings": [
                 *(ganprior.WARNINGS if creative else ()),
-                *([ganprior.REPAIRED.format(wrong)] if wrong else ()),
+                *((ganprior.REPAIRED,) if lock else ()),
             ],
         }
         return _Made(
