@@ -265,6 +265,16 @@ def test_a_flat_picture_and_one_without_borders_have_no_seams() -> None:
     assert quality.seam_ratio_stretched is None
 
 
+def test_an_edge_of_the_picture_on_a_border_is_no_seam() -> None:
+    rgb = photograph(4)
+    rgb[96:] = np.clip(rgb[96:].astype(int) + 40, 0, 255).astype(np.uint8)
+    source = shrunk(rgb, 2)
+    alone, beside = seam_ratio(rgb, rows=[96]), seam_ratio(rgb, source, rows=[96])
+    assert alone > 3
+    assert beside < alone / 2
+    assert seam_ratio(planted(rgb, 4), source, **grid(rgb)) > 1.1
+
+
 def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     rgb = photograph(4)
     source = shrunk(rgb, 2)
@@ -276,7 +286,7 @@ def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     assert quality.ciede2000_mean < 1
     assert quality.ciede2000_mean < quality.ciede2000_p95 < 3
     assert quality.shift_px < 0.01
-    assert quality.seam_ratio == pytest.approx(seam_ratio(rgb, **grid(rgb)))
+    assert quality.seam_ratio == pytest.approx(seam_ratio(rgb, source, **grid(rgb)))
     assert quality.alive
     shown = quality.to_dict()
     assert shown["drift_db"] == round(quality.drift_db, 3)

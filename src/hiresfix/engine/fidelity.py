@@ -171,8 +171,8 @@ def measure(result: Samples, source: Samples, *, rows: Sequence[int] = (), colum
         ciede2000_mean=float(np.mean(colours)),
         ciede2000_p95=float(np.percentile(colours, 95)),
         shift_px=math.hypot(*sums.shift),
-        seam_ratio=seam_ratio(result, rows=rows, columns=columns) if borders else None,
-        seam_ratio_stretched=seam_ratio(result, rows=rows, columns=columns, stretch=4) if borders else None,
+        seam_ratio=seam_ratio(result, source, rows=rows, columns=columns) if borders else None,
+        seam_ratio_stretched=seam_ratio(result, source, rows=rows, columns=columns, stretch=4) if borders else None,
         alive=is_finite_and_alive(result, source),
     )
 
@@ -193,35 +193,56 @@ def shift(result: Samples, source: Samples) -> tuple[float, float]:
 
 
 def seam_ratio(
-    result: Samples, *, rows: Sequence[int] = (), columns: Sequence[int] = (), stretch: float = 1.0
+    result: Samples,
+    source: Samples | None = None,
+    *,
+    rows: Sequence[int] = (),
+    columns: Sequence[int] = (),
+    stretch: float = 1.0,
 ) -> float:
     """How much larger steps across the borders are than those beside them: 1 without seams.
 
     A border is cut into segments of 64 pixels. A segment's step is the mean along it of how much more luminance
     changes across it than on either side; it is compared with the same at six lines nearby, and the ratios of all
     segments are averaged, geometrically: by chance one is as often above 1 as below. That a step holds all along a
-    segment is what tells a seam from texture. Steps far below 1/1020, divided by `stretch`, count as equal.
+    segment is what tells a seam from texture; that it is not there in the source, enlarged by interpolation, from an
+    edge of the picture that lies on a border. Steps far below 1/1020, divided by `stretch`, count as equal.
     """
-    ratios = [_ratios(result, row, stretch) for row in _some(rows)]
-    ratios += [_ratios(result.swapaxes(0, 1), column, stretch) for column in _some(columns)]
+    turned = None if source is None else source.swapaxes(0, 1)
+    ratios = [_ratios(result, source, row, stretch) for row in _some(rows)]
+    ratios += [_ratios(result.swapaxes(0, 1), turned, column, stretch) for column in _some(columns)]
     found = np.concatenate([np.zeros(0), *ratios])
     return math.exp(found.mean()) if found.size else 1.0
 
 
-def _ratios(picture: Samples, row: int, stretch: float) -> Floats:
+def _ratios(picture: Samples, source: Samples | None, row: int, stretch: float) -> Floats:
     """The logarithm of the ratio, for each segment of the border above `row`."""
     reach = max(_OFFSETS) + 2
     if not reach <= row <= picture.shape[0] - reach:
         return np.zeros(0)
-    luma = _luma(_tensor(np.ascontiguousarray(picture[row - reach : row + reach])))[0, 0].double()
+    seen = _steps(_tensor(np.ascontiguousarray(picture[row - reach : row + reach])), stretch)
+    if source is None:
+        return seen
+    scale = _scale(picture, source)
+    # Three more pixels of the source than are needed, for the interpolation.
+    low, high = max(0, (row - reach) // scale - 3), min(source.shape[0], -(-(row + reach) // scale) + 3)
+    x = _tensor(np.ascontiguousarray(source[low:high]))
+    enlarged = resampling.resize(x, (high - low) * scale, picture.shape[1])
+    return seen - _steps(enlarged[:, :, row - reach - low * scale :][:, :, : 2 * reach], stretch)
+
+
+def _steps(strip: Tensor, stretch: float) -> Floats:
+    """Of a strip (1, 3, 2 * reach, width), the logarithm of each segment's step in its middle over those beside it."""
+    luma = _luma(strip)[0, 0].double()
     length = min(_SEGMENT, luma.shape[1])
     segments = luma[:, : luma.shape[1] // length * length].unflatten(1, (-1, length)).mean(2)  # type: ignore[no-untyped-call]
     steps = segments.diff(dim=0)
-    # Index reach - 1 is the step into `row`; a plain gradient has none.
+    # Index reach - 1 is the step into the border's row; a plain gradient has none.
     sudden = (steps[1:-1] - (steps[2:] + steps[:-2]) / 2).abs() * 2 / 3
     steps = (sudden + _VISIBLE / stretch).log()
-    beside = steps[[reach - 2 + offset for offset in _OFFSETS]].mean(0)
-    ratios: Floats = (steps[reach - 2] - beside).numpy()
+    middle = len(strip[0, 0]) // 2 - 2
+    beside = steps[[middle + offset for offset in _OFFSETS]].mean(0)
+    ratios: Floats = (steps[middle] - beside).numpy()
     return ratios
 
 
