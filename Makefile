@@ -1,5 +1,6 @@
 # make demo   upscale a real picture through the HTTP API, on a server started for it
 # make test   check and test everything
+# make fuzz   send thousands of generated requests and hold the answers against the OpenAPI document
 # make serve  run the service here
 # The first of them creates .venv and installs into it; later ones find it done.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check serve install clean
+.PHONY: demo test fuzz check serve install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -18,6 +19,12 @@ demo: install
 # One test process a core, one thread a process: two threads that share a core wait for each other.
 test: check
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# So many requests to each operation, new ones every time; a failure prints how to repeat it.
+fuzz: CASES ?= 350
+fuzz: install
+	@OMP_NUM_THREADS=1 HIRESFIX_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/conformance/test_fuzz.py \
+	    --override-ini timeout=3600 --show-capture=no --numprocesses auto --maxprocesses 8
 
 check: install
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
