@@ -6,14 +6,16 @@ import asyncio
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from structlog.testing import capture_logs
 
 from hiresfix.server import ratelimit
-from hiresfix.server.ratelimit import Limiter, Quota
+from hiresfix.server.ratelimit import Counters, Limiter, Quota
 from tests.server.conftest import free_port, wait_until
 
 TWO = Quota(name="two", amount=2, seconds=60)
@@ -152,3 +154,34 @@ async def test_when_redis_is_back_it_counts_again(redis: Redis, monkeypatch: pyt
         assert (await limiter.take(TWO, "a")).remaining == 0
     assert [line["event"] for line in logs] == ["limiter.away", "limiter.back"]
     await limiter.aclose()
+
+
+async def test_nobody_waits_for_threads_to_be_counted() -> None:
+    limiter = Limiter()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as threads:
+        loop.set_default_executor(threads)
+        done = threading.Event()
+        busy = loop.run_in_executor(None, done.wait)
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                await limiter.take(TWO, "a")
+                await asyncio.sleep(0.01)
+        done.set()
+        await busy
+
+
+def test_who_stopped_asking_is_forgotten() -> None:
+    counters = Counters()
+    for at in range(1000):
+        counters.take(TWO, f"address {at}", now=float(at))
+    counters.take(Quota(name="other", amount=1), "address 0", now=0.0)
+    assert len(counters) == 62  # seen in the last minute, its first second included, and another quota's
+
+
+def test_the_window_moves_and_a_refusal_is_not_counted() -> None:
+    counters = Counters()
+    taken = [counters.take(TWO, "a", now=at) for at in (0.0, 50.0, 59.0, 61.0, 62.0)]
+    assert [standing.allowed for standing in taken] == [True, True, False, True, False]
+    assert [standing.remaining for standing in taken] == [1, 0, 0, 0, 0]
+    assert [standing.next_at for standing in taken] == [60.0, 60.0, 60.0, 110.0, 110.0]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict, deque
 from dataclasses import dataclass
 
 import structlog
 from limits import RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import BlockingConnectionPool
 from redis.backoff import NoBackoff
@@ -57,11 +58,47 @@ class Standing:
         return max(1, math.ceil(self.next_at - now))
 
 
+class Counters:
+    """Counting in this process, by when the requests were that a caller's quota was spent on.
+
+    Waits for nothing: the library's store in memory tidies up on threads, and while those were busy decoding
+    pictures every request waited for them. Holds who was counted within the window and nobody else.
+    """
+
+    def __init__(self) -> None:
+        # By the quota's name and the caller, in the order in which callers were counted last.
+        self._counted: defaultdict[str, dict[str, deque[float]]] = defaultdict(dict)
+
+    def take(self, quota: Quota, who: str, *, now: float) -> Standing:
+        """Count one request of `who` at `now` (Unix time) if the quota allows it."""
+        callers = self._counted[quota.name]
+        self._forget(callers, until=now - quota.seconds)
+        times = callers.get(who) or deque()
+        while times and times[0] < now - quota.seconds:
+            times.popleft()
+        if allowed := len(times) < quota.amount:
+            times.append(now)
+            callers.pop(who, None)
+            callers[who] = times
+        return Standing(
+            quota=quota, allowed=allowed, remaining=quota.amount - len(times), next_at=times[0] + quota.seconds
+        )
+
+    @staticmethod
+    def _forget(callers: dict[str, deque[float]], *, until: float) -> None:
+        while callers and callers[first := next(iter(callers))][-1] < until:
+            del callers[first]
+
+    def __len__(self) -> int:
+        """How many callers are held."""
+        return sum(map(len, self._counted.values()))
+
+
 class Limiter:
     """The counters of this process. `redis_url` None: in memory; else shared by all that use the same Redis."""
 
     def __init__(self, redis_url: str | None = None) -> None:
-        self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._own = Counters()
         self._pool: BlockingConnectionPool | None = None
         self._shared: MovingWindowRateLimiter | None = None
         self._ask_again = 0.0  # monotonic; 0: Redis answered the last time
@@ -103,7 +140,7 @@ class Limiter:
                     self._ask_again = 0.0
                     log.info("limiter.back")
                 return standing
-        return await _take(self._own, quota, who)
+        return self._own.take(quota, who, now=time.time())
 
 
 async def _take(limiter: MovingWindowRateLimiter, quota: Quota, who: str) -> Standing:
