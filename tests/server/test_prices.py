@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 
 from hiresfix import pricing
 from tests.conftest import Site, png
@@ -66,6 +67,19 @@ def test_an_unclear_flag_is_refused_rather_than_charged(api: Api, photo: str) ->
     statuses = {flag: preview(api, {"image": photo}, flag=flag) for flag in ("TRUE", "1", "", "yes", "false")}
     assert [answer.status_code for answer in statuses.values()] == [200, 200, 400, 400, 202]
     assert statuses["yes"].json()["details"] == {"dryRun": ["Expected true or false"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("dry_run=true", 200), ("dryrun=1", 200), ("DryRun=True", 200), ("dryRun=true&dryRun=false", 400)],
+)
+def test_whoever_asked_for_a_dry_run_in_other_words_is_not_charged(
+    api: Api, photo: str, query: str, status: int
+) -> None:
+    body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": photo}}
+    with api.client() as client:
+        assert client.post(f"{UPSCALE}?{query}", json=body).status_code == status
+    assert (api.balance, api.jobs) == (100, 0)
 
 
 def test_a_price_by_size_is_the_same_in_preview_charge_and_402(start_api: Callable[..., Api], site: Site) -> None:

@@ -99,14 +99,18 @@ def parse_job_query(sent: Mapping[str, str]) -> JobQuery:
     return query
 
 
-def parse_dry_run(query: Mapping[str, str]) -> bool:
-    """Whether `dryRun` is set. Anything unclear, empty included, raises InvalidRequest: else it would be charged."""
-    flag = {None: False, "false": False, "0": False, "true": True, "1": True}.get(
-        query["dryRun"].lower() if "dryRun" in query else None
-    )
-    if flag is None:
+_FLAGS = {"false": False, "0": False, "true": True, "1": True}
+
+
+def parse_dry_run(query: Iterable[tuple[str, str]]) -> bool:
+    """Whether `dryRun`, also spelled `dry_run` or `dryrun`, is set among the query's names and values.
+
+    Anything unclear (empty, twice and different) raises InvalidRequest: what only meant to ask would be charged.
+    """
+    flags = {_FLAGS.get(value.lower()) for name, value in query if name.lower().replace("_", "") == "dryrun"}
+    if None in flags or len(flags) > 1:
         raise InvalidRequest({"dryRun": ["Expected true or false"]})
-    return flag
+    return True in flags
 
 
 def parse_modality(sent: Mapping[str, str]) -> str | None:

@@ -90,7 +90,7 @@ async def upscale(request: Request) -> JSONResponse:
     With `?dryRun=true` it only validates and probes, and the answer tells what the rest would cost.
     """
     own, caller = service(request), await caller_of(request, Bucket.SUBMISSIONS)
-    dry_run = wire.parse_dry_run(request.query_params)
+    dry_run = wire.parse_dry_run(request.query_params.multi_items())
     body = await _body(request)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
     asked = await _parse(body, request.headers.get("content-type"), own.settings)
