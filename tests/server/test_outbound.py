@@ -830,7 +830,9 @@ async def test_retry_after_may_be_a_date(site: Site) -> None:
     assert 3600 <= got.retry_after <= 3 * 3600
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "1.5", "", "²"])
+@pytest.mark.parametrize(
+    "value", ["soon", "-1", "1.5", "", "²", "Fri, 31 Dec 9999 23:59:59 -1200", f"Mon, 01 Jan {10**30} 00:00:00 GMT"]
+)
 async def test_an_unreadable_retry_after_is_none(site: Site, value: str) -> None:
     site.pages["/"] = answer(status=503, Retry_After=value)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from hiresfix.server import transport
-from tests.server.conftest import Api
+from tests.server.conftest import Api, wait_until
 
 PROTECTIVE = {
     "x-content-type-options": "nosniff",
@@ -211,3 +212,16 @@ def test_a_body_that_goes_on_after_its_answer_is_cut_off(
     assert b" 401 " in until(connection, b"}")
     with pytest.raises(ConnectionError):
         trickle(connection, seconds=20)
+
+
+@pytest.mark.parametrize("path", ["/v2/images/upscale", "/v2/uploads", "/v2/signup"])
+def test_a_client_that_hangs_up_in_the_middle_of_its_request_is_no_fault_of_ours(
+    api: Api, connect: Connect, path: str
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {api.key}\r\nContent-Length: 100\r\n"
+    with capture_logs() as logs:
+        connection = connect(api)
+        connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x".encode())
+        connection.close()
+        wait_until(lambda: any(line["event"] == "request.answered" for line in logs))
+    assert [(line["event"], line["status"]) for line in logs] == [("request.answered", 0)]

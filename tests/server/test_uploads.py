@@ -71,6 +71,13 @@ def test_magic_bytes_decide_whatever_the_part_claims(api: Api) -> None:
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
         ({"content": b"rubbish", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "multipart"),
         ({"content": b"--x\r\nX: y\r\n\r\nz", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "name"),
+        (
+            {
+                "content": b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nz\r\n--x--\r\n',
+                "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+            },
+            "charset",
+        ),
     ],
     ids=[
         "none",
@@ -85,6 +92,7 @@ def test_magic_bytes_decide_whatever_the_part_claims(api: Api) -> None:
         "no boundary",
         "rubbish",
         "unnamed",
+        "charset",
     ],
 )
 def test_what_is_no_upload_is_400_and_says_why(api: Api, request_: dict[str, Any], words: str) -> None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -77,6 +78,8 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            pass  # nobody is left to be answered, and nothing of ours broke: the log line tells it by its status 0
         except Exception:
             log.exception("request.crashed", path=scope["path"])
             if status:  # half an answer is out; only closing the connection can still tell the client

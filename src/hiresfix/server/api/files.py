@@ -143,6 +143,8 @@ async def _form(request: Request, most: int) -> AsyncGenerator[FormData]:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest({"file": [f"{error.message.rstrip('.')}. {_HOW}"]}) from error
+    except UnicodeError as error:  # Python knows charsets that only ever fail, such as "undefined"
+        raise InvalidRequest({"file": [f"The charset of the Content-Type cannot be read. {_HOW}"]}) from error
     except RequestTooLarge as error:
         raise _too_large(most) from error
     try:
