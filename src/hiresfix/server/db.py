@@ -115,8 +115,8 @@ async def execute(tx: Tx, query: LiteralString, **values: object) -> int:
     return (await tx.execute(query, values)).rowcount
 
 
-def migrate(url: str) -> tuple[str | None, str]:
-    """Bring the schema to this release's version; returns (revision before, revision after).
+def migrate(url: str, *, to: str = "head") -> tuple[str | None, str]:
+    """Bring the schema to this release's version, or `to` an earlier one; returns (revision before, revision after).
 
     Safe to call from several processes at once: an advisory lock lets one migrate while the others wait.
     Raises ConfigurationError for a server that is too old or a schema newer than this release.
@@ -130,7 +130,7 @@ def migrate(url: str) -> tuple[str | None, str]:
         before = MigrationContext.configure(connection).get_current_revision()
         config.attributes["connection"] = connection
         try:
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
         except CommandError as error:
             raise ConfigurationError(
                 f"The database's schema is at revision {before}, which this release does not know. "
