@@ -216,3 +216,25 @@ def test_an_api_that_is_told_to_stop_sends_its_listeners_home_at_once(service: S
     process.wait(60)
     assert "graceful shutdown exceeded" not in service.log_of(process)
     assert "Traceback" not in service.log_of(process)
+
+
+def test_a_cancelled_job_stops_and_its_worker_takes_the_next(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_LEASE_SECONDS"] = "60"  # it is not the renewal that tells
+    service.api()
+    worker = service.worker()
+    long = service.submit(site.add("/p.png", png(*LARGE)))
+    service.wait_for(long, "PROCESSING")
+    next_one = service.submit(site.add("/q.png", png(16, 16)))
+    headers = {"X-API-Key": service.key}
+    answer = httpx.post(f"{service.url}/v2/jobs/{long}/cancel", headers=headers, timeout=30)
+    assert (answer.status_code, answer.json()["status"], answer.json()["creditCost"]) == (200, "CANCELLED", 0)
+    assert service.finished(next_one)["status"] == "COMPLETED"
+    assert service.value("select count(*) from ledger where kind = 'refund'") == 1
+    log = service.log_of(worker)
+    assert log.index("job.lease_lost") < log.rindex("job.claimed")
+    assert not list((service.home / "files" / "results").glob(f"{long}/*"))
+    again = httpx.delete(f"{service.url}/v2/jobs/{long}", headers=headers, timeout=30)
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    strange = httpx.delete(f"{service.url}/v2/jobs/{next_one}", timeout=30)
+    assert strange.status_code == 401
+    assert service.value("select credits from teams") == service.value("select sum(amount) from ledger") == 99

@@ -41,10 +41,12 @@ async def _complete(api: Api, job: UUID) -> None:
         height=34,
         metadata={},
     )
-    async with Database(api.database_url, max_size=1) as database, database.transaction() as tx:
-        held = await jobs.claim(tx, job, worker="w", lease_seconds=60)
+    async with Database(api.database_url, max_size=1) as database:
+        held = await jobs.claim(database, worker="w", lease_seconds=60)
         assert held is not None
-        await jobs.settle(tx, Queue(api.database_url), held, Completed(result=result), public_url=api.url)
+        assert held.id == job
+        async with database.transaction() as tx:
+            await jobs.settle(tx, Queue(api.database_url), held, Completed(result=result), public_url=api.url)
 
 
 def test_a_result_needs_no_key_and_says_what_it_is(finished: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -19,7 +19,7 @@ from hiresfix.server import changes as changing
 from hiresfix.server import following, jobs
 from hiresfix.server.api import events
 from hiresfix.server.changes import Changes
-from hiresfix.server.db import Database, Tx
+from hiresfix.server.db import Database
 from hiresfix.server.jobs import Completed, Failed, Outcome, Result
 from hiresfix.server.queue import Queue
 from tests.server.conftest import Api, wait_until
@@ -119,17 +119,14 @@ def work(api: Api, job: str, outcome: Callable[[jobs.Claim], Outcome] | None = N
 
     async def run() -> None:
         async with Database(api.database_url, max_size=1) as database:
-
-            async def step(tx: Tx) -> None:
-                held = await jobs.claim(tx, UUID(job), worker="w", lease_seconds=600)
-                assert held is not None
+            held = await jobs.claim(database, worker="w", lease_seconds=600)
+            assert held is not None
+            assert str(held.id) == job
+            async with database.transaction() as tx:
                 if progress:
                     assert await jobs.renew(tx, held, progress=progress, lease_seconds=600)
                 if outcome:
                     await jobs.settle(tx, Queue(api.database_url), held, outcome(held), public_url=api.url)
-
-            async with database.transaction() as tx:
-                await step(tx)
 
     asyncio.run(run())
 
@@ -268,7 +265,10 @@ def test_a_stream_tells_the_state_every_change_and_the_end(api: Api, photo: str)
     with stream(api, job) as told:
         assert facts(next(told)) == ("progress", "QUEUED-0", "QUEUED", 0)
         work(api, job, progress=40)
-        assert facts(next(told)) == ("progress", "PROCESSING-40", "PROCESSING", 40)
+        claimed_or_renewed = facts(next(told))
+        if claimed_or_renewed[3] == 1:
+            claimed_or_renewed = facts(next(told))
+        assert claimed_or_renewed == ("progress", "PROCESSING-40", "PROCESSING", 40)
         api.do("update jobs set progress = 70")
         assert facts(next(told)) == ("progress", "PROCESSING-70", "PROCESSING", 70)
         api.do("update jobs set state = 'QUEUED', lease_until = null, token = null")

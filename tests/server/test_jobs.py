@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import json
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from hiresfix.errors import HiresfixError, InsufficientCredits, NotFound, OverBudget
+from hiresfix.errors import Conflict, InsufficientCredits, NotFound, OverBudget, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
-from hiresfix.server import accounts, credits, db, gate, jobs, queue
+from hiresfix.server import accounts, credits, db, jobs, queue, turns
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Claim, Completed, Failed, Result, Source, State, Submission
@@ -66,12 +66,35 @@ class Town:
         return new.id
 
     async def claim(self, job: UUID, *, lease: float = 60) -> Claim:
-        held = await self.try_claim(job, lease=lease)
+        """The job, whose turn it must be."""
+        held = await self.claim_next(lease=lease)
         assert held is not None
+        assert held.id == job
         return held
 
-    async def try_claim(self, job: UUID, *, lease: float = 60) -> Claim | None:
-        return await commit(self.database, lambda tx: jobs.claim(tx, job, worker="w", lease_seconds=lease))
+    async def claim_next(self, *, lease: float = 60) -> Claim | None:
+        return await jobs.claim(self.database, worker="w", lease_seconds=lease)
+
+    async def cancel(self, job: UUID, *, caller: Caller | None = None) -> jobs.Job:
+        return await commit(
+            self.database, lambda tx: jobs.cancel(tx, self.queue, job, public_url=URL, caller=caller or self.caller)
+        )
+
+    async def pass_time(self) -> None:
+        """Jobs that wait for their next attempt are ready."""
+        await self.count(
+            "with ready as (update jobs set queued_at = now() where state = 'QUEUED' returning 1)"
+            " select count(*) from ready"
+        )
+
+    async def allow(self, running: int | None) -> None:
+        """How many jobs of the team may run at once; None: what its plan says."""
+        await self.count(
+            "with allowed as (update teams set max_concurrent_jobs = %(n)s where id = %(t)s returning 1)"
+            " select count(*) from allowed",
+            n=running,
+            t=self.caller.team,
+        )
 
     async def renew(self, held: Claim, progress: int = 10) -> bool:
         return await commit(self.database, lambda tx: jobs.renew(tx, held, progress=progress, lease_seconds=60))
@@ -86,8 +109,8 @@ class Town:
             found += 1
         return found
 
-    async def enqueue_forgotten(self) -> int:
-        return await commit(self.database, lambda tx: jobs.enqueue_forgotten(tx, self.queue))
+    async def replace_lost_tasks(self) -> int:
+        return await commit(self.database, lambda tx: turns.reconcile(tx, self.queue))
 
     async def get(self, job: UUID) -> jobs.Job:
         return await commit(self.database, lambda tx: jobs.get(tx, job))
@@ -113,7 +136,7 @@ class Town:
 
         return await commit(self.database, run)
 
-    async def tasks(self, name: str = jobs.TASK) -> int:
+    async def tasks(self, name: str = turns.TASK) -> int:
         return await self.count(
             "select count(*) from procrastinate_jobs where task_name = %(n)s and status = 'todo'", n=name
         )
@@ -125,7 +148,9 @@ async def town(database: Database, queue: Queue) -> Town:
         key = await accounts.bootstrap(tx, free_credits=100, key_name="k")
         return await accounts.authenticate(tx, key)
 
-    return Town(database, queue, await commit(database, settle_down))
+    town = Town(database, queue, await commit(database, settle_down))
+    await town.allow(100)
+    return town
 
 
 async def test_a_submission_is_one_transaction(town: Town) -> None:
@@ -161,7 +186,7 @@ async def test_while_one_submission_spends_of_a_budget_another_waits_for_its_end
 
 async def test_of_many_claims_one_wins(town: Town) -> None:
     job = await town.submit()
-    claims = await asyncio.gather(*(town.try_claim(job) for _ in range(20)))
+    claims = await asyncio.gather(*(town.claim_next() for _ in range(20)))
     assert sum(claim is not None for claim in claims) == 1
     assert (await town.get(job)).attempt == 1
 
@@ -200,9 +225,11 @@ async def test_a_retryable_failure_is_invisible_until_the_attempts_are_used_up(t
     job = await town.submit(max_attempts=2)
     first = await town.claim(job)
     assert await town.settle(first, Failed(error="store away", retryable=True)) is State.QUEUED
+    assert await town.claim_next() is None
     waiting = await town.get(job)
     assert (waiting.state, waiting.error) == ("QUEUED", None)
     assert await town.count("select count(*) from procrastinate_jobs where scheduled_at > now()") == 1
+    await town.pass_time()
     second = await town.claim(job)
     assert second.token != first.token
     assert await town.settle(second, Failed(error="store away", retryable=True)) is State.FAILED
@@ -216,6 +243,7 @@ async def test_progress_never_goes_backwards_even_over_attempts(town: Town) -> N
         assert await town.renew(held, progress)
         assert (await town.get(job)).progress == seen
     await town.settle(held, Failed(error="x", retryable=True))
+    await town.pass_time()
     again = await town.claim(job)
     await town.renew(again, 5)
     assert (await town.get(job)).progress == 99
@@ -249,7 +277,7 @@ async def test_a_job_that_kills_its_workers_is_stopped_and_refunded(town: Town) 
     failed = await town.get(job)
     assert (failed.state, failed.error) == ("FAILED", jobs.INTERRUPTED)
     assert await town.balance() == 100
-    assert await town.try_claim(job) is None
+    assert await town.claim_next() is None
 
 
 async def test_many_sweeps_at_once_hand_a_job_on_once(town: Town) -> None:
@@ -264,10 +292,8 @@ async def test_many_sweeps_at_once_hand_a_job_on_once(town: Town) -> None:
 async def test_a_job_whose_task_was_lost_gets_a_new_one(town: Town) -> None:
     job = await town.submit()
     await town.count("with gone as (delete from procrastinate_jobs returning 1) select count(*) from gone")
-    assert await town.enqueue_forgotten() == 0  # too fresh: its worker may be just about to claim it
-    await town.count("with u as (update jobs set queued_at = now() - interval '1 minute' returning 1) select 1 from u")
-    assert await town.enqueue_forgotten() == 1
-    assert await town.enqueue_forgotten() == 0
+    assert await town.replace_lost_tasks() == 1
+    assert await town.replace_lost_tasks() == 0
     assert (await town.claim(job)).attempt == 1
 
 
@@ -279,6 +305,62 @@ async def test_giving_back_does_not_cost_an_attempt(town: Town) -> None:
     again = await town.claim(job)
     assert again.attempt == 1
     assert await town.settle(again, result(again)) is State.COMPLETED
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_a_cancelled_job_is_over_refunded_and_announced(town: Town, running: bool) -> None:
+    job = await town.submit(hook="https://example.com/h")
+    held = await town.claim(job) if running else None
+    cancelled = await town.cancel(job)
+    assert (cancelled.state, cancelled.error, cancelled.progress) == ("CANCELLED", "Job was cancelled", 0)
+    assert cancelled.completed_at is not None
+    assert await town.balance() == 100
+    body = await commit(town.database, lambda tx: db.value(tx, "select body from webhook_deliveries"))
+    sent = json.loads(body)
+    assert (sent["event"], sent["status"], sent["error"]) == ("failed", "CANCELLED", "Job was cancelled")
+    assert sent["creditCost"] == 0
+    if held:
+        assert not await town.renew(held)
+        assert await town.settle(held, result(held)) is None
+    with pytest.raises(Conflict, match="CANCELLED already"):
+        await town.cancel(job)
+    assert await town.claim_next() is None
+    assert await town.balance() == 100
+
+
+async def test_a_job_can_be_cancelled_by_whom_may_see_it_only(town: Town) -> None:
+    job = await town.submit()
+    stranger = Caller(user=uuid4(), team=town.caller.team, key=uuid4(), role="MEMBER")
+    with pytest.raises(NotFound):
+        await town.cancel(job, caller=stranger)
+    assert (await town.get(job)).state == "QUEUED"
+    head = Caller(user=uuid4(), team=town.caller.team, key=uuid4(), role="ADMIN")
+    assert (await town.cancel(job, caller=head)).state == "CANCELLED"
+
+
+async def test_a_full_line_says_when_a_place_will_be_free(town: Town) -> None:
+    for _ in range(3):
+        await town.submit()
+
+    async def ask(seconds: float | None, *, per_team: int = 3, in_total: int = 9) -> int:
+        with pytest.raises((RateLimited, Unavailable)) as caught:
+            await commit(
+                town.database,
+                lambda tx: jobs.room_for(tx, town.caller, per_team=per_team, in_total=in_total, seconds_a_job=seconds),
+            )
+        error = caught.value
+        assert isinstance(error, RateLimited | Unavailable)
+        assert isinstance(error, RateLimited) == (in_total == 9)
+        return error.retry_after
+
+    assert (await ask(None), await ask(45.2), await ask(0.1)) == (jobs.UNKNOWN_WAIT, 46, 1)
+    for _ in range(2):
+        await town.claim_next()
+        await town.submit()
+    assert await ask(45.2) == 23
+    assert await ask(45.2, per_team=9, in_total=3) == 23
+    await town.count("with u as (update teams set max_queued_jobs = 4 returning 1) select 1")
+    await commit(town.database, lambda tx: jobs.room_for(tx, town.caller, per_team=3, in_total=9))
 
 
 async def test_the_end_announces_itself_to_the_callers_webhook(town: Town) -> None:
@@ -337,68 +419,3 @@ async def test_purging_waits_for_the_retention(town: Town) -> None:
     await commit(town.database, lambda tx: jobs.mark_result_purged(tx, held.id))
     assert (await town.get(held.id)).expired
     assert await commit(town.database, lambda tx: jobs.expired_results(tx, retention=timedelta(0))) == []
-
-
-class Walk:
-    """Random steps of clients and workers, some of them late, from one seed."""
-
-    def __init__(self, town: Town, seed: int) -> None:
-        self.town, self.chance = town, random.Random(seed)
-        self.held: list[Claim] = []
-        self.queued: list[UUID] = []
-        self.keys = 6
-
-    async def submit(self) -> None:
-        new = submission(self.town.caller, cost=self.chance.choice([1, 3, 40]), max_attempts=2)
-        key, fingerprint = f"key-{self.chance.randrange(self.keys)}", self.chance.choice([b"a", b"a", b"b"])
-
-        async def work(tx: Tx) -> None:
-            await gate.remember(tx, self.town.caller, route="r", key=key, fingerprint=fingerprint, job=new.id)
-            await jobs.submit(tx, self.town.queue, new)
-
-        try:
-            await commit(self.town.database, work)
-        except (gate.Replayed, HiresfixError):
-            self.keys += 1
-        else:
-            self.queued.append(new.id)
-
-    async def claim(self) -> None:
-        if self.queued:
-            job = self.queued.pop(self.chance.randrange(len(self.queued)))
-            if (got := await self.town.try_claim(job, lease=self.chance.choice([-1, 60]))) is not None:
-                self.held.append(got)
-
-    async def settle(self) -> None:
-        if not self.held:
-            return
-        mine = self.held.pop(self.chance.randrange(len(self.held)))
-        outcomes: list[jobs.Outcome] = [result(mine), *(Failed(error="e", retryable=again) for again in (True, False))]
-        if await self.town.settle(mine, self.chance.choice(outcomes)) is State.QUEUED:
-            self.queued.append(mine.id)
-        if self.chance.random() < 0.5:
-            self.held.append(mine)  # comes back late and tries again
-
-    async def sweep(self) -> None:
-        await self.town.sweep()
-        async with self.town.database.transaction() as tx:
-            rows = await (await tx.execute("select id from jobs where state = 'QUEUED'")).fetchall()
-        self.queued[:] = [job for (job,) in rows]
-
-    async def step(self) -> None:
-        steps = [self.submit] * 3 + [self.claim] * 2 + [self.settle] * 2 + [self.sweep]
-        await self.chance.choice(steps)()
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_after_any_walk_of_submissions_failures_and_replays_the_books_are_right(town: Town, seed: int) -> None:
-    """The balance is the ledger's sum, no failed job cost anything, no finished one was free."""
-    walk = Walk(town, seed)
-    for _ in range(150):
-        await walk.step()
-        await town.balance()
-    paid_for = await town.count("select coalesce(sum(cost), 0) from jobs where state <> 'FAILED'")
-    assert await town.balance() == 100 - paid_for
-    failed = await town.count("select count(*) from jobs where state = 'FAILED'")
-    assert failed == await town.count("select count(*) from ledger where kind = 'refund'") > 0
-    assert await town.count("select count(*) from jobs where state = 'COMPLETED'") > 0

@@ -72,7 +72,7 @@ async def test_an_old_source_without_a_job_goes(
 
 
 async def test_a_full_round_runs_on_an_empty_service(upkeep: Upkeep) -> None:
-    found = [await upkeep.hand_on_lapsed(), await upkeep.enqueue_forgotten(), await upkeep.purge_results()]
+    found = [await upkeep.hand_on_lapsed(), await upkeep.replace_lost_tasks(), await upkeep.purge_results()]
     assert [*found, await upkeep.purge_sources(), await upkeep.purge_orphans()] == [0] * 5
     await upkeep.forget_old_keys()
 

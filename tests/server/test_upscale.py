@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 import httpcore
 import httpx
@@ -292,9 +291,10 @@ def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
     async def end_and_deliver() -> str | None:
         queue = Queue(api.database_url)
         async with Database(api.database_url, max_size=2) as database:
+            held = await jobs.claim(database, worker="w", lease_seconds=60)
+            assert held is not None
+            assert str(held.id) == job
             async with database.transaction() as tx:
-                held = await jobs.claim(tx, UUID(job), worker="w", lease_seconds=60)
-                assert held is not None
                 await jobs.settle(tx, queue, held, jobs.Failed(error="no", retryable=False), public_url=api.url)
                 (told,) = await webhooks.newest(tx, limit=9)
             await delivery.deliver(database, queue, told.id, policy=uploads.policy(api.settings))

@@ -70,19 +70,26 @@ def create_team(
 def change_team(
     team: TeamName,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
-    plan: Annotated[str | None, typer.Option(help="What it has booked; shown to it.")] = None,
+    plan: Annotated[str | None, typer.Option(help="What it has booked: free or pro.")] = None,
     max_concurrent_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that may run at once.")] = None,
+    max_queued_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that may wait.")] = None,
 ) -> None:
     """Change a team's name, plan or limits."""
     from hiresfix.server import members
 
-    if name is None and plan is None and max_concurrent_jobs is None:
+    if all(given is None for given in (name, plan, max_concurrent_jobs, max_queued_jobs)):
         raise typer.BadParameter("Nothing to change. See: hiresfix teams set --help")
 
     async def change(tx: Tx) -> Team:
         found = await members.find_team(tx, team)
         return await members.change_team(
-            tx, found, actor=operator(), name=name, plan=plan, max_concurrent_jobs=max_concurrent_jobs
+            tx,
+            found,
+            actor=operator(),
+            name=name,
+            plan=plan,
+            max_concurrent_jobs=max_concurrent_jobs,
+            max_queued_jobs=max_queued_jobs,
         )
 
     changed = in_transaction(change)

@@ -128,3 +128,21 @@ def show_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> None
 
     found = in_transaction(lambda tx: domain.get(tx, job))
     typer.echo(json.dumps(asdict(found), indent=2, default=str, ensure_ascii=False))
+
+
+@jobs.command("cancel")
+def cancel_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> None:
+    """End a job that is not over yet and give its credits back. A worker that runs it stops within a second or so."""
+    from hiresfix.server import audit, config
+    from hiresfix.server import jobs as domain
+    from hiresfix.server.queue import Queue
+
+    settings = config.load()
+    queue = Queue(settings.database_url or "")  # enqueues on the transaction's connection, so needs none of its own
+
+    async def cancel(tx: Tx) -> None:
+        await audit.note(tx, actor=operator(), action="job.cancel", subject=job)
+        await domain.cancel(tx, queue, job, public_url=settings.public_url)
+
+    in_transaction(cancel)
+    typer.echo(f"Cancelled {job}.")

@@ -110,8 +110,10 @@ async def profile(tx: Tx, caller: Caller) -> Profile:
         tx,
         Profile,
         "select u.id as user_id, u.email, u.role, t.id as team_id, t.name as team_name, t.credits, t.plan,"
-        " t.max_concurrent_jobs, k.id as key_id, k.name as key_name, k.prefix as key_prefix"
-        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id where k.id = %(key)s",
+        " coalesce(t.max_concurrent_jobs, p.max_concurrent_jobs) as max_concurrent_jobs,"
+        " k.id as key_id, k.name as key_name, k.prefix as key_prefix"
+        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
+        " join plans p on p.name = t.plan where k.id = %(key)s",
         key=caller.key,
     )
     assert found is not None

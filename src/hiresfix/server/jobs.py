@@ -2,19 +2,23 @@
 
 Guarantees, whatever dies and when:
 - a job, its charge, its queue task and (see `gate`) its idempotency row appear in one transaction;
-- a claim gives a fresh token and a lease; only the holder of the token can renew or settle, so a worker that
-  comes back late changes nothing;
+- a claim takes the job whose turn it is (`turns`) and gives a fresh token and a lease; only the holder of the token
+  can renew or settle, so a worker that comes back late changes nothing;
 - every job ends exactly once, as COMPLETED or as FAILED/CANCELLED with its credits given back in the same
-  transaction that also announces the end to the caller's webhook;
-- `sweep` hands on jobs whose lease lapsed and tasks the queue lost, and stops jobs that failed too often.
+  transaction that also announces the end to the caller's webhook; CANCELLED only by `cancel`;
+- `sweep` hands on jobs whose lease lapsed, and stops jobs that failed too often.
 
+Everything that writes a job's state is here. Locks are taken in one order, job before team, so nobody deadlocks.
 It knows no pictures, no HTTP and no engine.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
+import random
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -22,17 +26,22 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from hiresfix import wire
-from hiresfix.errors import NotFound, RateLimited, Unavailable
+from hiresfix.errors import Conflict, NotFound, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
-from hiresfix.server import budgets, credits, db, webhooks
+from hiresfix.server import budgets, credits, db, turns, webhooks
 from hiresfix.server.accounts import Caller
-from hiresfix.server.db import Tx
+from hiresfix.server.db import Database, Tx
 from hiresfix.server.queue import Queue
 
-TASK = "jobs.run"
-QUEUE = "engine"
-
 INTERRUPTED = "The job was interrupted too often and has been stopped. Your credits were returned."
+CANCELLED = "Job was cancelled"
+
+UNKNOWN_WAIT = 30
+LONGEST_WAIT = 600
+"""Seconds after which to try again where the queue is full: when no pace is known, and at most."""
+
+CONTESTED_SECONDS = (0.005, 0.25)
+"""The longest pause before asking again for a contested turn: at first, and where doubling it ends."""
 
 
 class State(StrEnum):
@@ -190,25 +199,49 @@ class Claim:
 # Submission -----------------------------------------------------------------------------------------------------
 
 
-async def room_for(tx: Tx, caller: Caller, *, per_team: int, in_total: int) -> None:
-    """Raises RateLimited if the team, and Unavailable if the whole server, has too many jobs waiting."""
-    waiting = await db.value(
-        tx,
-        "select count(*) from (select from jobs where state = 'QUEUED' and team_id = %(team)s limit %(cap)s) q",
-        team=caller.team,
-        cap=per_team,
-    )
-    if waiting >= per_team:
-        raise RateLimited(f"Your team has {per_team} jobs waiting already. Try again when some are done.")
-    waiting = await db.value(
-        tx, "select count(*) from (select from jobs where state = 'QUEUED' limit %(cap)s) q", cap=in_total
-    )
+async def room_for(tx: Tx, caller: Caller, *, per_team: int, in_total: int, seconds_a_job: float | None = None) -> None:
+    """Raises RateLimited if the team, and Unavailable if the whole server, has too many jobs waiting.
+
+    per_team: for a team that has no number of its own. seconds_a_job: what a job takes these days, None if unknown;
+    from it follows when one of those that wait will have started.
+    """
+    own = await db.value(tx, "select max_queued_jobs from teams where id = %(team)s", team=caller.team)
+    cap = own or per_team
+    waiting, running = await _counts(tx, cap, "team_id = %(team)s", team=caller.team)
+    if waiting >= cap:
+        raise RateLimited(
+            f"Your team has {cap} jobs waiting already. Try again when some are done.",
+            retry_after=_until_next(seconds_a_job, running),
+        )
+    waiting, running = await _counts(tx, in_total, "true")
     if waiting >= in_total:
-        raise Unavailable(retry_after=30)
+        raise Unavailable(retry_after=_until_next(seconds_a_job, running))
+
+
+async def _counts(tx: Tx, cap: int, whose: LiteralString, **values: object) -> tuple[int, int]:
+    """How many jobs wait, counted up to `cap`, and how many run."""
+    row = await (
+        await tx.execute(
+            "select (select count(*) from (select from jobs where state = 'QUEUED' and "  # noqa: S608 - from literals
+            + whose
+            + " limit %(cap)s) q),"
+            " (select count(*) from jobs where state = 'PROCESSING' and " + whose + ")",
+            {"cap": cap, **values},
+        )
+    ).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+def _until_next(seconds_a_job: float | None, running: int) -> int:
+    """Whole seconds until one of `running` jobs, begun at any time, is likely to be done."""
+    if seconds_a_job is None:
+        return UNKNOWN_WAIT
+    return min(max(1, math.ceil(seconds_a_job / max(1, running))), LONGEST_WAIT)
 
 
 async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
-    """Insert the job, take its price and enqueue its task. Raises InsufficientCredits or OverBudget."""
+    """Insert the job, take its price, put it in its team's line. Raises InsufficientCredits or OverBudget."""
     await budgets.check(tx, new.caller.key, new.cost)
     await db.execute(
         tx,
@@ -230,11 +263,7 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
         cost=new.cost,
     )
     await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
-    await _enqueue(tx, queue, new.id)
-
-
-async def _enqueue(tx: Tx, queue: Queue, job: UUID, *, at: datetime | None = None) -> None:
-    await queue.enqueue(tx, TASK, queue=QUEUE, at=at, job_id=str(job))
+    await turns.line_up(tx, queue, new.caller.team)
 
 
 async def get(tx: Tx, job: UUID, *, caller: Caller | None = None) -> Job:
@@ -264,19 +293,31 @@ async def newest(tx: Tx, *, limit: int) -> list[Job]:
 # Work -----------------------------------------------------------------------------------------------------------
 
 
-async def claim(tx: Tx, job: UUID, *, worker: str, lease_seconds: float) -> Claim | None:
-    """Take a queued job for this worker; None if it is not waiting (a duplicate task, or cancelled)."""
+async def claim(database: Database, *, worker: str, lease_seconds: float) -> Claim | None:
+    """Take the job whose turn it is for this worker; None if no job may start now."""
+    pause, longest = CONTESTED_SECONDS
+    while True:
+        try:
+            async with database.transaction() as tx:
+                return await _claim(tx, worker=worker, lease_seconds=lease_seconds)
+        except turns.Contested:
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, no secret
+            pause = min(2 * pause, longest)
+
+
+async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
+    job = await turns.give(tx)
+    if job is None:
+        return None
     row = await (
         await tx.execute(
             "update jobs set state = 'PROCESSING', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,"
             " lease_until = now() + make_interval(secs => %(lease)s), started_at = coalesce(started_at, now())"
-            " where id = %(job)s and state = 'QUEUED'"
-            " returning token, attempt, max_attempts, recipe, source, model, request_id",
+            " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id",
             {"token": uuid4(), "worker": worker, "lease": lease_seconds, "job": job},
         )
     ).fetchone()
-    if row is None:
-        return None
+    assert row is not None
     token, attempt, max_attempts, recipe, source, model, request_id = row
     return Claim(
         id=job,
@@ -287,6 +328,13 @@ async def claim(tx: Tx, job: UUID, *, worker: str, lease_seconds: float) -> Clai
         source=Source(**source),
         model=model,
         request_id=request_id,
+    )
+
+
+async def is_held(tx: Tx, held: Claim) -> bool:
+    """Whether the job is still this claim's: a look that writes nothing, for those who cannot wait for a renewal."""
+    return bool(
+        await db.value(tx, "select 1 from jobs where id = %(job)s and token = %(token)s", job=held.id, token=held.token)
     )
 
 
@@ -357,15 +405,35 @@ async def give_back(tx: Tx, queue: Queue, held: Claim) -> bool:
     return bool(ours)
 
 
-async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta | None = None) -> None:
-    await db.execute(
-        tx,
-        "update jobs set state = 'QUEUED', token = null, lease_until = null, worker = null, queued_at = now()"
-        " where id = %(job)s",
-        job=job,
-    )
+async def cancel(tx: Tx, queue: Queue, job: UUID, *, public_url: str, caller: Caller | None = None) -> Job:
+    """End a job that is not over yet, at its caller's wish (None: the operator's), and give its credits back.
+
+    Who may see a job may cancel it. Its worker finds its claim gone and stops. Raises NotFound as `get` does, and
+    Conflict for a job that is over.
+    """
+    await get(tx, job, caller=caller)
+    state = State(await db.value(tx, "select state from jobs where id = %(job)s for update", job=job))
+    if state in TERMINAL:
+        raise Conflict(f"The job is {state.value} already and cannot be cancelled. Submit another one instead.")
+    await _finish(tx, queue, job, State.CANCELLED, public_url=public_url, error=CANCELLED)
+    return await get(tx, job)
+
+
+async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta = timedelta()) -> None:
+    """Back into its team's line, where it was: before all that were submitted later."""
+    row = await (
+        await tx.execute(
+            "update jobs set state = 'QUEUED', token = null, lease_until = null, worker = null,"
+            " queued_at = now() + %(pause)s where id = %(job)s returning team_id, queued_at",
+            {"job": job, "pause": pause},
+        )
+    ).fetchone()
+    assert row is not None
+    team, queued_at = row
     # A new task, not a retry of the old one: only inserts notify, so waiting workers start at once.
-    await _enqueue(tx, queue, job, at=datetime.now(UTC) + pause if pause else None)
+    await turns.call(tx, queue, at=queued_at if pause else None)
+    if pause:  # until then another job of the team may have the place
+        await turns.free_place(tx, queue, team)
 
 
 async def _finish(
@@ -378,11 +446,13 @@ async def _finish(
     result: Result | None = None,
     error: str | None = None,
 ) -> None:
-    """The one place where a job ends: state, refund and announcement together."""
-    await db.execute(
+    """The one place where a job ends: state, refund, announcement and the place it frees, together."""
+    was_running = await db.value(
         tx,
-        "update jobs set state = %(state)s, progress = %(progress)s, result = %(result)s, error = %(error)s,"
-        " token = null, lease_until = null, completed_at = now() where id = %(job)s",
+        "with before as (select state from jobs where id = %(job)s)"
+        " update jobs set state = %(state)s, progress = %(progress)s, result = %(result)s, error = %(error)s,"
+        " token = null, lease_until = null, completed_at = now() where id = %(job)s"
+        " returning (select state = 'PROCESSING' from before)",
         state=state.value,
         progress=100 if state is State.COMPLETED else 0,
         result=Jsonb(_fields(result)) if result else None,
@@ -392,6 +462,8 @@ async def _finish(
     ended = await get(tx, job)
     if state is not State.COMPLETED:
         await credits.refund(tx, ended.team_id, ended.cost, job=job, reason=f"job {state.value.lower()}")
+    if was_running:
+        await turns.free_place(tx, queue, ended.team_id)
     if ended.hook_url:
         await webhooks.withdraw_progress(tx, job)
     event = "completed" if state is State.COMPLETED else "failed"
@@ -434,22 +506,6 @@ async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> State | None:
         return State.QUEUED
     await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
     return State.FAILED
-
-
-async def enqueue_forgotten(tx: Tx, queue: Queue) -> int:
-    """Queued jobs whose task is gone (its worker died between fetching and claiming) get a new one; how many."""
-    forgotten = await (
-        await tx.execute(
-            "select id from jobs where state = 'QUEUED' and queued_at < now() - interval '30 seconds'"
-            " and not exists (select from procrastinate_jobs task where task.task_name = %(task)s"
-            " and task.status = 'todo' and task.args ->> 'job_id' = jobs.id::text)"
-            " limit 100 for update skip locked",
-            {"task": TASK},
-        )
-    ).fetchall()
-    for (job,) in forgotten:
-        await _enqueue(tx, queue, job)
-    return len(forgotten)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class Team:
     plan: str
     credits: int
     max_concurrent_jobs: int
+    max_queued_jobs: int | None
     users: int
     suspended_at: datetime | None
     created_at: datetime
@@ -56,7 +57,9 @@ class User:
 
 
 _TEAMS: LiteralString = """
-    select id, name, plan, credits, max_concurrent_jobs, suspended_at, created_at,
+    select id, name, plan, credits, max_queued_jobs, suspended_at, created_at,
+    coalesce(max_concurrent_jobs,
+             (select plans.max_concurrent_jobs from plans where plans.name = plan)) as max_concurrent_jobs,
     (select count(*) from users u where u.team_id = teams.id and removed_at is null) as users from teams
 """
 _USERS: LiteralString = """
@@ -98,13 +101,26 @@ async def change_team(
     name: str | None = None,
     plan: str | None = None,
     max_concurrent_jobs: int | None = None,
+    max_queued_jobs: int | None = None,
 ) -> Team:
-    """Change what is given. More concurrent jobs count from the next claim on."""
-    given = {"name": name, "plan": plan, "max_concurrent_jobs": max_concurrent_jobs}
+    """Change what is given. More concurrent jobs are noticed within seconds (`turns.reconcile`).
+
+    Raises NotFound for a plan that there is none of.
+    """
+    given = {
+        "name": name,
+        "plan": plan,
+        "max_concurrent_jobs": max_concurrent_jobs,
+        "max_queued_jobs": max_queued_jobs,
+    }
+    known = await db.value(tx, "select array_agg(name order by name) from plans")
+    if plan is not None and plan not in known:
+        raise NotFound(f"There is no plan {plan!r}. Use one of {', '.join(known)}.")
     await db.execute(
         tx,
         "update teams set name = coalesce(%(name)s, name), plan = coalesce(%(plan)s, plan),"
-        " max_concurrent_jobs = coalesce(%(max_concurrent_jobs)s, max_concurrent_jobs) where id = %(id)s",
+        " max_concurrent_jobs = coalesce(%(max_concurrent_jobs)s, max_concurrent_jobs),"
+        " max_queued_jobs = coalesce(%(max_queued_jobs)s, max_queued_jobs) where id = %(id)s",
         id=team.id,
         **given,
     )

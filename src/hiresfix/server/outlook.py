@@ -86,7 +86,13 @@ async def paces(tx: Tx) -> dict[str, Pace]:
 
 async def waiting_in_turn(tx: Tx) -> list[Ahead]:
     """Every waiting job, in the order in which workers will take them as far as can be told now."""
-    return await db.every(tx, Ahead, _AHEAD + " where state = 'QUEUED' order by queued_at, id")
+    # Teams take turns, so all first jobs of a team come before any second one; who waits longest is first.
+    return await db.every(
+        tx,
+        Ahead,
+        _AHEAD + " left join turns using (team_id) where state = 'QUEUED'"
+        " order by row_number() over (partition by team_id order by created_at, id), given nulls first, created_at, id",
+    )
 
 
 async def running(tx: Tx) -> list[Ahead]:

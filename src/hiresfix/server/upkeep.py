@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from hiresfix.errors import HiresfixError, StorageFailed
-from hiresfix.server import db, gate, jobs, queue, uploads, webhooks
+from hiresfix.server import db, gate, jobs, queue, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Purgeable
@@ -48,7 +48,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as loops:
             for seconds, step in (
                 (often, self.hand_on_lapsed),
-                (often, self.enqueue_forgotten),
+                (often, self.replace_lost_tasks),
                 (seldom, self.forget_old_keys),
                 (seldom, self.purge_results),
                 (seldom, self.purge_sources),
@@ -69,10 +69,10 @@ class Upkeep:
             handed += 1
             log.warning("job.lease_lapsed", state=state)
 
-    async def enqueue_forgotten(self) -> int:
+    async def replace_lost_tasks(self) -> int:
         """Jobs and deliveries that wait without a task; returns how many."""
         async with self.database.transaction() as tx:
-            found = await jobs.enqueue_forgotten(tx, self.queue)
+            found = await turns.reconcile(tx, self.queue)
         async with self.database.transaction() as tx:
             found += await webhooks.sweep(tx, self.queue)
         if found:

@@ -25,9 +25,9 @@ from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
-from hiresfix.server import config, db, delivery, jobs, uploads, webhooks
+from hiresfix.server import config, db, delivery, jobs, turns, uploads, webhooks
 from hiresfix.server.config import Settings
-from hiresfix.server.db import Database
+from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Result
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 IO_CONCURRENCY = 20
 """Webhook attempts under way in this process; most of the time they wait for a stranger and hold no connection."""
 RETRY_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+"""Between two looks whether the job was cancelled."""
 STOP_SECONDS = 2.0
 STALLED_EXIT = 70
 
@@ -78,13 +80,13 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._upscaler = Upscaler()
         self._beat: Beat | None = None
-        queue.on(jobs.TASK, queue=jobs.QUEUE, run=self._run_task)
+        queue.on(turns.TASK, queue=turns.QUEUE, run=self._run_task)
         queue.on(webhooks.TASK, queue=webhooks.QUEUE, run=self._deliver_task)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then let the running job finish, or give it back after `drain_seconds`."""
         upkeep = Upkeep(settings=self.settings, database=self.database, storage=self.storage, queue=self.queue)
-        engine = asyncio.create_task(self.queue.work(queue=jobs.QUEUE, concurrency=1))
+        engine = asyncio.create_task(self.queue.work(queue=turns.QUEUE, concurrency=1))
         beside = [
             asyncio.create_task(self.queue.work(queue=webhooks.QUEUE, concurrency=IO_CONCURRENCY)),
             asyncio.create_task(upkeep.run()),
@@ -123,16 +125,15 @@ class Worker:
         policy = uploads.policy(self.settings)
         await delivery.deliver(self.database, self.queue, UUID(delivery_id), policy=policy)
 
-    async def _run_task(self, job_id: str) -> None:
-        async with self.database.transaction() as tx:
-            held = await jobs.claim(tx, UUID(job_id), worker=self.name, lease_seconds=self.settings.lease_seconds)
+    async def _run_task(self) -> None:
+        held = await jobs.claim(self.database, worker=self.name, lease_seconds=self.settings.lease_seconds)
         if held is None:
-            return  # done, cancelled or taken by another task: the queue may hand a task out twice
-        structlog.contextvars.bind_contextvars(job_id=job_id, attempt=held.attempt, request_id=held.request_id)
+            return  # cancelled, or taken by whom another task called
+        structlog.contextvars.bind_contextvars(job_id=str(held.id), attempt=held.attempt, request_id=held.request_id)
         log.info("job.claimed", model=held.model)
         started = time.perf_counter()
         beat = self._beat = Beat(held)
-        renewal = asyncio.create_task(self._renew(held, beat))
+        renewal = asyncio.create_task(self._keep(held, beat))
         try:
             outcome = await self._attempt(held, beat)
         finally:
@@ -141,10 +142,12 @@ class Worker:
         state = "lost" if outcome is None else await self._end(held, outcome)
         log.info("job.settled", state=state, seconds=round(time.perf_counter() - started, 3))
 
-    async def _renew(self, held: Claim, beat: Beat) -> None:
-        """Prolong the lease every fifth of it, for as long as the engine is heard of."""
+    async def _keep(self, held: Claim, beat: Beat) -> None:
+        """Prolong the lease every fifth of it, for as long as the engine is heard of, and see at once if it is lost."""
+        every = self.settings.lease_seconds / 5
+        due = time.monotonic() + every
         while not beat.lost:
-            await asyncio.sleep(self.settings.lease_seconds / 5)
+            await asyncio.sleep(min(LOOK_SECONDS, every))
             if time.monotonic() - beat.heard > self.settings.stall_seconds:
                 # A thread that hangs cannot be ended, only its process can. The lease lapses, another worker takes
                 # the job, and whoever supervises this process starts it anew.
@@ -152,14 +155,11 @@ class Worker:
                 os._exit(STALLED_EXIT)
             try:
                 async with self.database.transaction() as tx:
-                    ours = await jobs.renew(
-                        tx,
-                        held,
-                        progress=max(1, int(100 * ENGINE_SHARE * beat.fraction)),
-                        lease_seconds=self.settings.lease_seconds,
-                    )
-                    if ours:
-                        await jobs.announce_progress(tx, self.queue, held, public_url=self.settings.public_url)
+                    if time.monotonic() < due:
+                        ours = await jobs.is_held(tx, held)  # a cancelled job must not hold the device up
+                    else:
+                        ours = await self._renew(tx, held, beat)
+                        due = time.monotonic() + every
             except db.OUTAGE as error:
                 # Go on: if the outage is short the job is still ours, if not the token will tell.
                 log.warning("job.renewal_failed", reason=type(error).__name__)
@@ -167,6 +167,13 @@ class Worker:
             if not ours:
                 log.warning("job.lease_lost")
                 beat.lost = True
+
+    async def _renew(self, tx: Tx, held: Claim, beat: Beat) -> bool:
+        progress = max(1, int(100 * ENGINE_SHARE * beat.fraction))
+        ours = await jobs.renew(tx, held, progress=progress, lease_seconds=self.settings.lease_seconds)
+        if ours:
+            await jobs.announce_progress(tx, self.queue, held, public_url=self.settings.public_url)
+        return ours
 
     async def _attempt(self, held: Claim, beat: Beat) -> Outcome | None:
         """Make and store the picture; None when the engine was told to stop."""
@@ -176,6 +183,8 @@ class Worker:
             upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat)
             if (encoded.width, encoded.height) != (held.source.width * recipe.scale, held.source.height * recipe.scale):
                 raise EngineFailed(f"The result is {encoded.width}x{encoded.height}.")
+            if beat.lost:
+                return None
             return Completed(result=await self._store(held, upscaled, encoded))
         except Cancelled:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from hiresfix.server.api.description import answer, operation, query
 from hiresfix.server.gate import Bucket
 from hiresfix.wire.queries import JOB_QUERY
 
+log = structlog.get_logger(__name__)
 router = APIRouter()
 
 
@@ -47,3 +49,35 @@ async def get_job(request: Request, job_id: str) -> JSONResponse:
     async with own.database.transaction() as tx:
         found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
     return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
+
+
+@router.post(
+    "/v2/jobs/{job_id}/cancel",
+    openapi_extra=operation(
+        "cancelJob",
+        "End a job that is not over yet; its credits come back.",
+        {200: answer("Job", "The cancelled job.")},
+        errors={400: "ErrorResponse", 404: "ErrorResponse", 409: "ErrorResponse"},
+    ),
+)
+async def cancel_job(request: Request, job_id: str) -> JSONResponse:
+    """Cancel: 409 once the job is over. A worker that runs it stops within a second or one step."""
+    own, caller = service(request), await caller_of(request)
+    job = parse_job_id(job_id)
+    async with own.database.transaction() as tx:
+        cancelled = await jobs.cancel(tx, own.queue, job, public_url=own.settings.public_url, caller=caller)
+    log.info("job.cancelled", job_id=str(job))
+    return JSONResponse(await shown(own, cancelled), headers={"Cache-Control": "no-store"})
+
+
+@router.delete(
+    "/v2/jobs/{job_id}",
+    openapi_extra=operation(
+        "deleteJob",
+        "The same as cancelJob: the job stays in the list, as CANCELLED.",
+        {200: answer("Job", "The cancelled job.")},
+        errors={400: "ErrorResponse", 404: "ErrorResponse", 409: "ErrorResponse"},
+    ),
+)
+async def delete_job(request: Request, job_id: str) -> JSONResponse:
+    return await cancel_job(request, job_id)

@@ -149,9 +149,14 @@ async def _answer(
 
 async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequest) -> None:
     """A look before the costly probe; the transaction decides again."""
+    pace = await own.outlook.pace(asked.model.id)
     async with own.database.transaction() as tx:
         await jobs.room_for(
-            tx, caller, per_team=own.settings.max_queued_jobs, in_total=own.settings.max_queued_jobs_total
+            tx,
+            caller,
+            per_team=own.settings.max_queued_jobs,
+            in_total=own.settings.max_queued_jobs_total,
+            seconds_a_job=pace.seconds if pace else None,
         )
         available = await credits.balance(tx, caller.team)
         budget = await budgets.of_key(tx, caller.key)
