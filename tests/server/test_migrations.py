@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hiresfix.server import accounts, credits, db, gate, jobs, webhooks
+from hiresfix.server import accounts, credits, db, gate, jobs, turns, webhooks
 from hiresfix.server.db import Database
 from hiresfix.server.jobs import State
 from hiresfix.server.queue import Queue
@@ -109,3 +109,7 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
 
         swept = await commit(database, lambda tx: jobs.sweep(tx, queue, public_url="http://127.0.0.1"))
         assert swept is State.QUEUED
+
+        assert await commit(database, lambda tx: turns.reconcile(tx, queue)) == 1  # the other has its task of the sweep
+        claims = [await jobs.claim(database, worker="w", lease_seconds=60) for _ in range(3)]
+        assert {held.id for held in claims if held} == {found["QUEUED"].id, found["PROCESSING"].id}

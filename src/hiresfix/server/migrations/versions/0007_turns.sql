@@ -28,5 +28,7 @@ create index jobs_queued on jobs (team_id, created_at, id) where state = 'QUEUED
 create index jobs_running on jobs (team_id) where state = 'PROCESSING';
 
 -- A task says only that there is work; `turns` counts those that still wait for a worker.
+-- Those of the release before name a job; what they called for is called for anew within seconds.
+delete from procrastinate_jobs where task_name = 'jobs.run' and status = 'todo';
 drop index tasks_of_jobs;
 create index tasks_waiting on procrastinate_jobs (task_name, scheduled_at) where status = 'todo';
