@@ -127,9 +127,13 @@ _SEED = Param(
     help="Reuse a number to make the same picture again; -1 or nothing draws one.",
 )
 
+# The boldest settings stay above 20 dB; what is below this is another picture.
+_ANOTHER_PICTURE = 12.0
+
 _OFFLINE = Recipe(
     engine=Engine.GAN_PRIOR,
     enlarger=AUTO,
+    least_drift_db=_ANOTHER_PICTURE,
     prompt="masterpiece, best quality, highres",
     negative_prompt="(worst quality, low quality, normal quality:2)",
 )
@@ -140,6 +144,7 @@ _CLARITY = replace(
     checkpoint="juggernaut-reborn",
     vae="vae-ft-mse",
     controlnet="control-tile",
+    least_drift_db=0.0,
 )
 _CLASSIC = replace(
     _CLARITY,
@@ -227,7 +232,7 @@ FAITHFUL = Model(
     params_key_aliases=("faithful_upscale_params",),
     price=flat(1),
     # 3.0: the result, scaled down again, is pulled all the way back to the input.
-    preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0),
+    preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0, least_drift_db=_ANOTHER_PICTURE),
     params=(
         _IMAGE,
         _SCALE,

@@ -221,6 +221,12 @@ class EngineFailed(HiresfixError):
     code = "engine_failed"
 
 
+class BadResult(EngineFailed):
+    """A picture was made and failed its own quality check. Another attempt may do better; it gets one."""
+
+    code = "bad_result"
+
+
 class ConfigurationError(HiresfixError):
     code = "configuration_error"
 

@@ -49,6 +49,8 @@ class Recipe:
     offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
     sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;
     tile_height and tile_width in latent pixels; colour_lock 0..1.
+    Operator's side of trust: least_drift_db, the PSNR of the result scaled down against the input below which it is not
+    returned; 0 for none, as where prompts may change everything.
     Raises ValueError for a value outside its range.
     """
 
@@ -76,6 +78,7 @@ class Recipe:
     tile_height: int = 144
     tile_width: int = 112
     colour_lock: float = 1.0
+    least_drift_db: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -91,6 +94,7 @@ class Recipe:
             ("tile_height", 16, 1024),
             ("tile_width", 16, 1024),
             ("colour_lock", 0, 1),
+            ("least_drift_db", 0, 100),
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):

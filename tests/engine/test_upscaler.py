@@ -20,7 +20,7 @@ from hiresfix.engine.enlarging import Report
 from hiresfix.engine.esrgan import SRVGGNetCompact
 from hiresfix.engine.fidelity import Quality
 from hiresfix.engine.upscaler import Upscaler
-from hiresfix.errors import Cancelled, EngineFailed, WeightsError
+from hiresfix.errors import BadResult, Cancelled, WeightsError
 from hiresfix.images import Picture
 from hiresfix.recipe import Engine, Recipe
 from tests.pictures import photo
@@ -145,8 +145,9 @@ def test_the_account_has_every_figure_of_quality(engine: Upscaler, recipe: Recip
     assert 0 < quality["ciede2000_mean"] <= 1
     assert quality["ciede2000_mean"] < quality["ciede2000_p95"] <= 3
     assert 0 < quality["shift_px"] <= 0.1
-    assert quality["seam_ratio"] == pytest.approx(1, abs=0.1)
-    assert quality["seam_ratio_stretched"] == pytest.approx(1, abs=0.15)
+    # Few segments, of a picture made of chance: a real seam is several times that.
+    assert quality["seam_ratio"] == pytest.approx(1, abs=0.2)
+    assert quality["seam_ratio_stretched"] == pytest.approx(1, abs=0.3)
     assert quality["alive"] is True
 
 
@@ -243,10 +244,21 @@ def blackening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightFile:
 
 def test_a_black_result_of_a_picture_that_is_not_black_is_an_error(engine: Upscaler, blackening: WeightFile) -> None:
     recipe = Recipe(enlarger=blackening.name, resemblance=0.0)
-    with pytest.raises(EngineFailed, match="came out black"):
+    with pytest.raises(BadResult, match="came out black"):
         engine.run(Picture(rgb=photo(16, 16)), recipe, silent)
     black = engine.run(Picture(rgb=np.zeros((16, 16, 3), np.uint8)), recipe, silent)
     assert not black.picture.rgb.any()
+
+
+def test_a_result_that_is_another_picture_is_not_returned(engine: Upscaler) -> None:
+    """Where the recipe draws the line; a grain so faint that it may be smoothed away is no sign of failure."""
+    recipe = Recipe(enlarger="realesr-animevideov3", resemblance=0.0, least_drift_db=60.0)
+    with pytest.raises(BadResult, match="dB from the input, and 60 are the least"):
+        engine.run(Picture(rgb=photo(16, 16)), recipe, silent)
+    engine.run(Picture(rgb=photo(16, 16)), replace(recipe, least_drift_db=12.0), silent)
+    flat = np.full((16, 16, 3), 120, np.uint8)
+    flat[3, 4] = 121
+    engine.run(Picture(rgb=flat), replace(recipe, least_drift_db=12.0), silent)
 
 
 @pytest.mark.parametrize(

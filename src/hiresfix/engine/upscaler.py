@@ -21,9 +21,10 @@ from hiresfix.catalog import find_weights
 from hiresfix.engine import enlarging, fidelity, ganprior, inspection, memory, resampling, weights
 from hiresfix.engine.enlarging import Finish, Report, Samples
 from hiresfix.engine.esrgan import Network
+from hiresfix.engine.fidelity import Quality
 from hiresfix.engine.ganprior import Plan
 from hiresfix.engine.inspection import Findings
-from hiresfix.errors import EngineFailed, WeightsError
+from hiresfix.errors import BadResult, WeightsError
 from hiresfix.images import Picture
 from hiresfix.modelstore import Store
 from hiresfix.recipe import AUTO, Engine, Recipe
@@ -87,14 +88,18 @@ class Upscaler:
 
     @torch.inference_mode()
     def run(self, picture: Picture, recipe: Recipe, report: Report) -> Upscaled:
-        """Raises WeightsError, EngineFailed, PromptError, and what `report` raises: it is called about every second."""
+        """Raises WeightsError, EngineFailed, PromptError, and what `report` raises: it is called about every second.
+
+        Of EngineFailed, BadResult is for a picture that was made and is not worth returning.
+        """
         report = _rising(report)
         report(0.0)
         rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
         recipe, looked = _looked(rgb, picture, recipe)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
         made = make(rgb, recipe, looked, report)
-        _refuse_black(made.rgb, rgb)
+        quality = fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns)
+        _refuse_broken(made.rgb, rgb, quality, recipe)
         alpha = picture.alpha
         if alpha is not None:
             alpha = images.enlarge_alpha(alpha, made.rgb.shape[1], made.rgb.shape[0])
@@ -103,7 +108,7 @@ class Upscaler:
             "enlarger": {"name": recipe.enlarger, "because": looked.because},
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quality": fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns).to_dict(),
+            "quality": quality.to_dict(),
         }
         report(1.0)
         return Upscaled(picture=replace(picture, rgb=made.rgb, alpha=alpha), metadata=metadata)
@@ -239,6 +244,16 @@ def _rising(report: Report) -> Report:
     return rising
 
 
-def _refuse_black(result: Samples, source: Samples) -> None:
+def _refuse_broken(result: Samples, source: Samples, quality: Quality, recipe: Recipe) -> None:
+    wanted = tuple(side * recipe.scale for side in source.shape[:2])
+    if result.shape[:2] != wanted:
+        raise BadResult(f"The result has {result.shape[1]}x{result.shape[0]} pixels, not {wanted[1]}x{wanted[0]}.")
     if not result.any() and source.max() > NOT_BLACK * np.iinfo(source.dtype).max:
-        raise EngineFailed("The result came out black. Check the weights, or use another device.")
+        raise BadResult("The result came out black. Check the weights, or use another device.")
+    if not quality.alive and np.ptp(source) > NOT_BLACK * np.iinfo(source.dtype).max:
+        raise BadResult("The result came out in one colour. Check the weights, or use another device.")
+    if quality.drift_db < recipe.least_drift_db:
+        raise BadResult(
+            f"The result, scaled down, is {quality.drift_db:.0f} dB from the input, and {recipe.least_drift_db:g} are "
+            "the least. Use less creativity or more resemblance."
+        )
