@@ -189,7 +189,10 @@ class Outlook:
         """What can be said about this job; nothing once it is finished."""
         if job.state not in ("QUEUED", "PROCESSING"):
             return UNKNOWN
-        picture = await self._look(since=job.started_at or job.created_at)
+        try:
+            picture = await self._look(since=job.started_at or job.created_at)
+        except db.OUTAGE:
+            return UNKNOWN  # no reason to break off what is being told of the job itself
         return (picture.waiting if job.state == "QUEUED" else picture.running).get(job.id, UNKNOWN)
 
     async def _look(self, *, since: datetime) -> _Picture:

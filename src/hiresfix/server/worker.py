@@ -22,7 +22,7 @@ import structlog
 
 from hiresfix import images
 from hiresfix.engine.upscaler import Upscaled, Upscaler
-from hiresfix.errors import Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
+from hiresfix.errors import BadResult, Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
 from hiresfix.server import config, db, delivery, jobs, turns, uploads, webhooks
@@ -47,6 +47,8 @@ STALLED_EXIT = 70
 ENGINE_SHARE = 0.96
 """Of a job's progress; decoding, encoding and storing make up the rest."""
 
+RETRIES_OF_BAD_RESULTS = 1
+REFUSED = "The result failed its quality check twice. Your credits were returned. Try another seed or other settings."
 UNEXPECTED = "The picture could not be enlarged because of an internal error. Your credits were returned."
 
 
@@ -125,7 +127,8 @@ class Worker:
         policy = uploads.policy(self.settings)
         await delivery.deliver(self.database, self.queue, UUID(delivery_id), policy=policy)
 
-    async def _run_task(self) -> None:
+    async def _run_task(self, job_id: str = "") -> None:
+        """`job_id`: what tasks of the first release name; which job is next is decided here."""
         held = await jobs.claim(self.database, worker=self.name, lease_seconds=self.settings.lease_seconds)
         if held is None:
             return  # cancelled, or taken by whom another task called
@@ -190,6 +193,9 @@ class Worker:
             return None
         except (PictureError, PromptError) as error:
             return Failed(error=error.message, retryable=False)
+        except BadResult as error:
+            log.warning("job.result_refused", reason=error.message)
+            return Failed(error=REFUSED, retryable=held.attempt <= RETRIES_OF_BAD_RESULTS)
         except StorageFailed as error:
             log.warning("job.attempt_failed", reason=error.message)
             return Failed(error="The picture could not be stored. Your credits were returned.", retryable=True)

@@ -1,0 +1,81 @@
+"""What a worker does with results that are not worth returning; everything else about it is in tests/journey."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hiresfix.errors import BadResult
+from hiresfix.server import uploads, worker
+from hiresfix.server.config import Settings
+from hiresfix.server.db import Database
+from hiresfix.server.quarantine import Quarantine
+from hiresfix.server.queue import Queue
+from hiresfix.server.storage import Storage
+from hiresfix.server.worker import Worker
+from tests.server.conftest import Api
+
+
+async def attempt(api: Api, *, upscaler: Any = None, times: int = 1) -> None:
+    """Let a worker of the API's own database and store take the next job, at once, so many times."""
+    settings: Settings = api.settings
+    with Quarantine(uploads.limits(settings)) as quarantine:
+        async with Database(api.database_url, max_size=5) as database:
+            made = Worker(
+                settings,
+                database=database,
+                storage=Storage.open(settings.storage_location),
+                queue=Queue(api.database_url),
+                quarantine=quarantine,
+            )
+            if upscaler is not None:
+                made._upscaler = upscaler
+            for _ in range(times):
+                await asyncio.to_thread(api.do, "update jobs set queued_at = now()")  # no pause before a retry
+                await made._run_task()
+
+
+class Broken:
+    """Makes pictures that fail their own check."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, *_: Any) -> None:
+        self.runs += 1
+        raise BadResult("The result came out in one colour.")
+
+
+async def test_a_bad_result_gets_one_more_attempt_and_is_then_refunded(api: Api, photo: str) -> None:
+    assert api.settings.max_attempts > 2
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    broken = Broken()
+    await attempt(api, upscaler=broken, times=1)
+    assert api.value("select state from jobs") == "QUEUED"
+    await attempt(api, upscaler=broken, times=3)
+    assert broken.runs == 2
+    assert api.value("select state from jobs") == "FAILED"
+    assert api.value("select error from jobs") == worker.REFUSED
+    assert api.balance == 100
+
+
+async def test_a_job_whose_second_attempt_is_good_is_paid_for(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await attempt(api, upscaler=Broken())
+    await attempt(api)
+    assert api.value("select state from jobs") == "COMPLETED"
+    assert api.value("select attempt from jobs") == 2
+    assert api.balance == 97
+
+
+async def test_a_task_of_the_first_release_names_a_job_and_is_understood(api: Api) -> None:
+    with Quarantine(uploads.limits(api.settings)) as quarantine:
+        async with Database(api.database_url, max_size=5) as database:
+            made = Worker(
+                api.settings,
+                database=database,
+                storage=Storage.open(api.settings.storage_location),
+                queue=Queue(api.database_url),
+                quarantine=quarantine,
+            )
+            await made._run_task(job_id="00000000-0000-0000-0000-000000000000")
