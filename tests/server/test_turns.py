@@ -28,7 +28,7 @@ from hiresfix.errors import Conflict, InsufficientCredits
 from hiresfix.server import credits, db, gate, jobs, turns
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
-from hiresfix.server.jobs import Claim, Failed, State
+from hiresfix.server.jobs import Claim, Failed, Refused, State
 from hiresfix.server.queue import Queue
 from tests.server.conftest import commit
 from tests.server.test_jobs import URL, Town, result, submission, town
@@ -90,6 +90,7 @@ class Life(RuleBasedStateMachine):
         self.late: list[Claim] = []
         self.keys: dict[str, tuple[bytes, UUID]] = {}
         self.turns: list[str] = []
+        self.refused: Counter[UUID] = Counter()
         self.lost_a_task = False
 
     def commit(self, work: Callable[[Tx], Awaitable[T]]) -> T:
@@ -202,10 +203,17 @@ class Life(RuleBasedStateMachine):
         return bool(self.value("select token = %(t)s from jobs where id = %(j)s", t=held.token, j=held.id))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), how=st.sampled_from(["completed", "failed", "retryable"]), comes_back=st.booleans())
+    @rule(
+        data=st.data(), how=st.sampled_from(["completed", "failed", "retryable", "refused"]), comes_back=st.booleans()
+    )
     def settle(self, data: st.DataObject, how: str, comes_back: bool) -> None:
         held = self.pick(data, self.held)
-        self.settle_one(held, result(held) if how == "completed" else Failed(error="e", retryable=how == "retryable"))
+        failed = Refused(error="e") if how == "refused" else Failed(error="e", retryable=how == "retryable")
+        if how == "refused" and self.is_ours(held):
+            assert held.refused == (held.id in self.refused)
+            self.refused[held.id] += 1
+            assert self.refused[held.id] <= 2  # one second chance, whatever else happens between
+        self.settle_one(held, result(held) if how == "completed" else failed)
         if comes_back:
             self.late.append(held)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from hiresfix.errors import BadResult
 from hiresfix.server import uploads, worker
 from hiresfix.server.config import Settings
@@ -40,23 +42,43 @@ class Broken:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.device = "none"
+        self.exact: list[bool] = []
+
+    def in_place_of_an_upscaler(self, *, exact: bool = False) -> Broken:
+        self.exact.append(exact)
+        return self
 
     def run(self, *_: Any) -> None:
         self.runs += 1
         raise BadResult("The result came out in one colour.")
 
 
-async def test_a_bad_result_gets_one_more_attempt_and_is_then_refunded(api: Api, photo: str) -> None:
+async def test_a_bad_result_gets_one_more_attempt_and_is_then_refunded(
+    api: Api, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert api.settings.max_attempts > 2
     assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
     broken = Broken()
-    await attempt(api, upscaler=broken, times=1)
+    monkeypatch.setattr(worker, "Upscaler", broken.in_place_of_an_upscaler)
+    await attempt(api, times=1)
     assert api.value("select state from jobs") == "QUEUED"
-    await attempt(api, upscaler=broken, times=3)
+    await attempt(api, times=3)
     assert broken.runs == 2
+    assert broken.exact == [False, False, True]  # each of the two workers begins with the usual precision
     assert api.value("select state from jobs") == "FAILED"
     assert api.value("select error from jobs") == worker.REFUSED
     assert api.balance == 100
+
+
+async def test_a_worker_that_died_before_does_not_take_the_second_chance_away(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await asyncio.to_thread(api.do, "update jobs set attempt = 1")
+    await attempt(api, upscaler=Broken())
+    assert api.value("select state from jobs") == "QUEUED"
+    await attempt(api)
+    assert api.value("select state from jobs") == "COMPLETED"
+    assert api.value("select result -> 'metadata' ->> 'dtype' from jobs") == "float32"
 
 
 async def test_a_job_whose_second_attempt_is_good_is_paid_for(api: Api, photo: str) -> None:

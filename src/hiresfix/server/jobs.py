@@ -95,7 +95,17 @@ class Failed:
     retryable: bool
 
 
-Outcome = Completed | Failed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An attempt's end: a picture was made and failed its own check. `error` is as in `Failed`.
+
+    The job is tried once more, however many attempts are left and whatever ended the others.
+    """
+
+    error: str
+
+
+Outcome = Completed | Failed | Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +201,8 @@ class Claim:
     source: Source
     model: str
     request_id: str
+    refused: bool
+    """An earlier attempt's picture failed its own check: this one is to be computed in full precision."""
 
     def recipe(self) -> Recipe:
         return Recipe.from_dict(self.stored_recipe)
@@ -313,12 +325,12 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
         await tx.execute(
             "update jobs set state = 'PROCESSING', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,"
             " lease_until = now() + make_interval(secs => %(lease)s), started_at = coalesce(started_at, now())"
-            " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id",
+            " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id, refused",
             {"token": uuid4(), "worker": worker, "lease": lease_seconds, "job": job},
         )
     ).fetchone()
     assert row is not None
-    token, attempt, max_attempts, recipe, source, model, request_id = row
+    token, attempt, max_attempts, recipe, source, model, request_id, refused = row
     return Claim(
         id=job,
         token=token,
@@ -328,6 +340,7 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
         source=Source(**source),
         model=model,
         request_id=request_id,
+        refused=refused,
     )
 
 
@@ -387,7 +400,11 @@ async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_
             # A pause that grows: what failed just now (a full disk, a store that is away) may need a moment.
             await _requeue(tx, queue, held.id, pause=timedelta(seconds=2**held.attempt))
             return State.QUEUED
-        case Failed(error=error):
+        case Refused() if held.attempt < held.max_attempts and not held.refused:
+            await db.execute(tx, "update jobs set refused = true where id = %(job)s", job=held.id)
+            await _requeue(tx, queue, held.id)
+            return State.QUEUED
+        case Failed(error=error) | Refused(error=error):
             await _finish(tx, queue, held.id, State.FAILED, public_url=public_url, error=error)
             return State.FAILED
 

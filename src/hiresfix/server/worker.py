@@ -22,13 +22,13 @@ import structlog
 
 from hiresfix import images
 from hiresfix.engine.upscaler import Upscaled, Upscaler
-from hiresfix.errors import BadResult, Cancelled, EngineFailed, HiresfixError, PictureError, PromptError, StorageFailed
+from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
 from hiresfix.server import config, db, delivery, jobs, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
-from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Result
+from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Refused, Result
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
@@ -47,8 +47,7 @@ STALLED_EXIT = 70
 ENGINE_SHARE = 0.96
 """Of a job's progress; decoding, encoding and storing make up the rest."""
 
-RETRIES_OF_BAD_RESULTS = 1
-REFUSED = "The result failed its quality check twice. Your credits were returned. Try another seed or other settings."
+REFUSED = "The result failed its quality check. Your credits were returned. Try another seed or other settings."
 UNEXPECTED = "The picture could not be enlarged because of an internal error. Your credits were returned."
 
 
@@ -81,6 +80,7 @@ class Worker:
         self.quarantine = quarantine
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._upscaler = Upscaler()
+        self._exact = False
         self._beat: Beat | None = None
         queue.on(turns.TASK, queue=turns.QUEUE, run=self._run_task)
         queue.on(webhooks.TASK, queue=webhooks.QUEUE, run=self._deliver_task)
@@ -183,9 +183,10 @@ class Worker:
         try:
             recipe = held.recipe()
             source = await self.storage.get(held.source.key)
+            self._be_exact(held.refused)
             upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat)
             if (encoded.width, encoded.height) != (held.source.width * recipe.scale, held.source.height * recipe.scale):
-                raise EngineFailed(f"The result is {encoded.width}x{encoded.height}.")
+                raise BadResult(f"The result is {encoded.width}x{encoded.height}.")
             if beat.lost:
                 return None
             return Completed(result=await self._store(held, upscaled, encoded))
@@ -195,13 +196,18 @@ class Worker:
             return Failed(error=error.message, retryable=False)
         except BadResult as error:
             log.warning("job.result_refused", reason=error.message)
-            return Failed(error=REFUSED, retryable=held.attempt <= RETRIES_OF_BAD_RESULTS)
+            return Refused(error=REFUSED)
         except StorageFailed as error:
             log.warning("job.attempt_failed", reason=error.message)
             return Failed(error="The picture could not be stored. Your credits were returned.", retryable=True)
         except Exception as error:
             log.exception("job.attempt_failed")
             return Failed(error=UNEXPECTED, retryable=not isinstance(error, HiresfixError) or error.retryable)
+
+    def _be_exact(self, exact: bool) -> None:
+        """Load the networks in full precision, or again in the usual one: both at once may not fit."""
+        if exact != self._exact:
+            self._upscaler, self._exact = Upscaler(exact=exact), exact
 
     def _make(self, source: bytes, recipe: Recipe, beat: Beat) -> tuple[Upscaled, Encoded]:
         """In a thread: decode, enlarge, encode."""
