@@ -76,7 +76,8 @@ def test_a_clarity_job_says_what_made_it(service: Service, site: Site) -> None:
         headers={"X-API-Key": service.key},
     )
     metadata = service.finished(response.json()["jobId"])["metadata"]
-    assert metadata["weights"][0]["name"] == "realsr-df2k"
+    assert metadata["weights"][0]["name"] == metadata["enlarger"]["name"] == "realesrgan-x4plus"  # the picture is noise
+    assert metadata["input"]["noise"] > 5
     assert any("prompt" in warning for warning in metadata["warnings"])
 
 

@@ -43,7 +43,7 @@ def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) ->
         serve = service.run("serve", "--port", str(service.port))
         wait_until(lambda: service.is_ready() or serve.poll() is not None, seconds=120)
         log = service.log_of(serve)
-        assert "HIRESFIX_ALLOW_PRIVATE_ADDRESSES is on" in log
+        assert "settings.private_addresses_allowed" in log
         (shown,) = re.findall(r"afk_[0-9a-f]{40}", log)
         me = {"X-API-Key": shown}
         assert httpx.get(f"{service.url}/v2/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}", headers=me).status_code == 404

@@ -141,10 +141,12 @@ def test_a_decoder_that_dies_is_the_pictures_fault_and_the_next_picture_decodes(
 ) -> None:
     quarantine.probe(pictures.png())
     process = process_of(quarantine)
+    wait_until(lambda: not process.children())  # the one of the first picture
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(quarantine.probe, slow_picture())
-        wait_until(process.children)
-        process.children()[0].send_signal(how)
+        found: list[psutil.Process] = []
+        wait_until(lambda: found.extend(process.children()) or found)
+        found[0].send_signal(how)
         with pytest.raises(DecoderStopped) as refusal:
             running.result()
     assert refusal.value.message == STOPPED["crash"]

@@ -241,11 +241,12 @@ def _write(folder: Path, key: str, data: bytes) -> None:
 def _rename(written: Path, target: Path) -> None:
     """Rename, creating the directories on the way, which a `delete` may remove again while they are empty."""
     for _ in range(100):
-        with contextlib.suppress(FileNotFoundError):
+        # mkdir says that the directory exists when it vanishes after it was found there.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             written.replace(target)
             return
-    raise OSError(f"{target.parent} keeps vanishing")
+    raise OSError(f"{target.parent} keeps vanishing, or is no directory")
 
 
 def _sync(directory: Path) -> None:
