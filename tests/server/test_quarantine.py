@@ -145,7 +145,12 @@ def test_a_decoder_that_dies_is_the_pictures_fault_and_the_next_picture_decodes(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(quarantine.probe, slow_picture())
         found: list[psutil.Process] = []
-        wait_until(lambda: found.extend(process.children()) or found)
+
+        def seen() -> bool:
+            found.extend(process.children())
+            return bool(found)
+
+        wait_until(seen)
         found[0].send_signal(how)
         with pytest.raises(DecoderStopped) as refusal:
             running.result()

@@ -41,6 +41,7 @@ BYTES_PER_PIXEL = 32
 BASE_BYTES = 256 * 1024 * 1024
 PROCESSOR_SECONDS = 30
 WALL_SECONDS = 30
+ENDING_SECONDS = 2.0
 GRACE_SECONDS = 5.0
 """How long a process that kills others may take to say so before it is taken for dead itself."""
 MOST_ANSWER = 256 * 1024
@@ -129,7 +130,14 @@ class Quarantine:
                 line = self._converse([source] if pixels is None else [source, pixels])
                 if line:  # else the process was killed from outside, which is not the picture's fault
                     return _outcome(line)
+                self._wait_for_its_end()
         raise Unavailable
+
+    def _wait_for_its_end(self) -> None:
+        """What was killed may look alive for a moment still, and would be asked again."""
+        with self._lock, contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self._process.wait(ENDING_SECONDS)
 
     def _converse(self, descriptors: list[int]) -> bytes:
         """One line of answer, or b"" if nobody is left to give one."""
