@@ -355,8 +355,9 @@ def _pipeline(nets: Networks) -> Any:
     import diffusers
 
     library: Any = diffusers  # its classes are untyped
+    vae: Any = copy.deepcopy(nets.vae)
     pipeline = library.StableDiffusionControlNetImg2ImgPipeline(
-        vae=copy.deepcopy(nets.vae).to(nets.unet.dtype),  # it knows one precision only
+        vae=vae.to(nets.unet.dtype),  # it knows one precision only
         text_encoder=None,
         tokenizer=None,
         unet=nets.unet,
