@@ -7,8 +7,8 @@ from ipaddress import ip_network
 import pytest
 
 from hiresfix.catalog import CLARITY, FAITHFUL
-from hiresfix.errors import ConfigurationError
-from hiresfix.server import config
+from hiresfix.errors import ConfigurationError, FetchError
+from hiresfix.server import config, outbound, uploads
 
 
 def test_prices_override_the_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +28,14 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.cors_origins == ("https://a.example", "http://localhost:5173", "http://[::1]:80")
 
 
+def test_the_ports_that_may_be_reached_are_the_operators_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIRESFIX_OUTBOUND_PORTS", "443, 8443")
+    policy = uploads.policy(config.load())
+    assert outbound.check_url("https://pictures.example:8443/", policy).port == 8443
+    with pytest.raises(FetchError, match="Use port 443 or 8443"):
+        outbound.check_url("http://pictures.example/", policy)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "hint"),
     [
@@ -37,6 +45,8 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("HIRESFIX_CORS_ORIGINS", "*", "https://studio.example.com"),
         ("HIRESFIX_CORS_ORIGINS", "https://a.example/", "without a path"),
         ("HIRESFIX_RATE_GENERAL", "0", "greater than 0"),
+        ("HIRESFIX_OUTBOUND_PORTS", "443,70000", "80,443,8443"),
+        ("HIRESFIX_OUTBOUND_PORTS", ",", "80,443,8443"),
     ],
 )
 def test_a_wrong_setting_names_its_variable_and_what_is_right(

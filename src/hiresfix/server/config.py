@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Development: fetch from and deliver to loopback and private networks, over plain http too."""
     outbound_proxy: str | None = None
     """http:// URL of an egress proxy for all fetching and delivering; it then resolves names and is the guard."""
+    outbound_ports: Annotated[tuple[int, ...], NoDecode] = (80, 443)
+    """Where pictures are fetched from and webhooks delivered to; any port where private addresses are allowed."""
 
     max_image_bytes: int = Field(default=25 * MEBIBYTE, gt=0)
     max_input_megapixels: float = Field(default=64.0, gt=0, le=89)
@@ -137,6 +139,14 @@ class Settings(BaseSettings):
             return tuple(ipaddress.ip_network(item, strict=False) for item in _items(listed))
         except ValueError as error:
             raise ValueError(f"{error}; use addresses and networks: 10.0.0.0/8, 192.0.2.7") from error
+
+    @field_validator("outbound_ports", mode="before")
+    @classmethod
+    def _ports(cls, listed: Any) -> Any:
+        ports = _items(listed)
+        if not ports or not all(str(port).isdecimal() and 0 < int(port) < 65536 for port in ports):
+            raise ValueError("not a list of ports; use 80,443,8443")
+        return tuple(map(int, ports))
 
     @field_validator("cors_origins", mode="before")
     @classmethod

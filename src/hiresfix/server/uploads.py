@@ -68,6 +68,7 @@ def policy(settings: Settings) -> Policy:
     return Policy(
         allow_private=settings.allow_private_addresses,
         max_bytes=settings.max_image_bytes,
+        ports=frozenset(settings.outbound_ports),
         proxy=settings.outbound_proxy,
     )
 
