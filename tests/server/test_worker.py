@@ -11,17 +11,21 @@ from hiresfix.errors import BadResult
 from hiresfix.server import uploads, worker
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
-from hiresfix.server.quarantine import Quarantine
+from hiresfix.server.quarantine import STOPPED, Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 from hiresfix.server.worker import Worker
+from tests.conftest import png
 from tests.server.conftest import Api
 
 
-async def attempt(api: Api, *, upscaler: Any = None, times: int = 1) -> None:
-    """Let a worker of the API's own database and store take the next job, at once, so many times."""
+async def attempt(api: Api, *, upscaler: Any = None, times: int = 1, **terms: Any) -> None:
+    """Let a worker of the API's own database and store take the next job, at once, so many times.
+
+    terms: of its quarantine.
+    """
     settings: Settings = api.settings
-    with Quarantine(uploads.limits(settings)) as quarantine:
+    with Quarantine(uploads.limits(settings), **terms) as quarantine:
         async with Database(api.database_url, max_size=5) as database:
             made = Worker(
                 settings,
@@ -88,6 +92,26 @@ async def test_a_job_whose_second_attempt_is_good_is_paid_for(api: Api, photo: s
     assert api.value("select state from jobs") == "COMPLETED"
     assert api.value("select attempt from jobs") == 2
     assert api.balance == 97
+
+
+async def test_a_picture_that_stops_its_decoder_is_a_failed_job_and_refunded(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await attempt(api, wall_seconds=0)
+    assert api.value("select state from jobs") == "FAILED"
+    assert api.value("select error from jobs") == STOPPED["time"]
+    assert api.value("select attempt from jobs") == 1
+    assert api.balance == 100
+
+
+async def test_a_result_of_the_wrong_size_is_refused(api: Api, photo: str) -> None:
+    """The picture in the store is not the one that was probed."""
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    (source,) = (api.settings.home / "files" / "sources").iterdir()
+    source.write_bytes(png(30, 30))
+    await attempt(api, times=2)
+    assert api.value("select state from jobs") == "FAILED"
+    assert api.value("select error from jobs") == worker.REFUSED
+    assert api.balance == 100
 
 
 async def test_a_task_of_the_first_release_names_a_job_and_is_understood(api: Api) -> None:
