@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from ssimulacra2 import compute_ssimulacra2
 
 from hiresfix.engine import fidelity
 
@@ -73,6 +72,8 @@ def psnr(one: Pixels, other: Pixels) -> float:
 def ssimulacra2(result: Pixels, original: Pixels) -> float:
     """SSIMULACRA 2 (Sneyers, Cloudinary, 2022), fitted to people's judgements of compressed pictures, by the Python
     package of that name. It needs no weights to be fetched; it was not made for what a GAN invents."""
+    from ssimulacra2 import compute_ssimulacra2  # here: training, which uses the others, runs without it
+
     files = [io.BytesIO(), io.BytesIO()]
     for file, pixels in zip(files, (original, result), strict=True):
         Image.fromarray(pixels).save(file, "PNG")

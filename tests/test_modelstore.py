@@ -321,6 +321,59 @@ def test_a_file_of_the_list_fetched_elsewhere_gets_the_lists_licence(
     assert origin.asked == []
 
 
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """As diffusers lays a ControlNet out, with a link as its hub's cache has, and what an editor left behind."""
+    folder = tmp_path / "fine.tile"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("nobody's business")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel"}))
+    (tmp_path / "blob").write_bytes(safetensors())
+    (folder / "deeper" / "model.safetensors").symlink_to(tmp_path / "blob")
+    return folder
+
+
+def test_a_folder_is_added_verified_and_removed_as_a_file_is(store: Store, model_folder: Path) -> None:
+    entry = store.add(model_folder, name="tile", licence="my own", commercial=True)
+    copied = [path.relative_to(entry.path).as_posix() for path in weightfiles.files_of(entry.path)]
+    assert (entry.kind, entry.path.name, copied) == (
+        Kind.CONTROLNET, "tile", ["config.json", "deeper/model.safetensors"]
+    )  # fmt: skip
+    assert entry.bytes == sum(path.stat().st_size for path in entry.path.rglob("*.*") if path.is_file())
+    assert entry.sha256 == weightfiles.fingerprint(model_folder)
+    assert not (entry.path / "deeper" / "model.safetensors").is_symlink()
+    read: list[int] = []
+    assert store.verify(store.locate("tile", Kind.CONTROLNET), read.append) is None
+    assert sum(read) == entry.bytes
+    (entry.path / "config.json").unlink()
+    assert "is not what was installed" in (store.verify(entry) or "")
+    store.remove("tile")
+    assert not entry.path.exists()
+    assert (model_folder / "deeper" / "model.safetensors").is_file()
+    assert [path.name for path in store.folder.iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "a folder with a UNet2DConditionModel"),
+        ([], "a folder with a None"),
+        (None, "a folder without a model_index.json or config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_not_added(store: Store, model_folder: Path, config: object, message: str) -> None:
+    (model_folder / "config.json").write_text("{" if config is None else json.dumps(config))
+    with pytest.raises(WeightsError, match=message):
+        store.add(model_folder, name="own", licence="x", commercial=True)
+    assert store.installed() == {}
+
+
+def test_a_folder_is_not_taken_for_a_file_of_the_lists(store: Store, model_folder: Path, offer: Offer) -> None:
+    with pytest.raises(WeightsError, match="Choose another name"):
+        store.add(model_folder, name=offer.name, licence=None, commercial=None)
+
+
 def test_a_pickle_is_told_by_the_names_in_it(store: Store, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     contents: dict[Kind, Any] = {

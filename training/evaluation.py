@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks import metrics
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -100,25 +101,9 @@ def judge(model: Compact, dev: Sequence[Photo], out: Path, step: int) -> dict[st
     return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
 
 
-def psnr(made: Pixels, original: Pixels) -> float:
-    error = float(np.mean((made.astype(np.float64) - original) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-6)))
-
-
-def gradient_distance(made: Pixels, original: Pixels) -> float:
-    """Half the L1 distance of the histograms of the luminance's vertical differences."""
-    histograms = [np.histogram(np.diff(_luma(x), axis=0), 64, (-64, 64), density=True)[0] * 2 for x in (made, original)]
-    return float(np.abs(histograms[0] - histograms[1]).sum() / 2)
-
-
-def detail(made: Pixels, original: Pixels) -> float:
-    """Energy above 0.25 cycles a pixel, relative to the original's."""
-    return _high(made) / max(_high(original), 1e-9)
-
-
 def grid_peak(made: Pixels) -> float:
     """The largest of the spectrum's lines at 1/4 cycles a pixel, relative to its neighbours: 1 is no grid."""
-    luma = _luma(made)
+    luma = metrics.luma(made)
     peaks: list[float] = []
     for axis in (0, 1):
         spectrum = np.abs(np.fft.rfft(np.diff(luma, axis=axis), axis=axis)).mean(1 - axis)
@@ -129,25 +114,14 @@ def grid_peak(made: Pixels) -> float:
 
 
 _MEASURES: dict[str, Callable[[Pixels, Pixels], float]] = {
-    "psnr": psnr,
-    "gradients": gradient_distance,
-    "detail": detail,
+    "psnr": metrics.psnr,
+    "gradients": metrics.gradients,
+    "detail": lambda made, original: metrics.high_frequencies(made) / max(metrics.high_frequencies(original), 1e-9),
 }
 
 
-def _luma(x: Pixels) -> NDArray[np.float64]:
-    return np.asarray(x @ np.array([0.299, 0.587, 0.114]), np.float64)
-
-
-def _high(x: Pixels) -> float:
-    luma = _luma(x)
-    power = np.abs(np.fft.fft2(luma - luma.mean())) ** 2
-    rows, columns = (np.abs(np.fft.fftfreq(side)) for side in luma.shape)
-    return float(power[np.maximum.outer(rows, columns) > 0.25].mean())
-
-
 def _gradient(x: Pixels) -> float:
-    return float(np.abs(np.diff(_luma(x), axis=0)).mean())
+    return float(np.abs(np.diff(metrics.luma(x), axis=0)).mean())
 
 
 def _middle(photo: Photo) -> Pixels:

@@ -1,5 +1,6 @@
 """The operator's weight files: which are on offer, which are here, fetching, adding and checking them.
 
+A folder that diffusers, or our training, wrote counts as one file.
 Guarantees: a file that the store calls installed was complete when it came and hashed to what its record says; a
 pull that is cut off goes on where it stopped, and never mixes two versions of a file. A SHA-256 that nobody knew
 before is recorded at the first pull and trusted from then on. Nothing is fetched but by name, from the origin the
@@ -86,7 +87,7 @@ class Store:
     def locate(self, name: str, kind: Kind | None = None) -> Installed:
         """The installed file of this name. Raises WeightsError if it is not here, or of another kind."""
         entry = self.installed().get(name)
-        if entry is None or not entry.path.is_file():
+        if entry is None or not entry.path.exists():
             hint = f"Fetch it: hiresfix models pull {name}" if name in self.offers else "See: hiresfix models list"
             raise WeightsError(f"The model {name} is not installed. {hint}")
         if kind not in (None, entry.kind):
@@ -112,7 +113,7 @@ class Store:
         from hiresfix import fetching  # here: the engine, which only looks files up, loads no HTTP client
 
         known = self.installed().get(offer.name)
-        if known is not None and known.path.is_file():
+        if known is not None and known.path.exists():
             return known
         expected = offer.sha256 or (known.sha256 if known else None)
         with _disk(self.folder), self._alone(offer.name):
@@ -127,15 +128,19 @@ class Store:
             return self._install(part, offer, sha256)
 
     def add(self, path: Path, *, name: str, licence: str | None, commercial: bool | None) -> Installed:
-        """Take a copy of a file (a link where the disk allows it), under a name of the lists or a new one.
+        """Take a copy of a file or folder (links where the disk allows it), under a name of the lists or a new one.
 
-        For a name of the lists the licence is theirs. Raises WeightsError.
+        A folder is a model as diffusers lays it out, or a checkpoint of our own training. For a name of the lists the
+        licence is theirs. Raises WeightsError.
         """
         offer = self.offers.get(name)
         kind = _kind(path)
         if offer is None:
             offer = _own(path, name, kind, licence, commercial)
-        offer = replace(offer, file=Path(offer.file).stem + path.suffix)  # of the lists' in another format, perhaps
+        elif path.is_dir():
+            raise WeightsError(f"The list's {name} is a file, and {path} a folder. Choose another name for it.")
+        else:
+            offer = replace(offer, file=Path(offer.file).stem + path.suffix)  # in another format, perhaps
         if name in self.installed():
             raise WeightsError(f"There is a model {name} already. Take it out first: hiresfix models remove {name}")
         sha256 = weightfiles.digest(path)
@@ -148,7 +153,7 @@ class Store:
                 _link_or_copy(path.resolve(), copy)
                 return self._install(copy, offer, sha256)
             finally:
-                copy.unlink(missing_ok=True)
+                _delete(copy)
 
     def remove(self, name: str) -> Installed:
         """Delete an installed file and its record."""
@@ -156,15 +161,15 @@ class Store:
         if entry is None:
             raise WeightsError(f"The model {name} is not installed. See: hiresfix models list")
         with _disk(self.folder):
-            for path in (entry.path, self._record(name), entry.path.with_name(f".{entry.path.name}.sha256")):
-                path.unlink(missing_ok=True)
+            for path in (self._record(name), entry.path.with_name(f".{entry.path.name}.sha256"), entry.path):
+                _delete(path)
         return entry
 
     def verify(self, entry: Installed, read: weightfiles.Read = lambda _: None) -> str | None:
         """Read the file once more; what is wrong with it, or None. `read` is told of each portion's bytes."""
-        if not entry.path.is_file():
+        if not entry.path.exists():
             return f"{entry.path} is gone. Pull or add it again."
-        if entry.path.stat().st_size != entry.bytes or weightfiles.digest(entry.path, read) != entry.sha256:
+        if weightfiles.size(entry.path) != entry.bytes or weightfiles.digest(entry.path, read) != entry.sha256:
             return f"{entry.path.name} is not what was installed. Take it out and pull or add it again."
         offer = self.offers.get(entry.name)
         if offer and offer.sha256 not in (None, entry.sha256):
@@ -191,13 +196,16 @@ class Store:
         target = self.folder / offer.file
         if any(entry.path == target and entry.name != offer.name for entry in self.installed().values()):
             raise WeightsError(f"Another model has the file {target} already. Take that out first.")
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        for part in weightfiles.files_of(file):
+            with part.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if file.is_dir():
+            _delete(target)  # nobody's: it has no record
         file.replace(target)
         entry = Installed(
             path=target,
             sha256=sha256,
-            bytes=target.stat().st_size,
+            bytes=weightfiles.size(target),
             **{key: getattr(offer, key) for key in ("name", "kind", "licence", "origin", "commercial")},
         )
         weightfiles.remember(target, sha256)
@@ -255,7 +263,7 @@ def _own(path: Path, name: str, kind: Kind, licence: str | None, commercial: boo
     return Offer(
         name=name,
         kind=kind,
-        file=name + path.suffix,
+        file=name if path.is_dir() else name + path.suffix,
         url="",
         origin="added by the operator",
         licence=licence,
@@ -264,6 +272,11 @@ def _own(path: Path, name: str, kind: Kind, licence: str | None, commercial: boo
 
 
 def _kind(path: Path) -> Kind:
+    if path.is_dir():
+        kind, words = weightfiles.describe_folder(path)
+        if kind is None:
+            raise WeightsError(f"{path} seems to be {words}, which cannot be used here. Name a model's own folder.")
+        return kind
     if not path.is_file():
         raise WeightsError(f"There is no file {path}. Check the name.")
     if path.suffix not in _SUFFIXES:
@@ -293,7 +306,22 @@ def _pickled(path: Path) -> Shapes:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
+    _delete(target)
+    for file in weightfiles.files_of(source):
+        own = target / file.relative_to(source)  # of a file its own name: "."
+        own.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy_file(file.resolve(), own)
+
+
+def _delete(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link_or_copy_file(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:  # another disk, or one without links

@@ -1,4 +1,4 @@
-"""What a weight file is, without reading its numbers: the tensors it names, what they seem to be, its SHA-256.
+"""What a weight file or folder is, without reading its numbers: its tensors, what they seem to be, its SHA-256.
 
 Guarantees: a `.safetensors` file is told by its header alone, and one that is cut off is told too. Needs no
 torch, so that the command line can list, fetch and check files where the engine is not installed.
@@ -86,8 +86,42 @@ def read_header(path: Path) -> Shapes:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
 
 
+_FOLDERS: Mapping[str, tuple[str, Kind]] = {
+    "HiresfixCompact": ("model_index.json", Kind.CHECKPOINT),
+    "StableDiffusionPipeline": ("model_index.json", Kind.CHECKPOINT),
+    "AutoencoderKL": ("config.json", Kind.VAE),
+    "ControlNetModel": ("config.json", Kind.CONTROLNET),
+}
+
+
+def describe_folder(path: Path) -> tuple[Kind | None, str]:
+    """As `describe`, for a folder as diffusers lays it out: by the class that it names."""
+    for index in ("model_index.json", "config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            read = json.loads((path / index).read_text(encoding="utf-8"))
+            name = read.get("_class_name") if isinstance(read, dict) else None
+            file, kind = _FOLDERS.get(str(name), ("", None))
+            return (kind if file == index else None), f"a folder with a {name}"
+    return None, "a folder without a model_index.json or config.json"
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the files in a folder, in the order of their names; hidden ones are nobody's business."""
+    if not path.is_dir():
+        return [path]
+    inside = ((file, file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return sorted(file for file, name in inside if not any(part.startswith(".") for part in name.parts))
+
+
+def size(path: Path) -> int:
+    """Of a file, or of a folder's files, in bytes."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def digest(path: Path, read: Read = lambda _: None) -> str:
-    """The SHA-256 of a file's bytes, all read now."""
+    """The SHA-256 of a file's bytes, or of a folder's files and their names; all read now."""
+    if path.is_dir():
+        return _together(path, lambda file: digest(file, read))
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -102,9 +136,7 @@ def fingerprint(path: Path) -> str:
     A file whose size and time of change are still those remembered is not read again. Raises OSError.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        lines = "".join(f"{fingerprint(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return _together(path, fingerprint)
     state = path.stat()
     now = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
     note = path.with_name(f".{path.name}.sha256")
@@ -115,8 +147,18 @@ def fingerprint(path: Path) -> str:
     return remember(path, digest(path))
 
 
+def _together(folder: Path, one: Callable[[Path], str]) -> str:
+    lines = "".join(f"{one(file)}  {file.relative_to(folder).as_posix()}\n" for file in files_of(folder))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def remember(path: Path, sha256: str) -> str:
-    """Note beside `path` that this is its SHA-256 as it is now; returns it. A folder that is read-only stays so."""
+    """Note beside the file `path` that this is its SHA-256 as it is now; returns it.
+
+    A folder that is read-only stays so. Of a folder's own SHA-256 there is no note: its files have theirs.
+    """
+    if path.is_dir():
+        return sha256
     state = path.stat()
     note = path.with_name(f".{path.name}.sha256")
     with contextlib.suppress(OSError):

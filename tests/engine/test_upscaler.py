@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hiresfix.catalog import WEIGHTS, WeightFile
-from hiresfix.engine import enlarging, memory, upscaler
+from hiresfix.engine import enlarging, ganprior, memory, upscaler
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.esrgan import SRVGGNetCompact
 from hiresfix.engine.fidelity import Quality
@@ -248,6 +248,19 @@ def test_a_black_result_of_a_picture_that_is_not_black_is_an_error(engine: Upsca
         engine.run(Picture(rgb=photo(16, 16)), recipe, silent)
     black = engine.run(Picture(rgb=np.zeros((16, 16, 3), np.uint8)), recipe, silent)
     assert not black.picture.rgb.any()
+
+
+def test_a_result_in_one_colour_of_a_picture_with_more_is_an_error(
+    engine: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grey(network: object, rgb: NDArray[np.uint8], *_: object, factor: int, **__: object) -> object:
+        return np.full((rgb.shape[0] * factor, rgb.shape[1] * factor, 3), 128, np.uint8), 256
+
+    monkeypatch.setattr(ganprior, "run", grey)
+    recipe = replace(FAITHFUL, least_drift_db=0.0)
+    with pytest.raises(BadResult, match="one colour"):
+        engine.run(Picture(rgb=photo(16, 16)), recipe, silent)
+    assert engine.run(Picture(rgb=np.full((16, 16, 3), 120, np.uint8)), recipe, silent).picture.size == (32, 32)
 
 
 def test_a_result_that_is_another_picture_is_not_returned(engine: Upscaler) -> None:

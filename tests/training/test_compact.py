@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 import torch
 from training import captions, networks
 
+from hiresfix.catalog import CLARITY
 from hiresfix.engine import clip, compact, prompts
 from hiresfix.engine.blocks import CHANNELS, BlockTransform, transform
 from hiresfix.engine.compact import BUCKETS, Compact
 from hiresfix.engine.guidance import prediction
 from hiresfix.engine.preconditioning import Preconditioning, measured
+from hiresfix.engine.upscaler import Upscaler
 from hiresfix.errors import WeightsError
+from hiresfix.images import Picture
+from hiresfix.modelstore import Store
 from tests.pictures import photo
 
 CPU = torch.device("cpu")
@@ -144,7 +149,9 @@ def test_a_folder_gives_back_what_was_saved(tiny: Compact, tmp_path: Path) -> No
 def test_a_damaged_folder_says_what_to_do(tiny: Compact, tmp_path: Path, file: str, text: str) -> None:
     compact.save(tiny, tmp_path / "model")
     (tmp_path / "model" / file).write_text(text)
-    with pytest.raises(WeightsError, match=r"Copy the whole folder again|Name a folder"):
+    with pytest.raises(
+        WeightsError, match=r"Copy the whole folder again|Bring the whole folder here again|Name a folder"
+    ):
         compact.load(tmp_path / "model", device=CPU, dtype=torch.float32)
 
 
@@ -166,3 +173,20 @@ def test_the_index_is_what_makes_it_one(tiny: Compact, tmp_path: Path) -> None:
     (tmp_path / "model" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     assert not compact.is_compact(tmp_path / "model")
     assert not compact.is_compact(tmp_path)
+
+
+def test_a_recipe_that_names_an_installed_compact_checkpoint_runs_in_the_engine(
+    tiny: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIRESFIX_HOME", str(tmp_path / "home"))
+    compact.save(tiny, tmp_path / "trained", dtype=torch.float32)
+    store = Store.at_home()
+    entry = store.add(tmp_path / "trained", name="own", licence="my own", commercial=True)
+    recipe = replace(CLARITY.presets["clarity"], enlarger="realesr-animevideov3", checkpoint="own", seed=3, steps=2)
+    recipe = replace(recipe, vae="", controlnet="", tile_height=64, tile_width=64, least_drift_db=0.0)
+    upscaled = Upscaler("cpu").run(Picture(rgb=photo(20, 12)), recipe, silent)
+    assert upscaled.picture.size == (40, 24)
+    assert {"name": "own", "sha256": entry.sha256} in upscaled.metadata["weights"]
+    store.remove("own")
+    with pytest.raises(WeightsError, match="own is not installed"):
+        Upscaler("cpu").run(Picture(rgb=photo(20, 12)), recipe, silent)

@@ -70,7 +70,7 @@ def _rows() -> Iterator[Row]:
     store = Store.at_home()
     here = store.installed()
     for entry in here.values():
-        state = "installed" if entry.path.is_file() else "file is gone"
+        state = "installed" if entry.path.exists() else "file is gone"
         yield Row(kind=entry.kind, state=state, bytes=entry.bytes, **_provenance(entry))
     for offer in store.offers.values():
         if offer.name not in here:
@@ -97,7 +97,7 @@ def pull(
     here = store.installed()
     missing = []
     for offer in offers:
-        if offer.name in here and here[offer.name].path.is_file():
+        if offer.name in here and here[offer.name].path.exists():
             typer.echo(f"{offer.name} is installed already.", err=True)
         else:
             _accept(offer, yes=yes)
@@ -170,19 +170,26 @@ def verify(
 
 @models.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="A .safetensors, .pth, .pt or .ckpt file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .safetensors, .pth, .pt or .ckpt file, or a folder as diffusers lays it out.")
+    ],
     name: Annotated[str | None, typer.Option(help="What recipes call it; default: the file's name.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the file; for a name of the list it is the list's.")] = None,
     commercial: Annotated[
         bool | None, typer.Option("--commercial/--no-commercial", help="Whether the licence allows commercial use.")
     ] = None,
 ) -> None:
-    """Take in a file that is on this machine, your own or one of the list fetched elsewhere."""
+    """Take in a file or folder that is on this machine, your own or one of the list fetched elsewhere."""
     from hiresfix.modelstore import Store
 
     with _progress() as progress:
         progress.add_task(file.name, total=None)
-        entry = Store.at_home().add(file, name=name or file.stem, licence=licence, commercial=commercial)
+        entry = Store.at_home().add(
+            file,
+            name=name or (file.resolve().name if file.is_dir() else file.stem),
+            licence=licence,
+            commercial=commercial,
+        )
     typer.echo(f"Added the {entry.kind} {entry.name} ({_size(entry.bytes)}, SHA-256 {entry.sha256}).")
 
 

@@ -53,10 +53,11 @@ class BlockTransform:
         height, width = pixels.shape[2:] if isinstance(pixels, Tensor) else pixels.shape[:2]
         rows = -(-height // FACTOR)
         latent = torch.empty((1, CHANNELS, rows, -(-width // FACTOR)), device=self.device)
+        lines = resampling.mirrored(height, rows * FACTOR)
         columns = resampling.mirrored(width, latent.shape[3] * FACTOR)
         for top in range(0, rows, _ROWS):
             bottom = min(rows, top + _ROWS)
-            taken = resampling.mirrored(height, rows * FACTOR)[top * FACTOR : bottom * FACTOR]
+            taken = lines[top * FACTOR : bottom * FACTOR]
             low, high = int(taken.min()), int(taken.max()) + 1
             if isinstance(pixels, Tensor):
                 x = pixels[:, :, low:high].float()

@@ -187,7 +187,7 @@ class _Folder:
     def part(self, part: _Part[Any]) -> tuple[State, Config]:
         inner = self._path / part.folder
         folder = inner if inner.is_dir() else self._path
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         built = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
         if built != part.kind:
             raise WeightsError(f"{folder} holds a {built}, not a {part.kind}. Choose another folder.")
@@ -203,18 +203,19 @@ class _Folder:
 
     def prediction(self) -> str:
         scheduler = self._path / "scheduler" / "scheduler_config.json"
-        return str(_read_json(scheduler).get("prediction_type", "epsilon")) if scheduler.is_file() else "epsilon"
+        return str(read_json(scheduler).get("prediction_type", "epsilon")) if scheduler.is_file() else "epsilon"
 
 
-def _read_json(path: Path) -> Config:
+def read_json(path: Path) -> Config:
+    """An object in a file of a model's folder. Raises WeightsError."""
     try:
         read = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise WeightsError(f"There is no {path}. Use a folder as diffusers saves it, or a single file.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged. Download it again.") from error
+        raise WeightsError(f"{path} is damaged. Bring the whole folder here again.") from error
     if not isinstance(read, dict):
-        raise WeightsError(f"{path} is no configuration. Download it again.")
+        raise WeightsError(f"{path} is no configuration. Bring the whole folder here again.")
     return read
 
 

@@ -108,7 +108,8 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> Compact:
         raise WeightsError(f"{path} is no compact checkpoint. Name a folder that training wrote.")
     unet, controlnet, text_encoder = checkpoints.load_parts(path, device=device, dtype=dtype)
     bands, scheduler, words = (
-        _read(path / name) for name in ("vae/config.json", "scheduler/scheduler_config.json", "text_encoder/words.json")
+        checkpoints.read_json(path / name)
+        for name in ("vae/config.json", "scheduler/scheduler_config.json", "text_encoder/words.json")
     )
     try:
         table = text_encoder.embeddings.token_embedding.weight
@@ -147,16 +148,6 @@ def save(model: Compact, path: Path, *, dtype: torch.dtype = torch.float16) -> N
     _write(path / "vae" / "config.json", {"mean": model.codec.mean, "scale": model.codec.scale})
     _write(path / "scheduler" / "scheduler_config.json", {"prediction_type": "mmse", **asdict(model.preconditioning)})
     _write(path / "model_index.json", {"_class_name": NAME})  # last: without it the folder is none
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is missing or damaged. Copy the whole folder again.") from error
-    if not isinstance(read, dict):
-        raise WeightsError(f"{path} is damaged. Copy the whole folder again.")
-    return read
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

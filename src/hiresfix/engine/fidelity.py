@@ -165,14 +165,14 @@ def measure(result: Samples, source: Samples, *, rows: Sequence[int] = (), colum
     """rows, columns: where in the result tiles meet, as the index of the first row or column behind each border."""
     sums = _compare(result, source)
     colours = np.concatenate(sums.colours)
-    borders = len(rows) + len(columns) > 0
+    seams = _seam_ratios(result, source, rows, columns, (1.0, 4.0)) if len(rows) + len(columns) else (None, None)
     return Quality(
         drift_db=sums.drift_db,
         ciede2000_mean=float(np.mean(colours)),
         ciede2000_p95=float(np.percentile(colours, 95)),
         shift_px=math.hypot(*sums.shift),
-        seam_ratio=seam_ratio(result, source, rows=rows, columns=columns) if borders else None,
-        seam_ratio_stretched=seam_ratio(result, source, rows=rows, columns=columns, stretch=4) if borders else None,
+        seam_ratio=seams[0],
+        seam_ratio_stretched=seams[1],
         alive=is_finite_and_alive(result, source),
     )
 
@@ -208,19 +208,28 @@ def seam_ratio(
     segment is what tells a seam from texture; that it is not there in the source, enlarged by interpolation, from an
     edge of the picture that lies on a border. Steps far below 1/1020, divided by `stretch`, count as equal.
     """
+    (ratio,) = _seam_ratios(result, source, rows, columns, (stretch,))
+    return ratio
+
+
+def _seam_ratios(
+    result: Samples, source: Samples | None, rows: Sequence[int], columns: Sequence[int], stretches: Sequence[float]
+) -> list[float]:
+    """`seam_ratio` for each stretch; the source is enlarged once for all."""
     turned = None if source is None else source.swapaxes(0, 1)
-    ratios = [_ratios(result, source, row, stretch) for row in _some(rows)]
-    ratios += [_ratios(result.swapaxes(0, 1), turned, column, stretch) for column in _some(columns)]
-    found = np.concatenate([np.zeros(0), *ratios])
-    return math.exp(found.mean()) if found.size else 1.0
+    found = [_ratios(result, source, row, stretches) for row in _some(rows)]
+    found += [_ratios(result.swapaxes(0, 1), turned, column, stretches) for column in _some(columns)]
+    ratios = np.concatenate([np.zeros((len(stretches), 0)), *found], axis=1)
+    return [math.exp(each.mean()) if each.size else 1.0 for each in ratios]
 
 
-def _ratios(picture: Samples, source: Samples | None, row: int, stretch: float) -> Floats:
-    """The logarithm of the ratio, for each segment of the border above `row`."""
+def _ratios(picture: Samples, source: Samples | None, row: int, stretches: Sequence[float]) -> Floats:
+    """(stretches, segments): the logarithm of the ratio, for each segment of the border above `row`."""
     reach = max(_OFFSETS) + 2
     if not reach <= row <= picture.shape[0] - reach:
-        return np.zeros(0)
-    seen = _steps(_tensor(np.ascontiguousarray(picture[row - reach : row + reach])), stretch)
+        return np.zeros((len(stretches), 0))
+    strip = _tensor(np.ascontiguousarray(picture[row - reach : row + reach]))
+    seen = np.stack([_steps(strip, stretch) for stretch in stretches])
     if source is None:
         return seen
     scale = _scale(picture, source)
@@ -228,7 +237,8 @@ def _ratios(picture: Samples, source: Samples | None, row: int, stretch: float) 
     low, high = max(0, (row - reach) // scale - 3), min(source.shape[0], -(-(row + reach) // scale) + 3)
     x = _tensor(np.ascontiguousarray(source[low:high]))
     enlarged = resampling.resize(x, (high - low) * scale, picture.shape[1])
-    return seen - _steps(enlarged[:, :, row - reach - low * scale :][:, :, : 2 * reach], stretch)
+    beneath = enlarged[:, :, row - reach - low * scale :][:, :, : 2 * reach]
+    return seen - np.stack([_steps(beneath, stretch) for stretch in stretches])
 
 
 def _steps(strip: Tensor, stretch: float) -> Floats:
