@@ -25,7 +25,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, Unavailable
-from hiresfix.server import api, config, db, downloads, gate, uploads
+from hiresfix.server import api, config, db, downloads, gate, uploads, web
 from hiresfix.server.api.context import Service
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
@@ -74,6 +74,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.include_router(api.router)
     app.include_router(downloads.router)
+    app.router.routes.extend(web.routes)
     for kind in (HiresfixError, HTTPException, RequestValidationError, *db.OUTAGE):
         app.add_exception_handler(kind, _render)
     _wrap(app, settings)

@@ -1,0 +1,9 @@
+"""`python -m hiresfix.server.web`: bring the files of translations up to what is used (see `messages`)."""
+
+from hiresfix.server.web.languages import ENGLISH, LANGUAGES
+from hiresfix.server.web.messages import update
+
+for language in LANGUAGES:
+    if language is not ENGLISH:
+        lacking = update(language)
+        print(f"{language.name}: {lacking} messages lack a translation")
