@@ -239,3 +239,13 @@ def test_a_cancelled_job_stops_and_its_worker_takes_the_next(service: Service, s
     strange = httpx.delete(f"{service.url}/v2/jobs/{next_one}", timeout=30)
     assert strange.status_code == 401
     assert service.value("select credits from teams") == service.value("select sum(amount) from ledger") == 99
+
+
+def test_a_worker_is_listed_from_its_start_until_its_end(service: Service) -> None:
+    worker = service.worker()
+    wait_until(lambda: service.value("select name from workers where alive_until > now()"))
+    assert service.value("select name from workers").endswith(f":{worker.pid}")
+    assert service.value("select device from workers") == "cpu"
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert service.value("select count(*) from workers") == 0

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import torch
 
 from hiresfix.errors import BadResult
 from hiresfix.server import uploads, worker
@@ -46,7 +47,7 @@ class Broken:
 
     def __init__(self) -> None:
         self.runs = 0
-        self.device = "none"
+        self.device = torch.device("cpu")
         self.exact: list[bool] = []
 
     def in_place_of_an_upscaler(self, *, exact: bool = False) -> Broken:

@@ -72,6 +72,15 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """All memory of a device of its own; None for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return None
+
+
 def move(network: torch.nn.Module, device: torch.device) -> None:
     """In place: whoever holds a parameter of the network holds it still."""
     for tensor in (*network.parameters(), *network.buffers()):

@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from hiresfix.errors import HiresfixError, StorageFailed
-from hiresfix.server import db, gate, jobs, queue, turns, uploads, webhooks
+from hiresfix.server import db, fleet, gate, jobs, queue, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Purgeable
@@ -50,13 +50,14 @@ class Upkeep:
                 (often, self.hand_on_lapsed),
                 (often, self.replace_lost_tasks),
                 (seldom, self.forget_old_keys),
+                (seldom, self.forget_dead_workers),
                 (seldom, self.purge_results),
                 (seldom, self.purge_sources),
                 (seldom, self.purge_uploads),
                 (seldom, self.purge_orphans),
                 (seldom, self.prune_webhooks),
             ):
-                loops.create_task(_every(seconds, step))
+                loops.create_task(every(seconds, step))
 
     async def hand_on_lapsed(self) -> int:
         """Jobs whose worker went silent; returns how many there were."""
@@ -83,6 +84,10 @@ class Upkeep:
         async with self.database.transaction() as tx:
             await queue.bury_orphans(tx)
             await gate.forget_old(tx)
+
+    async def forget_dead_workers(self) -> None:
+        async with self.database.transaction() as tx:
+            await fleet.forget_dead(tx)
 
     async def prune_webhooks(self) -> int:
         """Forget the attempts of deliveries that ended long ago; returns how many rows went."""
@@ -171,7 +176,8 @@ class Upkeep:
             return await db.value(tx, query, owner=owner) is not None
 
 
-async def _every(seconds: float, step: Callable[[], Awaitable[Any]]) -> None:
+async def every(seconds: float, step: Callable[[], Awaitable[Any]]) -> None:
+    """Until cancelled: the step, a pause, the step. An outage or a bug ends one step, never the loop."""
     while True:
         try:
             await step()

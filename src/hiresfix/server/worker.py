@@ -9,30 +9,32 @@ server that reaches the engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from uuid import UUID
+from dataclasses import dataclass, field, replace
+from uuid import UUID, uuid4
 
 import structlog
 
-from hiresfix import images
+from hiresfix import __version__, images
+from hiresfix.engine import memory
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
-from hiresfix.server import config, db, delivery, jobs, turns, uploads, webhooks
+from hiresfix.server import config, db, delivery, fleet, jobs, machine, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Refused, Result
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
-from hiresfix.server.upkeep import Upkeep
+from hiresfix.server.upkeep import Upkeep, every
 
 log = structlog.get_logger(__name__)
 
@@ -78,8 +80,8 @@ class Worker:
         self.storage = storage
         self.queue = queue
         self.quarantine = quarantine
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._upscaler = Upscaler()
+        self.member = _member(settings, self._upscaler)
         self._exact = False
         self._beat: Beat | None = None
         queue.on(turns.TASK, queue=turns.QUEUE, run=self._run_task)
@@ -92,11 +94,13 @@ class Worker:
         beside = [
             asyncio.create_task(self.queue.work(queue=webhooks.QUEUE, concurrency=IO_CONCURRENCY)),
             asyncio.create_task(upkeep.run()),
+            asyncio.create_task(every(self.settings.sweep_seconds, self.beat)),
         ]
-        log.info("worker.started", worker=self.name, device=str(self._upscaler.device))
+        log.info("worker.started", worker=self.member.name, device=str(self._upscaler.device))
         await stop.wait()
-        log.info("worker.draining", worker=self.name, busy=self._beat is not None)
+        log.info("worker.draining", worker=self.member.name, busy=self._beat is not None)
         engine.cancel()
+        self.member = replace(self.member, draining=True)
         _, late = await asyncio.wait([engine], timeout=self.settings.drain_seconds)
         if late:
             await self._give_back()
@@ -104,10 +108,21 @@ class Worker:
         for task in beside:
             task.cancel()
         await asyncio.wait(beside, timeout=STOP_SECONDS)
-        log.info("worker.stopped", worker=self.name)
+        await self._leave()
+        log.info("worker.stopped", worker=self.member.name)
         if late:
             # The engine's thread is between two reports and cannot be ended; nothing it does counts any more.
             os._exit(0)
+
+    async def beat(self) -> None:
+        """Tell the fleet that this worker lives."""
+        async with self.database.transaction() as tx:
+            await fleet.beat(tx, self.member, every=self.settings.sweep_seconds)
+
+    async def _leave(self) -> None:
+        with contextlib.suppress(*db.OUTAGE, TimeoutError):  # it will be missed soon enough
+            async with asyncio.timeout(STOP_SECONDS), self.database.transaction() as tx:
+                await fleet.leave(tx, self.member.id)
 
     async def _give_back(self) -> None:
         """Hand the running job to another worker at once, without waiting for the engine to notice."""
@@ -129,7 +144,7 @@ class Worker:
 
     async def _run_task(self, job_id: str = "") -> None:
         """`job_id`: what tasks of the first release name; which job is next is decided here."""
-        held = await jobs.claim(self.database, worker=self.name, lease_seconds=self.settings.lease_seconds)
+        held = await jobs.claim(self.database, worker=self.member.name, lease_seconds=self.settings.lease_seconds)
         if held is None:
             return  # cancelled, or taken by whom another task called
         structlog.contextvars.bind_contextvars(job_id=str(held.id), attempt=held.attempt, request_id=held.request_id)
@@ -249,6 +264,21 @@ class Worker:
             job = await jobs.get(tx, held.id)
         if job.result is None or job.result["key"] != key:
             await self.storage.delete(key)
+
+
+def _member(settings: Settings, upscaler: Upscaler) -> fleet.Worker:
+    """What this process tells the fleet of itself."""
+    host, device = socket.gethostname(), upscaler.device
+    return fleet.Worker(
+        id=uuid4(),
+        name=f"{host}:{os.getpid()}",
+        host=host,
+        device=str(device),
+        memory_bytes=memory.total_bytes(device) or machine.host_bytes(),
+        most_megapixels=settings.max_output_megapixels,
+        tags=(device.type,),
+        version=__version__,
+    )
 
 
 async def _insist(step: Callable[[], Awaitable[str]]) -> str:
