@@ -1,0 +1,91 @@
+"""One real service for all pages: API, a worker, a key; and a reader for each page."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from PIL import Image
+from psycopg import sql
+
+from hiresfix.server import accounts
+from hiresfix.server.db import Database
+from tests.conftest import Site, database_named, png, reachable_folder
+from tests.docs.examples import Reader, environment_of, wait_for
+from tests.journey.conftest import Service
+from tests.server.conftest import free_port
+
+CREDITS = 10_000
+
+
+@pytest.fixture(scope="session")
+def running(postgres: str, template_database: str) -> Iterator[Service]:
+    """`hiresfix serve` on a database of its own."""
+    name, home = f"{template_database}_docs", reachable_folder()
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        of, template = sql.Identifier(name), sql.Identifier(template_database)
+        admin.execute(sql.SQL("create database {} template {}").format(of, template))
+        url = database_named(postgres, name)
+        service = Service(home=home, database_url=url, key=asyncio.run(_first_key(url)))
+        service.environment = {"HIRESFIX_SIGNUP": "invite", "HIRESFIX_DRAIN_SECONDS": "0"}
+        try:
+            process = service.run("serve", "--port", str(service.port))
+            wait_for(service.url)
+            assert process.poll() is None, service.log_of(process)
+            yield service
+        finally:
+            service.stop_all()
+            admin.execute(sql.SQL("drop database {} with (force)").format(of))
+            shutil.rmtree(home, ignore_errors=True)
+
+
+async def _first_key(url: str) -> str:
+    async with Database(url, max_size=1) as database, database.transaction() as tx:
+        key = await accounts.bootstrap(tx, free_credits=CREDITS, key_name="docs")
+    assert key is not None
+    return key
+
+
+@pytest.fixture
+def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
+    """In a folder with the pictures that the pages speak of: photo.jpg, and holiday/ with two more."""
+    (tmp_path / "holiday").mkdir()
+    for number, path in enumerate(("photo.jpg", "holiday/beach.jpg", "holiday/hills.png")):
+        picture = Image.open(io.BytesIO(png(24, 20, seed=number)))
+        picture.save(tmp_path / path, quality=98)
+    found = Reader(
+        folder=tmp_path,
+        environment=environment_of(
+            {
+                "HIRESFIX_HOME": str(running.home),
+                "HIRESFIX_DATABASE_URL": running.database_url,
+                "OMP_NUM_THREADS": "1",
+                "KEY": running.key,
+                "HIRESFIX_URL": running.url,
+                "HIRESFIX_API_KEY": running.key,
+            }
+        ),
+        stand_ins={
+            "http://127.0.0.1:8000": running.url,
+            "https://example.com/input.jpg": site.add("/input.jpg", (tmp_path / "photo.jpg").read_bytes()),
+            "https://you.example/": f"http://127.0.0.1:{(port := free_port())}/",
+            "afk_your_api_key_here": running.key,
+            "9000": str(port),
+        },
+        node=shutil.which("node"),
+    )
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Reader]:
+    """A reader without a server."""
+    found = Reader(folder=tmp_path, environment=environment_of({}), stand_ins={}, node=shutil.which("node"))
+    yield found
+    found.close()
