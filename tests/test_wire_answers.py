@@ -69,7 +69,7 @@ RESULT = {"images": [f"{PUBLIC}/files/images/{JOB}-1.jpg"]}
 
 
 def test_a_completed_job_shows_everything() -> None:
-    assert wire.job(DONE, public_url=PUBLIC + "/") == {
+    assert wire.job(DONE, public_url=PUBLIC + "/", kept_for=timedelta(days=1)) == {
         "id": str(JOB),
         "status": "COMPLETED",
         "model": "clarity-upscale",
@@ -82,6 +82,7 @@ def test_a_completed_job_shows_everything() -> None:
         "startedAt": "2026-03-15T10:00:01.000Z",
         "completedAt": "2026-03-15T10:00:32.005Z",
         "expired": False,
+        "expiresAt": "2026-03-16T10:00:32.005Z",
         "queuePosition": None,
         "etaSeconds": None,
         "seed": 7,

@@ -103,7 +103,7 @@ def test_a_forged_cursor_of_a_time_that_does_not_exist_is_refused() -> None:
     from hiresfix.wire import queries
 
     packed = queries._PLACE.pack(2**62, JOB.bytes)
-    forged = base64.urlsafe_b64encode(packed + queries._check(packed)).decode()
+    forged = base64.urlsafe_b64encode(packed + queries._check(packed, "")).decode()
     with pytest.raises(InvalidRequest):
         wire.parse_job_query({"cursor": forged})
 

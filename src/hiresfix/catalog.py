@@ -45,6 +45,16 @@ class Param:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Parameters that suit a kind of picture, where to begin; `values` are canonical, what they lack stays default."""
+
+    id: str
+    label: str
+    help: str
+    values: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model on `POST /v2/images/upscale`. The operator's settings may give it another price."""
 
@@ -58,6 +68,8 @@ class Model:
     preset: Recipe
     presets: Mapping[str, Recipe] = field(default_factory=dict)
     """Other recipes that the operator may choose instead of `preset`, by name."""
+    subjects: tuple[Subject, ...] = ()
+    """For callers to begin with; clients know them as `presets`."""
     aliases: tuple[str, ...] = ()
     params_key_aliases: tuple[str, ...] = ()
 
@@ -155,6 +167,97 @@ _CLASSIC = replace(
     colour_lock=0.0,
 )
 
+
+def _quality(subject: str) -> str:
+    return f"{subject}, {_OFFLINE.prompt}"
+
+
+# From cautious to bold. What people recognise (faces, goods) is held close to the input, what is only texture is not.
+_SUBJECTS = (
+    Subject(
+        id="general",
+        label="General",
+        help="The defaults: natural detail, close to the picture.",
+    ),
+    Subject(
+        id="portrait",
+        label="Portrait",
+        help="Skin, eyes and hair get finer; the face stays the same person's.",
+        values={
+            "creativity": 0.25,
+            "resemblance": 1.2,
+            "dynamic": 5.0,
+            "prompt": _quality("portrait photo, natural skin texture, detailed eyes and hair"),
+        },
+    ),
+    Subject(
+        id="landscape",
+        label="Landscape",
+        help="Foliage, rock and water get rich detail; skies stay calm.",
+        values={
+            "creativity": 0.5,
+            "resemblance": 0.5,
+            "dynamic": 8.0,
+            "prompt": _quality("landscape photo, detailed foliage, rock and water"),
+        },
+    ),
+    Subject(
+        id="illustration",
+        label="Illustration",
+        help="Clean lines and flat areas, brush strokes where there are some.",
+        values={
+            "creativity": 0.3,
+            "resemblance": 1.0,
+            "dynamic": 7.0,
+            "prompt": _quality("illustration, clean lines, fine brush strokes"),
+        },
+    ),
+    Subject(
+        id="product",
+        label="Product",
+        help="Shape, colour and lettering as they are; surfaces a little finer.",
+        values={
+            "creativity": 0.15,
+            "resemblance": 2.0,
+            "prompt": _quality("product photo, clean edges, fine material"),
+        },
+    ),
+    Subject(
+        id="game",
+        label="3D & games",
+        help="Renderings and screenshots: crisp materials, bold detail.",
+        values={
+            "creativity": 0.55,
+            "resemblance": 0.5,
+            "dynamic": 9.0,
+            "prompt": _quality("detailed 3d rendering, realistic materials"),
+        },
+    ),
+    Subject(
+        id="old-photo",
+        label="Old photo",
+        help="Soft and grainy pictures: detail comes back gently, without harsh edges.",
+        values={
+            "creativity": 0.4,
+            "resemblance": 0.5,
+            "dynamic": 4.0,
+            "num_inference_steps": 30,
+            "prompt": _quality("restored photo, natural detail"),
+        },
+    ),
+    Subject(
+        id="texture",
+        label="Texture",
+        help="Stone, cloth, wood and the like: as much detail as will go in.",
+        values={
+            "creativity": 0.8,
+            "resemblance": 0.4,
+            "dynamic": 10.0,
+            "prompt": _quality("seamless material texture, intricate surface detail"),
+        },
+    ),
+)
+
 CLARITY = Model(
     id="clarity-upscale",
     aliases=("clarity-upscaler",),
@@ -164,6 +267,7 @@ CLARITY = Model(
     params_key="clarityUpscaleParams",
     params_key_aliases=("clarity_upscale_params", "clarityUpscalerParams"),
     price=flat(3),
+    subjects=_SUBJECTS,
     preset=_OFFLINE,
     presets={"offline": _OFFLINE, "clarity": _CLARITY, "clarity-classic": _CLASSIC},
     params=(
@@ -231,6 +335,21 @@ FAITHFUL = Model(
     params_key="faithfulUpscaleParams",
     params_key_aliases=("faithful_upscale_params",),
     price=flat(1),
+    subjects=(
+        Subject(id="faithful", label="Faithful", help="Only sharper and larger: nothing is invented."),
+        Subject(
+            id="text",
+            label="Text",
+            help="Documents, signs and screenshots: letters stay the letters they are.",
+            values={"sharpen": 1.0},
+        ),
+        Subject(
+            id="line-art",
+            label="Line art",
+            help="Comics and drawings, enlarged by a network that knows lines.",
+            values={"content": "anime"},
+        ),
+    ),
     # 3.0: the result, scaled down again, is pulled all the way back to the input.
     preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0, least_drift_db=_ANOTHER_PICTURE),
     params=(

@@ -34,6 +34,7 @@ from hiresfix.server.config import Settings
 from tests.conftest import png
 from tests.server.conftest import Api
 from tests.server.test_downloads import finished
+from tests.server.test_signin import offered
 
 __all__ = ["finished"]
 
@@ -70,6 +71,8 @@ def is_enveloped(context: CheckContext, response: Response, case: Case[Any]) -> 
 
 CANCELLING = ("POST /v2/jobs/{job_id}/cancel", "DELETE /v2/jobs/{job_id}")
 """What needs a job that still waits."""
+SIGN_IN = "/v2/signin"
+"""What needs a link that nobody followed."""
 
 CHECKS = (
     schemathesis.checks.not_a_server_error,
@@ -115,12 +118,23 @@ def api(open_api: Api) -> Api:
 
 @pytest.fixture
 def known(api: Api, finished: str) -> Mapping[str, str]:
-    """Names of things that are there, by path: a job with its result, an upload."""
+    """Names of things that are there, by path: a job with its result, an upload, a key, a delivery."""
     with api.client() as client:
         upload = client.post("/v2/uploads", files={"file": ("upload", PNG)}).json()
+        key = client.post("/v2/keys", json={"name": "another"}).json()["id"]
     result = finished.rpartition("/")[2]
-    names = {"/v2/jobs/{job_id}": result.removesuffix("-1.png"), "/files/images/{name}": result}
-    return {**names, "/files/uploads/{name}": upload["url"].rpartition("/")[2]}
+    job = result.removesuffix("-1.png")
+    api.do(
+        "insert into webhook_deliveries (job_id, team_id, event, url, receiver, body, state)"
+        " select id, team_id, 'completed', 'http://nobody.invalid/', 'nobody.invalid', '', 'FAILED' from jobs"
+    )
+    return {
+        "/v2/jobs/{job_id}": job,
+        "/v2/keys/{key_id}": key,
+        "/v2/webhooks/deliveries/{delivery_id}": str(api.value("select id from webhook_deliveries")),
+        "/files/images/{name}": result,
+        "/files/uploads/{name}": upload["url"].rpartition("/")[2],
+    }
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
@@ -150,6 +164,8 @@ def test_every_answer_is_one_the_document_describes(api: Api, known: Mapping[str
         body: Any = case.body
         if name and isinstance(body, dict) and "file" in body:
             body["file"] = PNG
+        if name and operation.path == SIGN_IN and isinstance(body, dict) and "token" in body:
+            body["token"] = offered(api)
         response = case.call_and_validate(api.url, session, {"X-API-Key": api.key}, list(CHECKS), timeout=60)
         seen.add(response.status_code)
 

@@ -45,6 +45,9 @@ def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) ->
         log = service.log_of(serve)
         assert "settings.private_addresses_allowed" in log
         (shown,) = re.findall(r"afk_[0-9a-f]{40}", log)
+        (token,) = re.findall(rf"{service.url}/studio#signin=([0-9a-f]{{40}})\n", log)
+        signed_in = httpx.post(f"{service.url}/v2/signin", json={"token": token})
+        assert httpx.get(f"{service.url}/v2/me", headers={"X-API-Key": signed_in.json()["apiKey"]}).status_code == 200
         me = {"X-API-Key": shown}
         assert httpx.get(f"{service.url}/v2/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}", headers=me).status_code == 404
 

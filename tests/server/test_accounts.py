@@ -27,7 +27,7 @@ async def add_user(town: Town, email: str, role: Role = Role.MEMBER) -> User:
 
 
 async def key_of(town: Town, user: User, name: str = "k") -> str:
-    return await commit(town.database, lambda tx: keyring.issue(tx, user, name, actor=BOSS))
+    return await commit(town.database, lambda tx: keyring.issue(tx, user.id, name, actor=BOSS))
 
 
 async def admitted(database: Database, key: str) -> Caller | type[HiresfixError]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def create_key(
         if first and user is None:
             return first
         owner = await members.find_user(tx, user or str(await accounts.first_owner(tx)))
-        return await keyring.issue(tx, owner, name, actor=operator())
+        return await keyring.issue(tx, owner.id, name, actor=operator())
 
     typer.echo(in_transaction(create))
 
@@ -59,7 +60,11 @@ def list_keys() -> None:
 
 
 def _state(key: Key) -> str:
-    return "revoked" if key.revoked_at else "active" if key.active else "suspended"
+    if key.revoked_at:
+        return "revoked"
+    if key.expires_at and key.expires_at <= datetime.now(UTC):
+        return "expired"
+    return "active" if key.active else "suspended"
 
 
 @keys.command("rename")
@@ -123,6 +128,20 @@ def set_budget(
     found = _with_key(key, lambda tx, found: keyring.set_budget(tx, found, monthly, actor=operator()))
     may = "as much as its team has" if monthly is None else f"{monthly} credits a month"
     typer.echo(f"{found.name} ({found.id}) may spend {may}.")
+
+
+def sign_in(
+    user: Annotated[str | None, typer.Option(help="Whose: an id or e-mail address; default: the first owner.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, max=24 * 60, help="How long the link works.")] = 15.0,
+) -> None:
+    """Print a link that signs a browser in to the studio, once. Whoever opens it gets a key that lasts 30 days."""
+    from hiresfix.server import accounts, config, members, signin
+
+    async def offer(tx: Tx) -> str:
+        who = await members.find_user(tx, user or str(await accounts.first_owner(tx)))
+        return await signin.offer(tx, who.id, valid_for=timedelta(minutes=minutes), actor=operator())
+
+    typer.echo(signin.link(config.load().public_url, in_transaction(offer)))
 
 
 def _with_key(wanted: str, change: Callable[[Tx, Key], Awaitable[None]]) -> Key:

@@ -37,6 +37,9 @@ def serve(
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
         if key:  # on standard output, apart from the logs, which tend to be kept
             typer.echo(f"API key of the new team (shown only now): {key}")
+        if settings.signin_minutes:
+            link = _first_link(url, settings.public_url, settings.signin_minutes)
+            typer.echo(f"Open the studio (once, within {settings.signin_minutes:g} minutes): {link}")
         children = serving.children(host=host, port=port, workers=0 if no_worker else workers)
         serving.Supervisor(settings=settings, database_url=url, children=children).run()
 
@@ -52,6 +55,22 @@ def _first_key(url: str, free_credits: int) -> str | None:
             return await accounts.bootstrap(tx, free_credits=free_credits, key_name="Default")
 
     return asyncio.run(bootstrap())
+
+
+def _first_link(url: str, public_url: str, minutes: float) -> str:
+    """A sign-in link for the first owner, whoever looks at this terminal."""
+    import asyncio
+    from datetime import timedelta
+
+    from hiresfix.server import accounts, signin
+    from hiresfix.server.db import Database
+
+    async def offer() -> str:
+        async with Database(url, max_size=1) as database, database.transaction() as tx:
+            owner = await accounts.first_owner(tx)
+            return await signin.offer(tx, owner, valid_for=timedelta(minutes=minutes), actor="os:serve")
+
+    return signin.link(public_url, asyncio.run(offer()))
 
 
 def worker() -> None:

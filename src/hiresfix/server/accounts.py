@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from hiresfix import signing
@@ -31,6 +31,11 @@ class Caller:
     team: UUID
     key: UUID
     role: str
+
+    @property
+    def leads(self) -> bool:
+        """Owners and admins see and arrange what is their team's; members only what is their own."""
+        return self.role in ("OWNER", "ADMIN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,12 @@ class Key:
     """Credits it may spend in a calendar month; None: as many as the team has."""
     created_at: datetime
     last_used_at: datetime | None
+    expires_at: datetime | None
+    """When it ends by itself; None: never."""
     revoked_at: datetime | None
+    user: UUID
+    role: str
+    """Its user's, not one of its own."""
 
 
 def digest(key: str) -> bytes:
@@ -77,8 +87,8 @@ def digest(key: str) -> bytes:
 async def authenticate(tx: Tx, key: str | None) -> Caller:
     """The caller behind an API key; notes that the key was used (once a minute is exact enough).
 
-    Raises Unauthenticated for a missing, unknown or revoked key and Forbidden for a deactivated one, which it also
-    is while its user or team is suspended.
+    Raises Unauthenticated for a missing, unknown, revoked or expired key and Forbidden for a deactivated one, which it
+    also is while its user or team is suspended.
     """
     if not key:
         raise Unauthenticated("API key is required")
@@ -91,7 +101,8 @@ async def authenticate(tx: Tx, key: str | None) -> Caller:
             " k.active and u.suspended_at is null and t.suspended_at is null,"
             " k.last_used_at is null or k.last_used_at < now() - interval '1 minute'"
             " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
-            " where k.digest = %(digest)s and k.revoked_at is null",
+            " where k.digest = %(digest)s and k.revoked_at is null"
+            " and (k.expires_at is null or k.expires_at > now())",
             {"digest": digest(key)},
         )
     ).fetchone()
@@ -120,13 +131,15 @@ async def profile(tx: Tx, caller: Caller) -> Profile:
     return found
 
 
-async def create_key(tx: Tx, name: str, *, user: UUID) -> str:
-    """A new key for the user. The returned text is the only copy there will ever be."""
+async def create_key(tx: Tx, name: str, *, user: UUID, valid_for: timedelta | None = None) -> str:
+    """A new key for the user, ending by itself if so wanted. The returned text is the only copy there will ever be."""
     key = f"afk_{secrets.token_hex(20)}"
     await db.execute(
         tx,
-        "insert into api_keys (user_id, name, prefix, digest) values (%(user)s, %(name)s, %(prefix)s, %(digest)s)",
+        "insert into api_keys (user_id, name, prefix, digest, expires_at)"
+        " values (%(user)s, %(name)s, %(prefix)s, %(digest)s, now() + %(valid)s::interval)",
         user=user,
+        valid=valid_for,
         name=name,
         prefix=key[:PREFIX_LENGTH],
         digest=digest(key),
@@ -155,7 +168,9 @@ async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
 
 async def first_owner(tx: Tx) -> UUID:
     """The user on whose behalf the command line acts when it names none."""
-    owner = await db.value(tx, "select id from users where role = 'OWNER' order by created_at limit 1")
+    owner = await db.value(
+        tx, "select id from users where role = 'OWNER' and removed_at is null order by created_at limit 1"
+    )
     if owner is None:
         raise NotFound("There is no account yet. Run `hiresfix serve` or `hiresfix migrate` once.")
     assert isinstance(owner, UUID)
@@ -168,15 +183,18 @@ async def first_team(tx: Tx) -> UUID:
     return team
 
 
-async def keys(tx: Tx) -> Sequence[Key]:
-    """All keys, oldest first."""
+async def keys(tx: Tx, *, team: UUID | None = None, user: UUID | None = None) -> Sequence[Key]:
+    """All keys, or those of one team or user, oldest first."""
     return await db.every(
         tx,
         Key,
         "select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,"
-        " k.monthly_budget,"
-        " k.created_at, k.last_used_at, k.revoked_at"
-        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id order by k.created_at",
+        " k.monthly_budget, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, u.id as user, u.role"
+        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
+        " where (%(team)s::uuid is null or t.id = %(team)s) and (%(user)s::uuid is null or u.id = %(user)s)"
+        " order by k.created_at",
+        team=team,
+        user=user,
     )
 
 

@@ -30,7 +30,7 @@ class Line:
 
 
 async def note(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str | int | None) -> None:
-    """Write one line. `actor` is `os:<user>` or `api:<part>`, `action` is `<kind>.<verb>`."""
+    """Write one line. `actor` is `os:<user>`, `api:<part>` or `user:<id>`, `action` is `<kind>.<verb>`."""
     await db.execute(
         tx,
         "insert into audit_log (actor, action, subject, details)"

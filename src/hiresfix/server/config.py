@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     signup: Literal["open", "invite", "closed"] = "closed"
     """Who may make a team of their own by `POST /v2/signup`: anybody, who has an invitation, nobody."""
     free_credits: int = Field(default=100, ge=0)
+    signin_minutes: float = Field(default=15.0, ge=0)
+    """How long the sign-in link works that `hiresfix serve` prints at its start; 0: it prints none."""
     max_queued_jobs: int = Field(default=100, gt=0)
     """Jobs a team may have waiting."""
     max_queued_jobs_total: int = Field(default=10_000, gt=0)
@@ -181,6 +184,11 @@ class Settings(BaseSettings):
     def storage_location(self) -> str:
         """`storage_url`, or the default folder as a file:// URL."""
         return self.storage_url or (self.home / "files").absolute().as_uri()
+
+    @property
+    def retention(self) -> timedelta:
+        """How long results are kept: `retention_days`."""
+        return timedelta(days=self.retention_days)
 
     def price(self, model: Model) -> Price:
         """What the operator takes for a model: `prices`, or what the catalog says."""

@@ -135,3 +135,19 @@ async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
         team=team,
         limit=limit,
     )
+
+
+async def page(tx: Tx, team: UUID, *, user: UUID | None, before: int | None, limit: int) -> list[Entry]:
+    """The newest entries before one (None: all), of one user's jobs if wanted."""
+    return await db.every(
+        tx,
+        Entry,
+        "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at from ledger"
+        " where team_id = %(team)s and (%(before)s::bigint is null or id < %(before)s)"
+        " and (%(user)s::uuid is null or job_id in (select id from jobs where user_id = %(user)s))"
+        " order by id desc limit %(limit)s",
+        team=team,
+        user=user,
+        before=before,
+        limit=limit,
+    )

@@ -290,7 +290,7 @@ async def get(tx: Tx, job: UUID, *, caller: Caller | None = None) -> Job:
 
 
 def _may_see(caller: Caller, job: Job) -> bool:
-    return caller.user == job.user_id or (caller.role in ("OWNER", "ADMIN") and caller.team == job.team_id)
+    return caller.user == job.user_id or (caller.leads and caller.team == job.team_id)
 
 
 async def find(tx: Tx, rest: LiteralString, **values: object) -> list[Job]:

@@ -28,7 +28,7 @@ class Page:
 
 async def page(tx: Tx, caller: Caller, query: JobQuery) -> Page:
     """Raises Forbidden for the team's jobs unless the caller is one of its owners or admins."""
-    if query.team and caller.role not in ("OWNER", "ADMIN"):
+    if query.team and not caller.leads:
         raise Forbidden("Only owners and admins may list the team's jobs. Leave out scope, or use scope=user.")
     whose, values = _conditions(caller, query)
     rest: LiteralString = " where " + " and ".join(whose) + " order by created_at desc, id desc limit %(limit)s"

@@ -322,6 +322,11 @@ async def newest(tx: Tx, *, state: str | None = None, job: UUID | None = None, l
     )
 
 
+async def find(tx: Tx, rest: LiteralString, **values: object) -> list[Told]:
+    """The deliveries, `d`, that the conditions in `rest` choose, in its order."""
+    return await db.every(tx, Told, _TOLD + rest, **values)
+
+
 async def get(tx: Tx, delivery: UUID) -> tuple[Told, list[Attempt]]:
     """The delivery and its attempts, first to last; raises NotFound."""
     told = await db.one(tx, Told, _TOLD + " where d.id = %(id)s", id=delivery)

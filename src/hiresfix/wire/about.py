@@ -29,6 +29,10 @@ def model_entry(model: Model, *, price: Price, max_megapixels: float, seconds: f
         "endpoint": "POST /v2/images/upscale",
         "paramsKey": model.params_key,
         "params": json_schema(model),
+        "presets": [
+            {"id": subject.id, "label": subject.label, "description": subject.help, "params": dict(subject.values)}
+            for subject in model.subjects
+        ],
     }
     return entry if seconds is None else {**entry, "avgSeconds": round(seconds, 1)}
 

@@ -84,15 +84,15 @@ def parse_job_query(sent: Mapping[str, str]) -> JobQuery:
     given = {name: value for name, value in sent.items() if value}
 
     def choice(name: str, choices: tuple[str, ...]) -> str | None:
-        return problems.catch(name, _choice, given[name], choices) if name in given else None
+        return problems.catch(name, choice_of, given[name], choices) if name in given else None
 
     query = JobQuery(
         status=choice("status", STATES),
         model=problems.catch("model", _model, given["model"]) if "model" in given else None,
-        limit=(problems.catch("limit", _limit, given["limit"]) if "limit" in given else None) or DEFAULT_LIMIT,
-        after=problems.catch("cursor", _place, given["cursor"]) if "cursor" in given else None,
+        limit=(problems.catch("limit", page_size, given["limit"]) if "limit" in given else None) or DEFAULT_LIMIT,
+        after=problems.catch("cursor", place_of, given["cursor"]) if "cursor" in given else None,
         team=choice("scope", SCOPES) == "team",
-        search=problems.catch("search", _uuid, given["search"]) if "search" in given else None,
+        search=problems.catch("search", job_id, given["search"]) if "search" in given else None,
         include_models=choice("include_models", ("true", "false")) == "true",
     )
     problems.raise_if_any()
@@ -117,7 +117,7 @@ def parse_modality(sent: Mapping[str, str]) -> str | None:
     """The modality asked for, if one was. Raises InvalidRequest."""
     problems = Problems()
     given = sent.get("modality")
-    modality = problems.catch("modality", _choice, given, MODALITIES) if given else None
+    modality = problems.catch("modality", choice_of, given, MODALITIES) if given else None
     problems.raise_if_any()
     return modality
 
@@ -131,7 +131,8 @@ def uuid(text: str) -> UUID | None:
     return parsed if str(parsed) == text.lower() else None  # UUID() also reads braces, urn: and missing dashes
 
 
-def _choice(value: str, choices: tuple[str, ...]) -> str:
+def choice_of(value: str, choices: tuple[str, ...]) -> str:
+    """One of `choices`, as it is written there; raises Wrong."""
     if value not in choices:
         raise Wrong(f"Expected one of {', '.join(choices)}")
     return value
@@ -143,13 +144,15 @@ def _model(value: str) -> str:
     return value
 
 
-def _limit(value: str) -> int:
+def page_size(value: str) -> int:
+    """How many a page is to have; raises Wrong."""
     if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not 1 <= int(value) <= MAX_LIMIT:
         raise Wrong(f"Must be an integer between 1 and {MAX_LIMIT}")
     return int(value)
 
 
-def _uuid(value: str) -> UUID:
+def job_id(value: str) -> UUID:
+    """Raises Wrong."""
     parsed = uuid(value)
     if parsed is None:
         raise Wrong("Expected a job id (a UUID)")
@@ -164,23 +167,25 @@ _CHECK_BYTES = 6  # 30 bytes in all: base64 of them has neither padding nor spar
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{40}")
 
 
-def cursor(place: Place) -> str:
-    """The opaque text by which a client asks for what comes after `place`."""
+def cursor(place: Place, *, of: str = "") -> str:
+    """The opaque text by which a client asks for what comes after `place`; `of` tells lists apart."""
     packed = _PLACE.pack((place.created_at - _EPOCH) // timedelta(microseconds=1), place.id.bytes)
-    return base64.urlsafe_b64encode(packed + _check(packed)).decode()
+    return base64.urlsafe_b64encode(packed + _check(packed, of)).decode()
 
 
-def _check(packed: bytes) -> bytes:
-    return hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"hiresfix.cursor").digest()
+def _check(packed: bytes, of: str) -> bytes:
+    check = hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"hiresfix.cursor", salt=of.encode())
+    return check.digest()
 
 
-def _place(text: str) -> Place:
+def place_of(text: str, *, of: str = "") -> Place:
+    """What `cursor` made of a place in this list; raises Wrong."""
     wrong = Wrong("Not a cursor of this list. Use nextCursor of the page before, or start without one.")
     if not _CURSOR.fullmatch(text):
         raise wrong
     raw = base64.urlsafe_b64decode(text)
     packed, check = raw[: _PLACE.size], raw[_PLACE.size :]
-    if check != _check(packed):
+    if check != _check(packed, of):
         raise wrong
     microseconds, identity = _PLACE.unpack(packed)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -82,9 +82,9 @@ def accepted(job_id: UUID, state: str = "QUEUED") -> dict[str, Any]:
     return {"jobId": str(job_id), "status": "FAILED" if state == "CANCELLED" else state}
 
 
-def finished(view: JobView, *, public_url: str) -> dict[str, Any]:
+def finished(view: JobView, *, public_url: str, kept_for: timedelta | None = None) -> dict[str, Any]:
     """The body of a 200 to a submission that waited: the Job object and, as in a 202, its id as `jobId`."""
-    return {"jobId": str(view.id), **job(view, public_url=public_url)}
+    return {"jobId": str(view.id), **job(view, public_url=public_url, kept_for=kept_for)}
 
 
 class ForecastView(Protocol):
@@ -97,9 +97,16 @@ class ForecastView(Protocol):
 
 
 def job(
-    view: JobView, *, public_url: str, with_input: bool = True, forecast: ForecastView | None = None
+    view: JobView,
+    *,
+    public_url: str,
+    with_input: bool = True,
+    forecast: ForecastView | None = None,
+    kept_for: timedelta | None = None,
 ) -> dict[str, Any]:
     """The Job object; lists leave `input` out. A forecast is shown for an unfinished job only.
+
+    kept_for: how long results are kept, from which follows when this one goes; None: not known.
 
     A job that waits again after losing its worker keeps its progress: it never moves backwards for a client.
     """
@@ -117,6 +124,7 @@ def job(
         "startedAt": _optional_timestamp(view.started_at),
         "completedAt": _optional_timestamp(view.completed_at),
         "expired": view.expired,
+        "expiresAt": _expires_at(view, kept_for),
         "queuePosition": expected and expected.position,
         "etaSeconds": expected and expected.seconds,
         "seed": view.seed,
@@ -207,6 +215,12 @@ def _error(view: JobView) -> str | None:
 
 def _credit_cost(view: JobView) -> int:
     return 0 if view.state in _UNPAID else view.cost
+
+
+def _expires_at(view: JobView, kept_for: timedelta | None) -> str | None:
+    if view.state != "COMPLETED" or view.expired or view.completed_at is None or kept_for is None:
+        return None
+    return timestamp(view.completed_at + kept_for)
 
 
 def _optional_timestamp(moment: datetime | None) -> str | None:

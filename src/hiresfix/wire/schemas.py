@@ -18,6 +18,7 @@ from hiresfix.catalog import Model
 from hiresfix.wire.params import json_schema
 from hiresfix.wire.parse import DEFAULT_EVENTS, EVENTS
 from hiresfix.wire.queries import MODALITIES, STATES
+from hiresfix.wire.records import DELIVERY_STATES, MAX_BUDGET, MAX_NAME, MAX_TOKEN
 
 Schema = dict[str, Any]
 
@@ -28,6 +29,7 @@ _MOMENT: Schema = {"type": "string", "format": "date-time"}
 _WHOLE: Schema = {"type": "integer", "minimum": 0}
 _POSITIVE: Schema = {"type": "integer", "minimum": 1}
 _SECONDS: Schema = {"type": "number", "minimum": 0}
+_SHOWN_ONCE: Schema = {"type": "string", "description": "Shown in this answer only."}
 
 
 def ref(name: str) -> Schema:
@@ -52,6 +54,19 @@ def components() -> dict[str, Schema]:
         "ModelCatalogEntry": _MODEL,
         "SignUp": _SIGN_UP,
         "Account": _ACCOUNT,
+        "SignIn": _closed({"token": {**_TEXT, "minLength": 1, "maxLength": MAX_TOKEN}}),
+        "SignedIn": _closed({"apiKey": _SHOWN_ONCE, "expiresAt": _MOMENT}),
+        "NewKey": _closed(
+            {"name": {**_TEXT, "minLength": 1, "maxLength": MAX_NAME}},
+            optional={"monthlyBudget": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_BUDGET}},
+        ),
+        "Key": _closed(_KEY),
+        "KeyWithSecret": _closed({**_KEY, "apiKey": _SHOWN_ONCE}),
+        "KeyList": _closed({"keys": _many(ref("Key"))}),
+        "Ledger": _paged("entries", ref("LedgerEntry")),
+        "LedgerEntry": _LEDGER_ENTRY,
+        "WebhookDelivery": _closed(_DELIVERY, optional={"attempts": _many(_ATTEMPT)}),
+        "WebhookDeliveryList": _paged("deliveries", ref("WebhookDelivery")),
         "Status": _closed({"status": {"const": "ok"}}),
         **_errors(),
     }
@@ -80,6 +95,10 @@ def _many(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
+def _paged(name: str, row: Schema) -> Schema:
+    return _closed({name: _many(row), "nextCursor": _nullable(_TEXT), "hasMore": {"type": "boolean"}})
+
+
 _JOB: Mapping[str, Schema] = {
     "id": _UUID,
     "status": _one_of(*STATES),
@@ -93,6 +112,7 @@ _JOB: Mapping[str, Schema] = {
     "startedAt": _nullable(_MOMENT),
     "completedAt": _nullable(_MOMENT),
     "expired": {"type": "boolean", "description": "The files of this job have been deleted."},
+    "expiresAt": {**_nullable(_MOMENT), "description": "When the files of a completed job will be deleted."},
     "queuePosition": {**_nullable(_POSITIVE), "description": "Place in the queue while it waits; an estimate."},
     "etaSeconds": {**_nullable(_POSITIVE), "description": "Seconds until it is done, as far as can be told."},
     "seed": _nullable(_WHOLE),
@@ -157,7 +177,56 @@ _ACCOUNT = _closed(
     {
         "user": _closed({"id": _UUID, "email": _TEXT, "role": {"const": "OWNER"}}),
         "team": _closed({"id": _UUID, "name": _TEXT, "credits": _WHOLE}),
-        "apiKey": {**_TEXT, "description": "Shown in this answer only."},
+        "apiKey": _SHOWN_ONCE,
+    }
+)
+
+_KEY: Mapping[str, Schema] = {
+    "id": _UUID,
+    "name": _TEXT,
+    "prefix": _TEXT,
+    "user": {**_TEXT, "description": "E-mail address of whose it is."},
+    "active": {"type": "boolean", "description": "False while the operator has suspended it."},
+    "monthlyBudget": _nullable(_WHOLE),
+    "createdAt": _MOMENT,
+    "lastUsedAt": _nullable(_MOMENT),
+    "expiresAt": {**_nullable(_MOMENT), "description": "When it ends by itself; null: never."},
+    "revokedAt": _nullable(_MOMENT),
+}
+
+_LEDGER_ENTRY = _closed(
+    {
+        "id": _POSITIVE,
+        "kind": _one_of("grant", "charge", "refund", "adjust"),
+        "amount": {"type": "integer", "description": "Credits the team gained; negative: lost."},
+        "jobId": _nullable(_UUID),
+        "reason": _TEXT,
+        "createdAt": _MOMENT,
+    }
+)
+
+_DELIVERY: Mapping[str, Schema] = {
+    "id": {**_UUID, "description": "The X-Webhook-Id of its requests."},
+    "jobId": _UUID,
+    "event": _one_of(*EVENTS),
+    "url": _TEXT,
+    "status": _one_of(*DELIVERY_STATES),
+    "attemptCount": _WHOLE,
+    "lastStatus": _nullable({"type": "integer"}),
+    "lastError": _nullable(_TEXT),
+    "createdAt": _MOMENT,
+    "nextAttemptAt": {**_nullable(_MOMENT), "description": "While it is pending."},
+    "finishedAt": _nullable(_MOMENT),
+}
+
+_ATTEMPT = _closed(
+    {
+        "number": _POSITIVE,
+        "startedAt": _MOMENT,
+        "milliseconds": {**_nullable(_WHOLE), "description": "Null while it is being made."},
+        "status": _nullable({"type": "integer"}),
+        "error": _nullable(_TEXT),
+        "answer": {**_nullable(_TEXT), "description": "The first KiB."},
     }
 )
 
@@ -174,6 +243,10 @@ _MODEL = _closed(
         "endpoint": _TEXT,
         "paramsKey": _TEXT,
         "params": {"type": "object", "description": "JSON Schema of the params object."},
+        "presets": {
+            **_many(_closed({"id": _TEXT, "label": _TEXT, "description": _TEXT, "params": {"type": "object"}})),
+            "description": "Parameters that suit a kind of picture: where to begin.",
+        },
     },
     optional={"avgSeconds": {**_SECONDS, "description": "Measured on recent jobs; absent without any."}},
 )

@@ -7,13 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.errors import InvalidJobId, RateLimited, Unauthenticated
+from hiresfix.errors import InvalidJobId, RateLimited, RequestTooLarge, Unauthenticated
 from hiresfix.server import gate
 from hiresfix.server.accounts import Caller
 from hiresfix.server.changes import Changes
@@ -27,6 +28,9 @@ from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.ratelimit import Limiter, Quota
 from hiresfix.server.storage import Storage
+
+NO_STORE: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-store"})
+SMALL_BODY_BYTES = 16 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,7 +106,13 @@ async def _count(request: Request, bucket: Bucket, who: str) -> Mapping[str, str
 async def shown(own: Service, job: Job, *, with_input: bool = True) -> dict[str, Any]:
     """The Job object, with what can be told of an unfinished job's future. Call it without a transaction open."""
     forecast = await own.outlook.of(job)
-    return wire.job(job, public_url=own.settings.public_url, with_input=with_input, forecast=forecast)
+    return wire.job(
+        job,
+        public_url=own.settings.public_url,
+        with_input=with_input,
+        forecast=forecast,
+        kept_for=own.settings.retention,
+    )
 
 
 def parse_job_id(text: str) -> UUID:
@@ -110,3 +120,13 @@ def parse_job_id(text: str) -> UUID:
     if parsed is None:
         raise InvalidJobId
     return parsed
+
+
+async def small_body(request: Request) -> bytes:
+    """A body of a few fields, bounded much closer than others; raises RequestTooLarge."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > SMALL_BODY_BYTES:
+            raise RequestTooLarge
+    return bytes(body)

@@ -23,7 +23,9 @@ from hiresfix.wire import schemas
 Named: TypeAlias = str | tuple[str, ...]
 """A schema by its name, or several of which one fits."""
 
-_PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {"job_id": {"type": "string", "format": "uuid"}}
+_PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
+    name: {"type": "string", "format": "uuid"} for name in ("job_id", "key_id", "delivery_id")
+}
 _ANYWHERE: Mapping[int, Named] = {500: "ErrorResponse", 503: "ErrorResponse"}
 _WITH_KEY: Mapping[int, Named] = {401: "ErrorResponse", 403: "ErrorResponse", 429: "ErrorResponse"}
 _RETRY = (429, 503)

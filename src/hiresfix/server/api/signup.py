@@ -7,17 +7,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
-from hiresfix.errors import RequestTooLarge
 from hiresfix.server import signup
-from hiresfix.server.api.context import count_address, service
+from hiresfix.server.api.context import count_address, service, small_body
 from hiresfix.server.api.description import answer, operation
 from hiresfix.server.gate import Bucket
 from hiresfix.wire import signup as wire
 
 log = structlog.get_logger(__name__)
 router = APIRouter()
-
-MAX_BODY_BYTES = 16 * 1024
 
 
 @router.post(
@@ -39,7 +36,7 @@ async def sign_up(request: Request) -> JSONResponse:
     """
     own = service(request)
     await count_address(request, Bucket.SIGN_UP)
-    asked = wire.parse(await _body(request), request.headers.get("content-type"))
+    asked = wire.parse(await small_body(request), request.headers.get("content-type"))
     account = await signup.sign_up(
         own.database,
         email=asked.email,
@@ -51,13 +48,3 @@ async def sign_up(request: Request) -> JSONResponse:
     )
     log.info("account.signed_up", user_id=str(account.user), team_id=str(account.team))
     return JSONResponse(wire.welcome(account, asked), status_code=201, headers={"Cache-Control": "no-store"})
-
-
-async def _body(request: Request) -> bytes:
-    """Bounded much closer than other bodies: this route takes no key."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestTooLarge
-    return bytes(body)

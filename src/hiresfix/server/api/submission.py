@@ -143,7 +143,8 @@ async def _answer(
         headers["Preference-Applied"] = f"wait={granted}"
         left = granted - (time.monotonic() - request.state.arrived)
         if finished := await following.finished(own.database, own.changes, job, seconds=left):
-            return JSONResponse(wire.finished(finished, public_url=own.settings.public_url), headers=headers)
+            body = wire.finished(finished, public_url=own.settings.public_url, kept_for=own.settings.retention)
+            return JSONResponse(body, headers=headers)
     return JSONResponse(wire.accepted(job, state=state), status_code=202, headers=headers)
 
 
