@@ -25,6 +25,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     ("module", "unwanted"),
     [
         ("hiresfix", ("torch", "fastapi", "numpy", "PIL", "pydantic", "typer", "httpx")),
+        ("hiresfix.client", ("torch", "fastapi", "numpy", "PIL", "pydantic", "typer")),
         ("hiresfix.cli", ("torch", "fastapi", "numpy", "PIL", "pydantic", "psycopg")),
         ("hiresfix.server.app", ("torch", "typer", "alembic", "sqlalchemy")),
         ("hiresfix.server.serve", ("torch", "fastapi")),

@@ -25,16 +25,21 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── QuotaExceeded           400   a caller's uploads take all the room they may
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
+    ├── ServerUnreachable       503   a client's: the server did not answer, or not completely
+    ├── UnexpectedAnswer        502   a client's: what answered does not speak the contract
+    ├── BadSignature            401   a webhook that is not from who it says
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
     ├── EngineFailed            500   no picture came out: not finite, black, or no memory left
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
+
+`hiresfix.client.failures` adds how a job can end that a client waited for: JobFailed, JobCancelled, JobTimedOut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HiresfixError(Exception):
@@ -43,6 +48,9 @@ class HiresfixError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+
+    request_id: str | None = None
+    """What the server calls the request that it refused, for its operator's logs; None where no server was asked."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -58,6 +66,10 @@ class InvalidRequest(HiresfixError):
     def __init__(self, details: Mapping[str, Sequence[str]]) -> None:
         super().__init__("Validation error")
         self.details = {path: list(messages) for path, messages in details.items()}
+
+    def __str__(self) -> str:
+        told = "; ".join(f"{path}: {' '.join(messages)}" for path, messages in self.details.items())
+        return f"{self.message}: {told}" if told else self.message
 
 
 class InvalidJobId(HiresfixError):
@@ -83,6 +95,9 @@ class InsufficientCredits(HiresfixError):
         super().__init__("Insufficient credits")
         self.required = required
         self.available = available
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.required} needed, {self.available} there. Add credits or ask for less."
 
 
 class Forbidden(HiresfixError):
@@ -129,6 +144,13 @@ class RequestTimedOut(HiresfixError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The request's body did not arrive within {seconds:g} s. Send a smaller one, or a URL.")
+
+    @classmethod
+    def told(cls, text: str) -> Self:
+        """As a client makes it from the server's own words."""
+        error = cls(0)
+        error.message, error.args = text, (text,)
+        return error
 
 
 class RequestTooLarge(HiresfixError):
@@ -209,6 +231,28 @@ class Unreachable(FetchError):
     """The other side did not answer, or not completely; it may the next time."""
 
     retryable = True
+
+
+class ServerUnreachable(HiresfixError):
+    """No answer came from the server, or not all of one, as often as it was asked."""
+
+    code = "server_unreachable"
+    status = 503
+    retryable = True
+
+
+class UnexpectedAnswer(HiresfixError):
+    """What answered is no server of this contract, or a newer one than this release understands."""
+
+    code = "unexpected_answer"
+    status = 502
+
+
+class BadSignature(HiresfixError):
+    """A webhook whose signature is missing, wrong or too old. Answer it 400 and believe nothing it says."""
+
+    code = "bad_signature"
+    status = 401
 
 
 class WeightsError(HiresfixError):

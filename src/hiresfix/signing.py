@@ -6,6 +6,7 @@ has. This module knows neither bodies nor how they travel.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from typing import Literal, TypeAlias
@@ -41,3 +42,26 @@ def verify(body: bytes, signature: str | None, key_digest: bytes, mode: KeyMode 
     if signature is None:
         return False
     return hmac.compare_digest(sign(body, key_digest, mode).encode(), signature.encode(errors="replace"))
+
+
+TEAM_PREFIX = "whsec_"
+TOLERANCE = 300.0
+"""Seconds that a Standard Webhooks signature may be away from now."""
+
+
+def verify_standard(
+    body: bytes, secret: str, *, delivery: str | None, timestamp: str | None, signatures: str | None, now: float
+) -> bool:
+    """Whether one of the `webhook-signature`s belongs to this delivery, time and body, and is of these minutes.
+
+    secret: `whsec_` and base64. now: unix seconds. Source: the specification at standardwebhooks.com. Raises ValueError
+    for a secret that is none.
+    """
+    if delivery is None or timestamp is None or signatures is None:
+        return False
+    if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp)) > TOLERANCE:
+        return False
+    key = base64.b64decode(secret.removeprefix(TEAM_PREFIX), validate=True)
+    told = hmac.new(key, f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    expected = b"v1," + base64.b64encode(told)
+    return any(hmac.compare_digest(expected, one.encode(errors="replace")) for one in signatures.split())

@@ -1,0 +1,52 @@
+"""A file that appears under its name whole or not at all, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+
+class PartFile:
+    """A file beside `target` that takes its place on `finish`; left without that, it is gone and `target` untouched.
+
+    Folders on the way are made. Not for several threads at once.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._part = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+    def open(self) -> None:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open("xb")
+
+    def write(self, piece: bytes) -> None:
+        assert self._file is not None
+        self._file.write(piece)
+
+    def finish(self) -> None:
+        """On the disk for good, and then under its name."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self.target)
+
+    def abandon(self) -> None:
+        """Nothing, after `finish`."""
+        if self._file is not None:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
