@@ -25,15 +25,12 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── QuotaExceeded           400   a caller's uploads take all the room they may
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
-    ├── ServerUnreachable       503   a client's: the server did not answer, or not completely
-    ├── UnexpectedAnswer        502   a client's: what answered does not speak the contract
-    ├── BadSignature            401   a webhook that is not from who it says
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
     ├── EngineFailed            500   no picture came out: not finite, black, or no memory left
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
 
-`hiresfix.client.failures` adds how a job can end that a client waited for: JobFailed, JobCancelled, JobTimedOut.
+`hiresfix.client.errors` adds what only clients meet: a server that does not answer, a job that was waited for in vain.
 """
 
 from __future__ import annotations
@@ -231,28 +228,6 @@ class Unreachable(FetchError):
     """The other side did not answer, or not completely; it may the next time."""
 
     retryable = True
-
-
-class ServerUnreachable(HiresfixError):
-    """No answer came from the server, or not all of one, as often as it was asked."""
-
-    code = "server_unreachable"
-    status = 503
-    retryable = True
-
-
-class UnexpectedAnswer(HiresfixError):
-    """What answered is no server of this contract, or a newer one than this release understands."""
-
-    code = "unexpected_answer"
-    status = 502
-
-
-class BadSignature(HiresfixError):
-    """A webhook whose signature is missing, wrong or too old. Answer it 400 and believe nothing it says."""
-
-    code = "bad_signature"
-    status = 401
 
 
 class WeightsError(HiresfixError):

@@ -17,7 +17,16 @@ import pytest
 from PIL import Image
 
 from hiresfix import errors
-from hiresfix.client import Client, Job, JobCancelled, JobFailed, JobTimedOut, Terms
+from hiresfix.client import (
+    Client,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobTimedOut,
+    ServerUnreachable,
+    Terms,
+    UnexpectedAnswer,
+)
 from tests.client.conftest import HASTY, Answer, Asked, Connect, Line, Stranger, Town, told
 from tests.conftest import Site, png
 from tests.server.conftest import Api, wait_until
@@ -440,7 +449,7 @@ def test_a_line_that_breaks_while_waiting_goes_unnoticed(
 
 def test_a_server_that_is_not_there_is_told_after_the_last_attempt(connect: Connect, picture: Path) -> None:
     client = connect(url="http://127.0.0.1:9", api_key="afk_x", terms=Terms(retries=1, jitter=lambda most: 0))
-    with pytest.raises(errors.ServerUnreachable, match="HIRESFIX_URL"):
+    with pytest.raises(ServerUnreachable, match="HIRESFIX_URL"):
         client.images.upscale(picture)
 
 
@@ -468,7 +477,7 @@ def test_a_result_that_is_cut_is_fetched_again_and_half_of_one_is_never_seen(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
     served.clear()
     stubborn = connect(url=stranger.url, api_key="afk_x", terms=Terms(retries=0))
-    with pytest.raises(errors.ServerUnreachable, match="could not be fetched"):
+    with pytest.raises(ServerUnreachable, match="could not be fetched"):
         stubborn.jobs.get("j").save(target)
     assert target.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
@@ -516,13 +525,13 @@ def test_a_server_with_nothing_but_the_contract_is_enough(
         (402, b'{"error": "Insufficient credits", "creditsRequired": "3"}', errors.InsufficientCredits),
         (404, b"<html>", errors.NotFound),
         (409, b"{}", errors.Conflict),
-        (418, b'{"error": "teapot"}', errors.UnexpectedAnswer),
+        (418, b'{"error": "teapot"}', UnexpectedAnswer),
         (500, b"", errors.HiresfixError),
         (501, b'{"error": {"not": "a string"}}', errors.NotOffered),
-        (200, b"<html>hello</html>", errors.UnexpectedAnswer),
-        (200, b"[]", errors.UnexpectedAnswer),
-        (200, b'{"models": 7}', errors.UnexpectedAnswer),
-        (302, b"", errors.UnexpectedAnswer),
+        (200, b"<html>hello</html>", UnexpectedAnswer),
+        (200, b"[]", UnexpectedAnswer),
+        (200, b'{"models": 7}', UnexpectedAnswer),
+        (302, b"", UnexpectedAnswer),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else None,
 )

@@ -6,7 +6,15 @@ call; `values`, `failures` and `result` are what comes back. Needs httpx, and ne
 
 from hiresfix.client.async_client import AsyncClient, AsyncJobHandle
 from hiresfix.client.client import Client, JobHandle
-from hiresfix.client.failures import JobCancelled, JobEnded, JobFailed, JobTimedOut
+from hiresfix.client.errors import (
+    BadSignature,
+    JobCancelled,
+    JobEnded,
+    JobFailed,
+    JobTimedOut,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
 from hiresfix.client.flows import Terms
 from hiresfix.client.pictures import Image
 from hiresfix.client.result import Result
@@ -15,6 +23,7 @@ from hiresfix.client.values import Job, Me, Model, Params, Preview, Upload, Webh
 __all__ = [
     "AsyncClient",
     "AsyncJobHandle",
+    "BadSignature",
     "Client",
     "Image",
     "Job",
@@ -28,7 +37,9 @@ __all__ = [
     "Params",
     "Preview",
     "Result",
+    "ServerUnreachable",
     "Terms",
+    "UnexpectedAnswer",
     "Upload",
     "WebhookEvent",
 ]

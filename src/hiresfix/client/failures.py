@@ -1,4 +1,4 @@
-"""Answers that are refusals, as the same classes the server raised; and the ends of a job that are none to be glad of.
+"""Answers that are refusals, as the same classes the server raised; jobs that ended without a result, as errors.
 
 The class is chosen by `code`, else by status, so that servers which send no codes are understood as well. Knows no
 HTTP library.
@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from hiresfix.client.effects import Head
+from hiresfix.client.errors import JobCancelled, JobFailed, UnexpectedAnswer
 from hiresfix.client.values import Job
 from hiresfix.errors import (
     Conflict,
@@ -33,35 +34,7 @@ from hiresfix.errors import (
     StorageFailed,
     Unauthenticated,
     Unavailable,
-    UnexpectedAnswer,
 )
-
-
-class JobEnded(HiresfixError):
-    """A job that was waited for has no result. `job` is what the server says of it."""
-
-    def __init__(self, message: str, job: Job) -> None:
-        super().__init__(message)
-        self.job = job
-
-
-class JobFailed(JobEnded):
-    """The job failed; its credits are back. The message is the server's."""
-
-    code = "job_failed"
-
-
-class JobCancelled(JobEnded):
-    """Somebody cancelled the job; its credits are back."""
-
-    code = "job_cancelled"
-
-
-class JobTimedOut(JobEnded):
-    """The job was not over within the time given. It goes on; `client.jobs.get(error.job.id)` finds it again."""
-
-    code = "job_timed_out"
-    retryable = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 from hiresfix import catalog
 from hiresfix.client import pictures
 from hiresfix.client.effects import Close, Do, Flow, Give, Head, Lost, Open, Read, Request, Sleep
+from hiresfix.client.errors import ServerUnreachable, UnexpectedAnswer
 from hiresfix.client.failures import error_of, retry_after
 from hiresfix.client.pictures import Image, Source
 from hiresfix.client.values import Job, JobPage, Me, Model, Preview, Upload, spelled_out
-from hiresfix.errors import Expired, HiresfixError, InvalidRequest, NotFound, ServerUnreachable, UnexpectedAnswer
+from hiresfix.errors import Expired, HiresfixError, InvalidRequest, NotFound
 from hiresfix.partfile import PartFile
 
 Report: TypeAlias = Callable[[int, int], object]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypedDict, TypeVar
 
-from hiresfix.errors import UnexpectedAnswer
+from hiresfix.client.errors import UnexpectedAnswer
 
 V = TypeVar("V")
 

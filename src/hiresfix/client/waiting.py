@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hiresfix.client.effects import Close, Effect, Flow, Head, Lost, Open, Read, Request, Sleep
+from hiresfix.client.errors import JobTimedOut, ServerUnreachable, UnexpectedAnswer
 from hiresfix.client.events import EventReader
-from hiresfix.client.failures import JobTimedOut, error_of, retry_after
+from hiresfix.client.failures import error_of, retry_after
 from hiresfix.client.flows import REPEATED, Terms, exchange, job_path, rest
 from hiresfix.client.values import Job
-from hiresfix.errors import HiresfixError, ServerUnreachable, UnexpectedAnswer
+from hiresfix.errors import HiresfixError
 
 FIRST_LOOK, SLOWEST_LOOK, GROWTH = 0.5, 5.0, 1.5
 """Seconds between two looks where there is no stream: the first pause, the longest, and how it grows."""

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from hiresfix import signing
+from hiresfix.client.errors import BadSignature, UnexpectedAnswer
 from hiresfix.client.values import WebhookEvent
-from hiresfix.errors import BadSignature, UnexpectedAnswer
 
 
 def verify_webhook(
