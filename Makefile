@@ -2,6 +2,7 @@
 # make test   check and test everything
 # make fuzz   send thousands of generated requests and hold the answers against the OpenAPI document
 # make serve  run the service here
+# make docs   build the documentation into site/
 # The first of them creates .venv and installs into it; later ones find it done.
 
 SHELL := bash
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test fuzz check serve install clean
+.PHONY: demo test fuzz check serve docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -34,6 +35,11 @@ check: install
 serve: install
 	@$(BIN)/hiresfix serve
 
+# MkDocs tells of a successor of its own at every build; the variable spares us that.
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -48,4 +54,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	@rm -rf .venv demo
+	@rm -rf .venv demo site

@@ -55,7 +55,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         reached.add(path)
         linked = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)[^)]*\)", path.read_text(encoding="utf-8"))
         waiting += {(path.parent / target).resolve() for target in linked} - reached
-    assert {page.path for page in PAGES} <= reached
+    assert {page.path for page in PAGES if page.name != "docs/index.md"} <= reached  # that one is the site's own
 
 
 # --- Commands -----------------------------------------------------------------------------------------------------
@@ -197,14 +197,20 @@ def test_what_may_be_tried_again_is_what_the_errors_say() -> None:
     assert {code for code, again in rows.items() if again == "yes"} == retryable & rows.keys()
 
 
-def test_every_route_is_in_the_callers_table_and_no_other() -> None:
+def _routes() -> list[str]:
     app = create_app(Settings(), database_url="postgresql://nobody@127.0.0.1/none")
     document = description.document(app.routes, public_url="http://127.0.0.1:8000")
-    routes = {
+    return [
         f"{method.upper()} {path}"
         for path, methods in document["paths"].items()
         for method in methods
         if method != "head"
-    }
+    ]
+
+
+ROUTES = _routes()
+
+
+def test_every_route_is_in_the_callers_table_and_no_other() -> None:
     rows = [row[0].strip("`") for row in page("docs/caller.md").rows("All routes")]
-    assert sorted(rows) == sorted(routes)
+    assert sorted(rows) == sorted(ROUTES)

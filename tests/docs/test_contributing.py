@@ -1,0 +1,84 @@
+"""The examples of CONTRIBUTING.md that change the repository, tried on a copy of what they change."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from babel.messages.pofile import read_po
+from psycopg import sql
+
+from hiresfix.server import db, migrations
+from hiresfix.server.web import languages, messages
+from hiresfix.server.web.languages import Language
+from tests.conftest import database_named
+from tests.docs.pages import page
+
+
+def _file(name: str) -> str:
+    """What the page says that the file holds."""
+    return next(block.code for block in page("CONTRIBUTING.md").blocks if block.marker == f"file: {name}")
+
+
+@pytest.fixture
+def empty_database(postgres: str) -> Iterator[str]:
+    name = f"hiresfix_contributing_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        yield database_named(postgres, name)
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def test_the_migration_is_applied_after_all_others(
+    empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "migrations"
+    shutil.copytree(migrations.VERSIONS.parent, copy)
+    config = Config()
+    config.set_main_option("script_location", str(copy))
+    newest = ScriptDirectory.from_config(config).get_current_head()
+    (copy / "versions" / "0099_notes.sql").write_text(_file("0099_notes.sql"))
+    # The page cannot know how many migrations there are when it is read.
+    (copy / "versions" / "0099_notes.py").write_text(_file("0099_notes.py").replace('"0098"', f'"{newest}"'))
+    monkeypatch.setattr(migrations, "VERSIONS", copy / "versions")
+    monkeypatch.setattr(db, "_alembic_config", lambda: config)
+
+    assert db.migrate(empty_database) == (None, "0099")
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("select note from teams").fetchall() == []
+
+
+def test_the_language_gets_a_file_of_all_messages_and_speaks_once_they_are_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "LOCALES", tmp_path)
+    monkeypatch.setattr(languages, "LOCALES", tmp_path)
+    names: dict[str, Any] = {}
+    exec(_file("german.py"), names)
+    german: Language = names["GERMAN"]
+
+    lacking = messages.update(german)
+    file = _file_of(german, tmp_path)
+    with file.open("rb") as lines:
+        assert lacking == len(read_po(lines))
+
+    shown = next(block.code for block in page("CONTRIBUTING.md").blocks if block.language == "po")
+    (msgid,), (msgstr,) = re.findall(r'msgid "(.*)"', shown), re.findall(r'msgstr "(.*)"', shown)
+    text = file.read_text(encoding="utf-8")
+    assert f'msgid "{msgid}"\nmsgstr ""' in text
+    file.write_text(text.replace(f'msgid "{msgid}"\nmsgstr ""', f'msgid "{msgid}"\nmsgstr "{msgstr}"'))
+    assert messages.update(german) == lacking - 1
+    languages._translations.cache_clear()
+    assert german(msgid) == msgstr
+
+
+def _file_of(language: Language, folder: Path) -> Path:
+    return folder / language.code / "LC_MESSAGES" / "messages.po"
