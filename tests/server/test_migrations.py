@@ -108,7 +108,8 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
         assert (third.attempt, third.team_id) == (3, caller.team)
 
         swept = await commit(database, lambda tx: jobs.sweep(tx, queue, public_url="http://127.0.0.1"))
-        assert swept is State.QUEUED
+        assert swept is not None
+        assert swept.state is State.QUEUED
 
         assert await commit(database, lambda tx: turns.reconcile(tx, queue)) == 1  # the other has its task of the sweep
         claims = [await jobs.claim(database, worker="w", lease_seconds=60) for _ in range(3)]

@@ -257,10 +257,11 @@ class Life(RuleBasedStateMachine):
                 "select id from jobs where state = 'PROCESSING' and lease_until < clock_timestamp()"
                 " order by lease_until limit 1"
             )
-            state = self.commit(lambda tx: jobs.sweep(tx, self.queue, public_url=URL))
-            if state is None:
+            swept = self.commit(lambda tx: jobs.sweep(tx, self.queue, public_url=URL))
+            if swept is None:
                 return
-            self.note(lapsed, state)
+            assert swept.id == lapsed
+            self.note(lapsed, swept.state)
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())

@@ -81,6 +81,21 @@ def total_bytes(device: torch.device) -> int | None:
     return None
 
 
+def usage(device: torch.device) -> dict[str, int]:
+    """Bytes of the device: total, free, and, where that is known, used by this process now and at its peak.
+
+    For the CPU nothing: its memory is everybody's, and the process's own size is told elsewhere.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        used, peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
+        return {"total": total, "free": free, "used": used, "peak": peak}
+    if device.type == "mps":
+        total, used = torch.mps.recommended_max_memory(), torch.mps.driver_allocated_memory()
+        return {"total": total, "free": max(0, total - used), "used": used}
+    return {}
+
+
 def move(network: torch.nn.Module, device: torch.device) -> None:
     """In place: whoever holds a parameter of the network holds it still."""
     for tensor in (*network.parameters(), *network.buffers()):

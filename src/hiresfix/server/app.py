@@ -24,13 +24,16 @@ from starlette.requests import Request
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
-from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, Unavailable
-from hiresfix.server import api, config, db, downloads, gate, uploads, web
+from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, StorageFailed, Unavailable
+from hiresfix.server import api, config, db, downloads, fleet, gate, uploads, web
 from hiresfix.server.api.context import Service
+from hiresfix.server.census import Census
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.disk import Disk
 from hiresfix.server.envelope import BoundedBody, CrossOrigin, Envelope
+from hiresfix.server.health import Health
 from hiresfix.server.outlook import Outlook
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
@@ -41,6 +44,8 @@ from hiresfix.server.transport import server_config
 log = structlog.get_logger(__name__)
 
 DECODING = 4
+STORE_SECONDS = 10.0
+"""Between two looks at the store, which may charge for them."""
 _TEXT_FOR_STATUS = {404: "Not found", 405: "Method not allowed", 413: "Request body too large"}
 
 
@@ -56,11 +61,14 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
             Database(database_url, max_size=20, name="hiresfix-api") as database,
             aclosing(Limiter(settings.rate_limit_url)) as limiter,
             changes.listening(),
+            _disk(settings) as disk,
         ):
+            storage = Storage.open(settings.storage_location)
+            health = _health(settings, database, storage, disk)
             app.state.service = Service(
                 settings=settings,
                 database=database,
-                storage=Storage.open(settings.storage_location),
+                storage=storage,
                 queue=Queue(database_url),
                 changes=changes,
                 outlook=Outlook(database),
@@ -68,8 +76,14 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 quarantine=quarantine,
                 quotas=gate.quotas(settings),
                 decoding=asyncio.Semaphore(DECODING),
+                disk=disk,
+                health=health,
+                census=Census(database),
             )
-            yield
+            try:
+                yield
+            finally:
+                health.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.include_router(api.router)
@@ -79,6 +93,50 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
         app.add_exception_handler(kind, _render)
     _wrap(app, settings)
     return app
+
+
+@asynccontextmanager
+async def _disk(settings: Settings) -> AsyncIterator[Disk]:
+    disk = Disk(settings.folders, least=settings.min_free_bytes)
+    async with disk.watching():
+        yield disk
+
+
+def _health(settings: Settings, database: Database, storage: Storage, disk: Disk) -> Health:
+    """What `/readyz` looks at; a word for each that anybody may read."""
+
+    async def look_at_database() -> str | None:
+        try:
+            async with database.transaction() as tx:
+                await db.value(tx, "select 1 from teams limit 1")
+        except db.OUTAGE:
+            return "does not answer"
+        return None
+
+    async def look_at_store() -> str | None:
+        try:
+            await storage.check()
+        except StorageFailed:
+            return "does not keep files"
+        return None
+
+    async def look_at_disk() -> str | None:
+        return None if disk.has_room() else "is nearly full; no pictures are taken in"
+
+    async def look_at_workers() -> str | None:
+        try:
+            async with database.transaction() as tx:
+                return None if await fleet.anybody_alive(tx) else "none is up; jobs are accepted and wait"
+        except db.OUTAGE:
+            return "not known while the database does not answer"
+
+    checks = {
+        "database": look_at_database,
+        "store": look_at_store,
+        "disk": look_at_disk,
+        "worker": look_at_workers,
+    }
+    return Health(checks, required=settings.ready_requires, fresh={"store": STORE_SECONDS})
 
 
 def _wrap(app: FastAPI, settings: Settings) -> None:
@@ -125,7 +183,9 @@ async def _render(request: Request, error: Exception) -> JSONResponse:
         case _:
             log.warning("request.database_away", reason=type(error).__name__)
             known = Unavailable()
-    if known.status >= 500 and not isinstance(known, NotOffered):
+    if isinstance(known, Unavailable):  # a state of the whole server, and no bug: it would fill the log with traces
+        log.warning("request.unavailable", reason=known.message)
+    elif known.status >= 500 and not isinstance(known, NotOffered):
         log.error("request.failed", code=known.code, reason=known.message, exc_info=known)
     return _answer(known.status, wire.error_body(known, request_id=request_id), wire.error_headers(known))
 

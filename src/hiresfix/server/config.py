@@ -12,6 +12,8 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import structlog
 from pydantic import Field, ValidationError, field_validator
@@ -116,6 +118,19 @@ class Settings(BaseSettings):
     """Networks of the reverse proxies whose X-Forwarded-For is believed; from anybody else it is ignored."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the API from a browser."""
+    min_free_bytes: int = Field(default=1024 * MEBIBYTE, ge=0)
+    """Below so much free disk under the store (a folder) or the home nothing new is taken in; 0: never mind."""
+    ready_requires: Annotated[tuple[Literal["database", "store", "disk", "worker"], ...], NoDecode] = (
+        "database",
+        "store",
+    )
+    """Which checks, failing, make /readyz answer 503; all are always told."""
+    metrics_token: str | None = Field(default=None, min_length=16)
+    """Bearer token that may read /metrics from anywhere; without it only this machine may."""
+    metrics_port: int | None = Field(default=None, gt=0, lt=65536)
+    """Where workers serve /metrics and /healthz: the first of a machine here, the next one port on."""
+    metrics_host: str = "127.0.0.1"
+    """The address that `metrics_port` is opened on."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("database_url")
@@ -150,6 +165,11 @@ class Settings(BaseSettings):
         if not ports or not all(str(port).isdecimal() and 0 < int(port) < 65536 for port in ports):
             raise ValueError("not a list of ports; use 80,443,8443")
         return tuple(map(int, ports))
+
+    @field_validator("ready_requires", mode="before")
+    @classmethod
+    def _checks(cls, listed: Any) -> Any:
+        return _items(listed)
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -190,9 +210,29 @@ class Settings(BaseSettings):
         """How long results are kept: `retention_days`."""
         return timedelta(days=self.retention_days)
 
+    @property
+    def folders(self) -> Mapping[str, Path]:
+        """Where this machine's disk is written to: the home, and the store if it is a folder."""
+        scheme, _, path, *_ = urlsplit(self.storage_location)
+        return {"home": self.home} | ({"store": Path(url2pathname(path))} if scheme == "file" else {})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether clients are told to call this machine by its loopback address, so that nobody else can."""
+        host = urlsplit(self.public_url).hostname or ""
+        return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
     def price(self, model: Model) -> Price:
         """What the operator takes for a model: `prices`, or what the catalog says."""
         return self.prices.get(model.id, model.price)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def load() -> Settings:

@@ -17,6 +17,7 @@ from psycopg.rows import class_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from hiresfix.errors import ConfigurationError
+from hiresfix.server import metrics
 
 Tx = psycopg.AsyncConnection[tuple[Any, ...]]
 Row = TypeVar("Row")
@@ -54,6 +55,7 @@ class Database:
 
     def __init__(self, url: str, *, max_size: int = 10, name: str = "hiresfix") -> None:
         self.url = url
+        self._name = name
         self._pool: AsyncConnectionPool[Tx] = AsyncConnectionPool(
             url,
             min_size=1,
@@ -68,6 +70,7 @@ class Database:
 
     async def __aenter__(self) -> Self:
         await self._pool.open()
+        metrics.POOLS.watch(self._name, self._pool.get_stats)
         return self
 
     async def __aexit__(

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 
 from hiresfix import __version__, signing
 from hiresfix.errors import FetchError
-from hiresfix.server import accounts, outbound, webhook_secrets, webhooks
+from hiresfix.server import accounts, metrics, outbound, webhook_secrets, webhooks
 from hiresfix.server.accounts import SigningKey
 from hiresfix.server.db import Database
 from hiresfix.server.outbound import Policy
@@ -25,6 +25,8 @@ from hiresfix.server.queue import Queue
 from hiresfix.server.webhooks import Delivery, Outcome
 
 log = structlog.get_logger(__name__)
+
+_COUNTED_AS = {"DELIVERED": "delivered", "PENDING": "retried", "FAILED": "failed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,11 @@ async def deliver(database: Database, queue: Queue, delivery_id: UUID, *, policy
     outcome = await _attempt(due, signers, policy)
     async with database.transaction() as tx:
         state = await webhooks.record(tx, queue, due, outcome)
-    log.info("webhook.attempted", job_id=str(due.job_id), event_name=due.event, attempt=due.attempt,
-             status=outcome.status, milliseconds=outcome.milliseconds, state=state)  # fmt: skip
+    metrics.WEBHOOK_ATTEMPTS.labels(_COUNTED_AS[state]).inc()
+    metrics.WEBHOOK_SECONDS.observe(outcome.milliseconds / 1000)
+    log.info("webhook.attempted", job_id=str(due.job_id), request_id=due.request_id, delivery_id=str(due.id),
+             event_name=due.event, delivery_attempt=due.attempt, status=outcome.status,
+             milliseconds=outcome.milliseconds, state=state)  # fmt: skip
 
 
 async def _attempt(due: Delivery, signers: Signers, policy: Policy) -> Outcome:
@@ -61,7 +66,7 @@ async def _attempt(due: Delivery, signers: Signers, policy: Policy) -> Outcome:
     except FetchError as error:
         return Outcome(error=error.message, milliseconds=elapsed())
     except Exception:  # a surprise is a failed attempt like any other, or it would be tried without end
-        log.exception("webhook.crashed", job_id=str(due.job_id))
+        log.exception("webhook.crashed", job_id=str(due.job_id), request_id=due.request_id, delivery_id=str(due.id))
         return Outcome(error="internal error", milliseconds=elapsed())
     return Outcome(
         status=answer.status,

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hiresfix.errors import RequestTimedOut, RequestTooLarge
+from hiresfix.server import metrics
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +88,8 @@ class Envelope:
             body = {"error": "Internal server error", "code": "internal_error", "requestId": request_id}
             await JSONResponse(body, status_code=500)(scope, receive, send_named)
         finally:
+            seconds = time.perf_counter() - started
+            _count(scope, status, seconds)
             # Clients poll: what only looked and was answered well is not worth a line a second.
             note = log.debug if scope["method"] in ("GET", "HEAD") and 200 <= status < 400 else log.info
             note(
@@ -94,8 +97,15 @@ class Envelope:
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                milliseconds=round(1000 * (time.perf_counter() - started), 1),
+                milliseconds=round(1000 * seconds, 1),
             )
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """Under the route's template: a path names a job, or whatever a stranger tries."""
+    method, route = metrics.method(scope["method"]), getattr(scope.get("route"), "path", "none")
+    metrics.REQUESTS.labels(method, route, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
 
 
 def _request_id(scope: Scope) -> str:

@@ -203,6 +203,10 @@ class Claim:
     request_id: str
     refused: bool
     """An earlier attempt's picture failed its own check: this one is to be computed in full precision."""
+    waited: float
+    """Seconds since this attempt could have begun."""
+    age: float
+    """Seconds since the job was submitted, when it was claimed."""
 
     def recipe(self) -> Recipe:
         return Recipe.from_dict(self.stored_recipe)
@@ -325,12 +329,14 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
         await tx.execute(
             "update jobs set state = 'PROCESSING', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,"
             " lease_until = now() + make_interval(secs => %(lease)s), started_at = coalesce(started_at, now())"
-            " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id, refused",
+            " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id, refused,"
+            " extract(epoch from statement_timestamp() - queued_at)::float8,"
+            " extract(epoch from statement_timestamp() - created_at)::float8",
             {"token": uuid4(), "worker": worker, "lease": lease_seconds, "job": job},
         )
     ).fetchone()
     assert row is not None
-    token, attempt, max_attempts, recipe, source, model, request_id, refused = row
+    token, attempt, max_attempts, recipe, source, model, request_id, refused, waited, age = row
     return Claim(
         id=job,
         token=token,
@@ -341,6 +347,8 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
         model=model,
         request_id=request_id,
         refused=refused,
+        waited=waited,
+        age=age,
     )
 
 
@@ -504,25 +512,37 @@ def _fields(value: Source | Result) -> dict[str, Any]:
 # Upkeep ---------------------------------------------------------------------------------------------------------
 
 
-async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> State | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """A job that was handed on: the attempt that went silent, and the job's state now."""
+
+    id: UUID
+    request_id: str
+    attempt: int
+    state: State
+
+
+async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> Swept | None:
     """Hand on one job whose worker went silent, or fail it when no attempt is left; None if there is none.
 
     Any number may sweep at once. One job a transaction: two that refund several teams' jobs would deadlock.
     """
     row = await (
         await tx.execute(
-            "select id, attempt < max_attempts from jobs where state = 'PROCESSING' and lease_until < now()"
+            "select id, request_id, attempt, attempt < max_attempts from jobs"
+            " where state = 'PROCESSING' and lease_until < now()"
             " order by lease_until limit 1 for update skip locked"
         )
     ).fetchone()
     if row is None:
         return None
-    job, attempts_left = row
+    job, request_id, attempt, attempts_left = row
     if attempts_left:
         await _requeue(tx, queue, job)
-        return State.QUEUED
-    await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
-    return State.FAILED
+    else:
+        await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
+    state = State.QUEUED if attempts_left else State.FAILED
+    return Swept(id=job, request_id=request_id, attempt=attempt, state=state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

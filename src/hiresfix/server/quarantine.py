@@ -32,6 +32,7 @@ import structlog
 from hiresfix import images
 from hiresfix.errors import PictureError, Unavailable
 from hiresfix.images import Header, Limits, Picture, Samples
+from hiresfix.server import metrics
 from hiresfix.server.decoder import BLOBS, METADATA_BYTES, Terms
 
 log = structlog.get_logger(__name__)
@@ -131,6 +132,7 @@ class Quarantine:
                 if line:  # else the process was killed from outside, which is not the picture's fault
                     return _outcome(line)
                 self._wait_for_its_end()
+        metrics.DECODED.labels("gone").inc()
         raise Unavailable
 
     def _wait_for_its_end(self) -> None:
@@ -194,13 +196,18 @@ def _outcome(line: bytes) -> dict[str, Any]:
     with _understood():
         answer = json.loads(line)
         if "refused" in answer:
+            metrics.DECODED.labels("refused").inc()
             raise PictureError(str(answer["refused"]))
         if answer.get("stopped") == "busy":
+            metrics.DECODED.labels("busy").inc()
             raise Unavailable
         if "stopped" in answer:
             log.warning("quarantine.stopped", **answer)
-            raise DecoderStopped(STOPPED[answer["stopped"]])
+            text = STOPPED[answer["stopped"]]
+            metrics.DECODED.labels(answer["stopped"]).inc()
+            raise DecoderStopped(text)
     assert isinstance(answer, dict)
+    metrics.DECODED.labels("ok").inc()
     return answer
 
 
@@ -211,6 +218,7 @@ def _understood() -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, EOFError) as error:
         log.warning("quarantine.nonsense", reason=repr(error)[:200])
+        metrics.DECODED.labels("nonsense").inc()
         raise DecoderStopped(STOPPED["crash"]) from error
 
 

@@ -68,6 +68,8 @@ class Child:
     started: float = 0.0
     next_start: float = 0.0
     failures: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    """What is set for this child alone."""
 
     def try_to_start(self, environment: dict[str, str]) -> None:
         """Start it; when the machine has no room for a process, later."""
@@ -75,7 +77,7 @@ class Child:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hiresfix", *self.arguments],
-                env=environment,
+                env={**environment, **self.environment},
                 stdin=subprocess.PIPE,  # its end tells the child that we are gone
                 start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
             )
@@ -117,6 +119,7 @@ class Supervisor:
             "HIRESFIX_PUBLIC_URL": self.settings.public_url,
             SUPERVISED: "1",
         }
+        self._give_ports()
         next_look = time.monotonic() + DATABASE_SECONDS
         try:
             while not self.stopping.is_set():
@@ -131,6 +134,14 @@ class Supervisor:
                 self.stopping.wait(POLL_SECONDS)
         finally:
             self._stop_children()
+
+    def _give_ports(self) -> None:
+        """A port for the figures of each worker, from the one that is set on: two cannot listen on one."""
+        first = self.settings.metrics_port
+        if first is not None:
+            workers = (child for child in self.children if child.arguments[0] == "worker")
+            for port, child in enumerate(workers, first):
+                child.environment["HIRESFIX_METRICS_PORT"] = str(port)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping.set()

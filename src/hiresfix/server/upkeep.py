@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from hiresfix.errors import HiresfixError, StorageFailed
-from hiresfix.server import db, fleet, gate, jobs, queue, turns, uploads, webhooks
+from hiresfix.server import db, fleet, gate, jobs, metrics, queue, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Purgeable
@@ -64,11 +64,13 @@ class Upkeep:
         handed = 0
         while True:
             async with self.database.transaction() as tx:
-                state = await jobs.sweep(tx, self.queue, public_url=self.settings.public_url)
-            if state is None:
+                swept = await jobs.sweep(tx, self.queue, public_url=self.settings.public_url)
+            if swept is None:
                 return handed
             handed += 1
-            log.warning("job.lease_lapsed", state=state)
+            metrics.LAPSED.labels("requeued" if swept.state is jobs.State.QUEUED else "failed").inc()
+            log.warning("job.lease_lapsed", job_id=str(swept.id), request_id=swept.request_id,
+                        attempt=swept.attempt, state=swept.state)  # fmt: skip
 
     async def replace_lost_tasks(self) -> int:
         """Jobs and deliveries that wait without a task; returns how many."""
@@ -77,6 +79,7 @@ class Upkeep:
         async with self.database.transaction() as tx:
             found += await webhooks.sweep(tx, self.queue)
         if found:
+            metrics.TASKS_REPLACED.inc(found)
             log.warning("tasks.enqueued_again", count=found)
         return found
 
@@ -182,7 +185,9 @@ async def every(seconds: float, step: Callable[[], Awaitable[Any]]) -> None:
         try:
             await step()
         except (*db.OUTAGE, HiresfixError) as error:
+            metrics.UPKEEP_FAILURES.labels(step.__name__).inc()
             log.warning("upkeep.postponed", step=step.__name__, reason=type(error).__name__)
         except Exception:
+            metrics.UPKEEP_FAILURES.labels(step.__name__).inc()
             log.exception("upkeep.failed", step=step.__name__)
         await asyncio.sleep(seconds)

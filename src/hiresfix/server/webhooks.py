@@ -43,6 +43,7 @@ class Delivery:
 
     id: UUID
     job_id: UUID
+    request_id: str
     team_id: UUID
     key_id: UUID | None
     event: str
@@ -148,7 +149,8 @@ async def claim(tx: Tx, delivery: UUID) -> Delivery | None:
         " next_attempt_at = now() + %(sending)s"
         " where id = %(id)s and state = 'PENDING' and next_attempt_at <= now()"
         " and webhook_has_turn(d, %(per_receiver)s, %(per_team)s)"
-        " returning id, job_id, team_id, key_id, event, url, receiver, body, attempt, attempts_before",
+        " returning id, job_id, team_id, key_id, event, url, receiver, body, attempt, attempts_before,"
+        " (select request_id from jobs where jobs.id = d.job_id) as request_id",
         id=delivery,
         sending=SENDING,
         **_AT_ONCE,

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
@@ -27,7 +27,7 @@ from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
-from hiresfix.server import config, db, delivery, fleet, jobs, machine, turns, uploads, webhooks
+from hiresfix.server import config, db, delivery, fleet, jobs, machine, metrics, monitoring, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Refused, Result
@@ -50,6 +50,7 @@ ENGINE_SHARE = 0.96
 """Of a job's progress; decoding, encoding and storing make up the rest."""
 
 REFUSED = "The result failed its quality check. Your credits were returned. Try another seed or other settings."
+_COUNTED_AS = {"COMPLETED": "completed", "FAILED": "failed", "QUEUED": "retried", "lost": "lost"}
 UNEXPECTED = "The picture could not be enlarged because of an internal error. Your credits were returned."
 
 
@@ -67,6 +68,23 @@ class Beat:
         self.fraction, self.heard = fraction, time.monotonic()
         if self.lost:
             raise Cancelled
+
+
+class Stages:
+    """What the stages of one attempt take; one that fails is not noted."""
+
+    def __init__(self, held: Claim, recipe: Recipe) -> None:
+        self._model = held.model
+        self._megapixels = held.source.width * held.source.height * recipe.scale**2 / images.MEGAPIXEL
+
+    def note(self, stage: str, seconds: float) -> None:
+        metrics.observe_stage(self._model, stage, self._megapixels, seconds)
+
+    @contextlib.contextmanager
+    def at(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.note(stage, time.perf_counter() - started)
 
 
 class Worker:
@@ -96,8 +114,11 @@ class Worker:
             asyncio.create_task(upkeep.run()),
             asyncio.create_task(every(self.settings.sweep_seconds, self.beat)),
         ]
+        metrics.WORKER_UP.set(1)
+        metrics.DEVICE_MEMORY.read = lambda: memory.usage(self._upscaler.device)
         log.info("worker.started", worker=self.member.name, device=str(self._upscaler.device))
         await stop.wait()
+        metrics.WORKER_UP.set(0)
         log.info("worker.draining", worker=self.member.name, busy=self._beat is not None)
         engine.cancel()
         self.member = replace(self.member, draining=True)
@@ -149,6 +170,7 @@ class Worker:
             return  # cancelled, or taken by whom another task called
         structlog.contextvars.bind_contextvars(job_id=str(held.id), attempt=held.attempt, request_id=held.request_id)
         log.info("job.claimed", model=held.model)
+        metrics.WORKER_BUSY.set(1)
         started = time.perf_counter()
         beat = self._beat = Beat(held)
         renewal = asyncio.create_task(self._keep(held, beat))
@@ -157,8 +179,14 @@ class Worker:
         finally:
             renewal.cancel()
             self._beat = None
+            metrics.WORKER_BUSY.set(0)
         state = "lost" if outcome is None else await self._end(held, outcome)
-        log.info("job.settled", state=state, seconds=round(time.perf_counter() - started, 3))
+        seconds = time.perf_counter() - started
+        metrics.ATTEMPTS.labels(held.model, _COUNTED_AS[state]).inc()
+        if isinstance(outcome, Completed) and state == jobs.State.COMPLETED:
+            megapixels = outcome.result.width * outcome.result.height / images.MEGAPIXEL
+            metrics.observe_stage(held.model, "total", megapixels, held.age + seconds)
+        log.info("job.settled", state=state, seconds=round(seconds, 3))
 
     async def _keep(self, held: Claim, beat: Beat) -> None:
         """Prolong the lease every fifth of it, for as long as the engine is heard of, and see at once if it is lost."""
@@ -197,14 +225,17 @@ class Worker:
         """Make and store the picture; None when the engine was told to stop."""
         try:
             recipe = held.recipe()
+            stages = Stages(held, recipe)
+            stages.note("wait", held.waited)
             source = await self.storage.get(held.source.key)
             self._be_exact(held.refused)
-            upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat)
+            upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat, stages)
             if (encoded.width, encoded.height) != (held.source.width * recipe.scale, held.source.height * recipe.scale):
                 raise BadResult(f"The result is {encoded.width}x{encoded.height}.")
             if beat.lost:
                 return None
-            return Completed(result=await self._store(held, upscaled, encoded))
+            with stages.at("store"):
+                return Completed(result=await self._store(held, upscaled, encoded))
         except Cancelled:
             return None
         except (PictureError, PromptError) as error:
@@ -224,11 +255,14 @@ class Worker:
         if exact != self._exact:
             self._upscaler, self._exact = Upscaler(exact=exact), exact
 
-    def _make(self, source: bytes, recipe: Recipe, beat: Beat) -> tuple[Upscaled, Encoded]:
+    def _make(self, source: bytes, recipe: Recipe, beat: Beat, stages: Stages) -> tuple[Upscaled, Encoded]:
         """In a thread: decode, enlarge, encode."""
-        picture = self.quarantine.decode(source)
-        upscaled = self._upscaler.run(picture, recipe, beat.report)
-        encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
+        with stages.at("decode"):
+            picture = self.quarantine.decode(source)
+        with stages.at("engine"):
+            upscaled = self._upscaler.run(picture, recipe, beat.report)
+        with stages.at("encode"):
+            encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
         return upscaled, encoded
 
     async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded) -> Result:
@@ -300,6 +334,7 @@ async def serve(settings: Settings, *, database_url: str) -> None:
     async with (
         Quarantine(uploads.limits(settings)) as quarantine,
         Database(database_url, max_size=16, name="hiresfix-worker") as database,
+        monitoring.serving(settings),
     ):
         worker = Worker(
             settings,

@@ -6,7 +6,7 @@ No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfi
 entry there and nothing here.
 """
 
-from hiresfix.wire.about import me, model_entry
+from hiresfix.wire.about import me, model_entry, readiness
 from hiresfix.wire.locations import (
     data_uri,
     own_result,
@@ -79,6 +79,7 @@ __all__ = [
     "preferred_wait",
     "preview",
     "quota_headers",
+    "readiness",
     "result_path",
     "stored_input",
     "timestamp",

@@ -1,7 +1,8 @@
-"""Writing what the server says of itself and of its caller: `GET /v2/models`, `GET /v2/me`."""
+"""Writing what the server says of itself and of its caller: `GET /v2/models`, `GET /v2/me`, `GET /readyz`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -77,4 +78,29 @@ def me(profile: ProfileView) -> dict[str, Any]:
             "maxConcurrentJobs": profile.max_concurrent_jobs,
         },
         "apiKey": {"id": str(profile.key_id), "name": profile.key_name, "prefix": profile.key_prefix},
+    }
+
+
+class FindingView(Protocol):
+    """What rendering reads of a readiness check: `problem` is None where all is well."""
+
+    @property
+    def problem(self) -> str | None: ...
+    @property
+    def milliseconds(self) -> int: ...
+
+
+def readiness(findings: Mapping[str, FindingView], *, can_serve: bool) -> dict[str, Any]:
+    """`ok`, `degraded` where something is wrong that the process can serve without, else `unavailable`."""
+    well = all(finding.problem is None for finding in findings.values())
+    return {
+        "status": "ok" if well else "degraded" if can_serve else "unavailable",
+        "checks": {
+            name: {
+                "status": "ok" if finding.problem is None else "failed",
+                "problem": finding.problem,
+                "milliseconds": finding.milliseconds,
+            }
+            for name, finding in findings.items()
+        },
     }

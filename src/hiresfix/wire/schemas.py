@@ -68,6 +68,7 @@ def components() -> dict[str, Schema]:
         "WebhookDelivery": _closed(_DELIVERY, optional={"attempts": _many(_ATTEMPT)}),
         "WebhookDeliveryList": _paged("deliveries", ref("WebhookDelivery")),
         "Status": _closed({"status": {"const": "ok"}}),
+        "Readiness": _READINESS,
         **_errors(),
     }
 
@@ -227,6 +228,15 @@ _ATTEMPT = _closed(
         "status": _nullable({"type": "integer"}),
         "error": _nullable(_TEXT),
         "answer": {**_nullable(_TEXT), "description": "The first KiB."},
+    }
+)
+
+_CHECK = _closed({"status": _one_of("ok", "failed"), "problem": _nullable(_TEXT), "milliseconds": _WHOLE})
+
+_READINESS = _closed(
+    {
+        "status": _one_of("ok", "degraded", "unavailable"),
+        "checks": {"type": "object", "additionalProperties": _CHECK},
     }
 )
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
 from hiresfix import wire
 from hiresfix.catalog import MODELS
-from hiresfix.server import accounts, db
+from hiresfix.server import accounts
 from hiresfix.server.api.context import caller_of, service
 from hiresfix.server.api.description import answer, document, operation, query
 from hiresfix.wire.queries import MODEL_QUERY
 
 router = APIRouter()
-
-STORE_SECONDS = 5.0
 
 
 @router.get("/v2/me", openapi_extra=operation("me", "Who this key is.", {200: answer("Me", "User, team and key.")}))
@@ -68,29 +64,3 @@ async def openapi(request: Request) -> JSONResponse:
     if own.openapi is None:
         own.openapi = document(request.app.routes, public_url=own.settings.public_url)
     return JSONResponse(own.openapi, headers={"Cache-Control": "public, max-age=300"})
-
-
-@router.get(
-    "/healthz", openapi_extra=operation("healthz", "Is the process alive?", {200: answer("Status")}, public=True)
-)
-async def healthz() -> JSONResponse:
-    """The process is alive."""
-    return JSONResponse({"status": "ok"})
-
-
-@router.get(
-    "/readyz",
-    openapi_extra=operation(
-        "readyz", "Can it serve?", {200: answer("Status")}, errors={502: "ErrorResponse"}, public=True
-    ),
-)
-async def readyz(request: Request) -> JSONResponse:
-    """The process can serve: database and store answer."""
-    own = service(request)
-    async with own.database.transaction() as tx:
-        await db.value(tx, "select 1 from teams limit 1")
-    # Anyone may ask, any number of times: the store is tried once in a while.
-    if time.monotonic() >= own.store_known_until:
-        await own.storage.check()
-        own.store_known_until = time.monotonic() + STORE_SECONDS
-    return JSONResponse({"status": "ok"})

@@ -17,11 +17,14 @@ from hiresfix import wire
 from hiresfix.errors import InvalidJobId, RateLimited, RequestTooLarge, Unauthenticated
 from hiresfix.server import gate
 from hiresfix.server.accounts import Caller
+from hiresfix.server.census import Census
 from hiresfix.server.changes import Changes
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.disk import Disk
 from hiresfix.server.envelope import QUOTA_HEADERS
 from hiresfix.server.gate import Bucket
+from hiresfix.server.health import Health
 from hiresfix.server.jobs import Job
 from hiresfix.server.outlook import Outlook
 from hiresfix.server.quarantine import Quarantine
@@ -48,11 +51,13 @@ class Service:
     quarantine: Quarantine
     decoding: asyncio.Semaphore
     """How many pictures are decoded at once: each may take a gigabyte."""
+    disk: Disk
+    health: Health
+    census: Census
     streams: Counter[UUID] = field(default_factory=Counter)
     """Open event streams by API key."""
     openapi: dict[str, Any] | None = None
     """The document, once somebody has asked for it."""
-    store_known_until: float = 0.0
 
 
 def service(request: Request) -> Service:

@@ -66,6 +66,7 @@ async def upload(request: Request) -> JSONResponse:
     """Keep a picture for a while under a URL that a submission can name; answers 201. Costs nothing."""
     own, caller = service(request), await caller_of(request, Bucket.UPLOADS)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
+    own.disk.require_room()  # before the body, which waits for its turn on a disk of ours
     async with _form(request, own.settings.max_image_bytes) as form:
         file = _only_file(form, own.settings.max_image_bytes)
         async with own.decoding:  # files wait on disk for their turn, so few are in memory at once

@@ -98,6 +98,7 @@ async def upscale(request: Request) -> JSONResponse:
         return await _preview(own, caller, asked)
     if key and (before := await _recall(own, caller, key, asked)):
         return await _replay(request, own, before)
+    own.disk.require_room()
     await _has_room_and_credits(own, caller, asked)
     order = await _order(own, asked)
     try:
