@@ -140,7 +140,7 @@ def test_the_servers_answers_are_what_the_document_says(api: Api, photo: str, mo
         models = get("/v2/models")
         assert "avgSeconds" in models["models"][0]
         assert problems("ModelCatalog", models) == []
-        assert problems("Status", get("/readyz")) == []
+        assert problems("Readiness", get("/readyz")) == []
 
 
 def test_the_servers_errors_are_what_the_document_says(api: Api, photo: str) -> None:

@@ -47,7 +47,16 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse(body, status_code=503, headers={"Retry-After": str(round(health.FRESH))})
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get(
+    "/metrics",
+    openapi_extra=operation(
+        "metrics",
+        "Figures for Prometheus.",
+        {200: answer(description="The text format, 0.0.4.", media_type="text/plain")},
+        errors={403: "ErrorResponse"},
+        public=True,
+    ),
+)
 async def figures(request: Request) -> Response:
     """For Prometheus: this process's figures and the fleet's.
 
