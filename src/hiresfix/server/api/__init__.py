@@ -6,7 +6,19 @@ and `description`, by which its routes get into the OpenAPI document.
 
 from fastapi import APIRouter
 
-from hiresfix.server.api import about, elsewhere, events, files, jobs, keys, operations, records, signin, signup, submission
+from hiresfix.server.api import (
+    about,
+    elsewhere,
+    events,
+    files,
+    jobs,
+    keys,
+    operations,
+    records,
+    signin,
+    signup,
+    submission,
+)
 
 router = APIRouter()
 for topic in (submission, files, jobs, events, keys, records, signin, signup, about, operations, elsewhere):
