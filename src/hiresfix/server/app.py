@@ -1,8 +1,8 @@
 """The API process: an ASGI application that answers everything, errors included, as JSON with a request id.
 
 Guarantees for every answer, whoever makes it (a route, the framework, a bug): `Content-Type: application/json`
-(files aside), the error envelope of api-contract.md 11, what `envelope` adds, no 422, no redirect. It runs without
-torch installed.
+(files and pages aside), the error envelope of api-contract.md 11, what `envelope` adds, no 422, no redirect of the
+API's. It runs without torch installed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
@@ -167,10 +168,12 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _render(request: Request, error: Exception) -> JSONResponse:
+async def _render(request: Request, error: Exception) -> Response:
     """The one place where an error becomes an answer."""
     request_id = request.state.request_id
     match error:
+        case HTTPException(status_code=404) if page := await web.missing(request):
+            return page
         case HTTPException(status_code=status, headers=headers):
             text = _TEXT_FOR_STATUS.get(status, str(error.detail))
             if status == 405:

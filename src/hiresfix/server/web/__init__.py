@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from hiresfix.server.web import assets, pages
-from hiresfix.server.web.languages import ENGLISH, FORMER_PREFIXES, LANGUAGES, Language, preferred
+from hiresfix.catalog import MODELS, Model
+from hiresfix.server.api.context import service
+from hiresfix.server.web import assets, pages, structured
+from hiresfix.server.web.languages import ENGLISH, FORMER_PREFIXES, LANGUAGES, Language, named, preferred
+from hiresfix.server.web.rendering import CACHED
 
 View = Callable[[Request, Language], Awaitable[Response]]
 
@@ -32,10 +35,10 @@ def in_preferred_language(path: str, view: View) -> list[Route]:
         answer.headers.add_vary_header("Accept-Language")
         return answer
 
-    named = [
+    explicit = [
         Route(f"/{language.code}{path}", partial(_view, view, language), methods=["GET"]) for language in LANGUAGES
     ]
-    return [Route(path, negotiated, methods=["GET"]), *named]
+    return [Route(path, negotiated, methods=["GET"]), *explicit]
 
 
 async def _view(view: View, language: Language, request: Request) -> Response:
@@ -54,10 +57,42 @@ def _moved(prefix: str, to: str) -> list[Route]:
     return [Route(prefix, redirect), Route(prefix + "/{rest:path}", redirect)]
 
 
+async def _sitemap(request: Request) -> Response:
+    content = structured.sitemap(service(request).settings.public_url.rstrip("/"), pages.paths()).encode()
+    return assets.respond(request, assets.made(content, "application/xml"), {"Cache-Control": CACHED})
+
+
+async def _robots(request: Request) -> Response:
+    """Pages may be found; the API, people's pictures and the studio are nothing to search."""
+    shut = [f"Disallow: {path}" for path in ("/v2/", "/files/", *(f"{each.prefix}/studio" for each in LANGUAGES))]
+    origin = service(request).settings.public_url.rstrip("/")
+    text = "\n".join(["User-agent: *", *shut, "", f"Sitemap: {origin}/sitemap.xml", ""])
+    return PlainTextResponse(text, headers={"Cache-Control": CACHED})
+
+
+async def missing(request: Request) -> Response | None:
+    """The page for an address that leads nowhere; None unless a person asks, and not for the API or a file."""
+    path = request.url.path
+    if "text/html" not in request.headers.get("accept", "") or path.startswith(("/v2/", "/files/", "/static/")):
+        return None
+    language = named(path.split("/")[1]) or preferred(request.headers.get("accept-language", ""))
+    answer = await pages.not_found(request, language)
+    answer.headers.add_vary_header("Accept-Language")
+    return answer
+
+
+def _model_routes(model: Model) -> list[Route]:
+    return in_every_language(f"/models/{model.id}", partial(pages.model, offered=model))
+
+
 routes: list[Route] = [
     Route("/static/{fingerprint}/{path:path}", assets.serve),
     Route("/favicon.ico", assets.favicon),
+    Route("/robots.txt", _robots),
+    Route("/sitemap.xml", _sitemap),
     *in_every_language("/", pages.front),
+    *in_every_language("/models", pages.models),
+    *(route for model in MODELS for route in _model_routes(model)),
     *(route for prefix, language in FORMER_PREFIXES.items() for route in _moved(f"/{prefix}", language.prefix)),
     *_moved(f"/{ENGLISH.code}", ""),  # last: what has an English address of its own comes before
 ]

@@ -4,7 +4,8 @@
 
 brings `locales/*/LC_MESSAGES/messages.po` up to date: new messages come in empty, unused ones go. Messages are the
 first arguments of `_("...")` and `ngettext("...", "...", n)` in templates, of `t("...")`, `tn("...", "...", n)` and
-`mark("...")` in scripts and of `mark("...")` in this package's Python, always one literal; and what the catalog of
+`mark("...")` in scripts, and of `language("...")`, `language.plural("...", "...", n)` and `mark("...")` in this
+package's Python, always literals; and what the catalog of
 models says of models and parameters.
 """
 
@@ -33,6 +34,7 @@ Message: TypeAlias = str | tuple[str, str]
 """A text, or its forms for one and for many."""
 
 _TEMPLATE_FUNCTIONS = ("_", "ngettext")
+_PYTHON_FUNCTIONS: dict[str, Any] = {"language": None, "plural": (1, 2), "mark": None}
 _SCRIPT_FUNCTIONS: dict[str, Any] = {"t": None, "tn": (1, 2), "mark": None}
 _IMPORT = re.compile(r"""^\s*(?:import|export)\b[^"';]*["']\./([\w./-]+\.js)["']""", re.MULTILINE)
 
@@ -48,7 +50,7 @@ def of_templates() -> Iterator[tuple[str, Message]]:
 
 def of_python() -> Iterator[tuple[str, Message]]:
     for file in sorted(HERE.glob("*.py")):
-        for message in _extracted("python", file, {"mark": None}):
+        for message in _extracted("python", file, _PYTHON_FUNCTIONS):
             yield file.name, message
 
 

@@ -20,6 +20,7 @@ _FINAL_RIEUL_SOUNDS = frozenset("178lL")
 _CONSONANT_DIGITS = frozenset("013678")  # 영 일 삼 육 칠 팔; and 십, 백, 천, 만 behind a zero
 _CONSONANT_LETTER_NAMES = frozenset("LMNR")  # 엘 엠 엔 알
 _CONSONANT_ENDINGS = frozenset("bcgklmnp")  # 웹, 훅, 줌: as loan words are read
+_SILENT = re.compile(r"(?<=[lmn])e$")  # 스케일, 네임, 라인
 _READ_AS_WORDS = frozenset({"JPEG"})  # 제이펙
 _MARKS = re.compile(r"`([^`]+)`|\[([^\]]+)\]\(([^)\s]+)\)")
 
@@ -71,7 +72,8 @@ def _final(word: str) -> tuple[bool, bool]:
     tail = re.split(r"[\W\d_]+", word)[-1]
     if tail.isupper() and tail not in _READ_AS_WORDS:
         return last in _CONSONANT_LETTER_NAMES, last in "LR"
-    return last.lower() in _CONSONANT_ENDINGS, last.lower() == "l"
+    sound = (_SILENT.sub("", tail.lower()) or " ")[-1]
+    return sound in _CONSONANT_ENDINGS, sound == "l"
 
 
 def rich(text: str) -> Markup:

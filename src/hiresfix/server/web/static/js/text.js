@@ -53,5 +53,6 @@ function final(word) {
   if (tail && tail !== tail.toLowerCase() && tail === tail.toUpperCase() && tail !== "JPEG") {
     return ["LMNR".includes(last), "LR".includes(last)];
   }
-  return [Boolean(last) && "bcgklmnp".includes(last.toLowerCase()), last.toLowerCase() === "l"];
+  const sound = (tail ?? "").toLowerCase().replace(/(?<=[lmn])e$/, "").slice(-1);
+  return [Boolean(sound) && "bcgklmnp".includes(sound), sound === "l"];
 }
