@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from babel import Locale
-from babel.core import negotiate_locale
 from babel.dates import format_date
 from babel.lists import format_list
 from babel.messages.pofile import read_po
@@ -83,8 +82,8 @@ def named(code: str) -> Language | None:
 def preferred(accept_language: str) -> Language:
     """The language that suits an Accept-Language header best; English if none does."""
     wanted = sorted(_weighted(accept_language), key=lambda item: -item[1])
-    found = negotiate_locale([tag for tag, _ in wanted], [language.code for language in LANGUAGES], sep="-")
-    return named(found or "") or ENGLISH
+    known = (named(tag.lower().partition("-")[0]) for tag, _ in wanted)
+    return next(filter(None, known), ENGLISH)
 
 
 def _weighted(header: str) -> list[tuple[str, float]]:
