@@ -7,6 +7,7 @@ has.
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {name: f"{name.lower()}.md" for name in ("CONTRIBUTING", "ARCHITECTURE", "CHANGELOG")}
+MOST_ON_A_LINE = 70
+"""Characters of a signature."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#]+)(#[^)]*)?\)")
 
 
@@ -28,7 +31,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """MkDocs asks which files there are."""
     from mkdocs.structure.files import File
 
-    pages = {"reference/api.md": api_reference(openapi()), "reference/commands.md": command_reference()}
+    pages = {
+        "reference/api.md": api_reference(openapi()),
+        "reference/commands.md": command_reference(),
+        "reference/python.md": python_reference(),
+    }
     pages |= {page: (ROOT / f"{name}.md").read_text(encoding="utf-8") for name, page in FROM_ROOT.items()}
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
@@ -137,6 +144,59 @@ def command_reference() -> str:
     command = (sys.executable, "-m", "typer", "hiresfix.cli", "utils", "docs", "--name", "hiresfix")
     done = subprocess.run((*command, "--title", "Commands"), stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
+
+
+# --- The Python library
+
+
+def python_reference() -> str:
+    """What `hiresfix` and `hiresfix.errors` offer, from signatures and docstrings, as Markdown."""
+    import hiresfix
+    from hiresfix import errors
+    from hiresfix.client import client
+
+    lines = ["# Python library", "", "Made from the library's own signatures. [For callers](../caller.md) uses it."]
+    for name in hiresfix.__all__:
+        if not name.startswith("_"):
+            lines += _object(f"hiresfix.{name}", getattr(hiresfix, name))
+    for name, what in (("images", client.Images), ("jobs", client.Jobs), ("uploads", client.Uploads)):
+        lines += _object(f"client.{name}", what)
+    return "\n".join(
+        (*lines, "", "## `hiresfix.errors`", "", "```text", inspect.cleandoc(errors.__doc__ or ""), "```", "")
+    )
+
+
+def _object(name: str, what: Any) -> Iterator[str]:
+    yield from ("", f"## `{name}`", "")
+    if not name.startswith("client."):  # what a client has is not for making
+        yield from (*_code(name.rpartition(".")[2], what), *_documentation(what))
+    if not inspect.isclass(what):
+        return
+    for member, found in vars(what).items():
+        if member.startswith("_"):
+            continue
+        method = found.__func__ if isinstance(found, classmethod) else found
+        if inspect.isfunction(method):
+            yield from ("", f"### `{name.rpartition('.')[2]}.{member}`", "", *_code(member, method))
+            yield from _documentation(method)
+
+
+def _code(name: str, what: Any) -> Iterator[str]:
+    """The signature as a block of code, `self` left out."""
+    try:
+        signature = str(inspect.signature(what)).replace("(self, ", "(").replace("(self)", "()")
+    except ValueError:  # an exception of the language has none
+        return
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
+    if len(signature) > MOST_ON_A_LINE:
+        signature = re.sub(r", (?=\w+: |\*)", ",\n    ", signature).replace("(", "(\n    ", 1)
+    prefix = "async def " if inspect.iscoroutinefunction(what) else "class " if inspect.isclass(what) else "def "
+    yield from ("```python", prefix + name + signature, "```")
+
+
+def _documentation(what: Any) -> Iterator[str]:
+    if text := inspect.getdoc(what):
+        yield from ("", re.sub(r"<(?=[A-Za-z/])", "&lt;", text))
 
 
 # --- Markdown

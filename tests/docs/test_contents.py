@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from hiresfix import cli
 from hiresfix.catalog import MODELS, Param, find_model
+from hiresfix.client import errors as client_errors
 from hiresfix.errors import HiresfixError, Unreachable
 from hiresfix.server.api import description
 from hiresfix.server.app import create_app
@@ -188,6 +189,16 @@ def test_every_error_code_is_in_the_callers_tables_with_its_status_and_no_other(
         if kind.__module__ == "hiresfix.errors":
             known.setdefault(kind.code, set()).add(kind.status)
     rows = {row[0].strip("`"): {int(row[1])} for row in page("docs/caller.md").rows("Codes")}
+    assert rows == known
+
+
+def test_every_error_of_the_client_is_in_its_own_table_and_no_other() -> None:
+    known = {
+        kind.code: kind.retryable
+        for kind in _kinds()
+        if kind.__module__ == client_errors.__name__ and "code" in vars(kind)
+    }
+    rows = {row[0].strip("`"): row[1] == "yes" for row in page("docs/caller.md").rows("In Python")}
     assert rows == known
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import hiresfix
 from tests.docs.pages import ROOT
 from tests.docs.test_contents import COMMANDS, ROUTES
 
@@ -55,6 +56,12 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
         assert section, path
         for option in (name for param in command.params for name in param.opts if name.startswith("--")):
             assert option in section[1], f"hiresfix {words} {option}"
+
+
+def test_the_reference_has_every_name_of_the_library(site: Path) -> None:
+    text = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h2[^>]*><code>hiresfix\.(\w+)</code>", text)
+    assert sorted(headings) == sorted([*(name for name in hiresfix.__all__ if not name.startswith("_")), "errors"])
 
 
 def test_documents_of_the_root_are_pages_whose_links_lead_to_pages(site: Path) -> None:
