@@ -161,17 +161,35 @@ def test_the_sizes_of_formats_are_those_that_were_measured() -> None:
     ]
 
 
-def test_every_recipe_is_one_that_its_model_takes() -> None:
-    text = page("docs/artist.md").text
-    recipes = re.findall(r"^\| [^|]+ \| `(\w+-upscale)` \| `(--[^`]+)` \|", text, re.MULTILINE)
-    assert len(recipes) >= 8
-    names = {"scale": "scale_factor", "steps": "num_inference_steps", "format": "output_format"}
-    for model_id, settings in recipes:
-        model, words = find_model(model_id), shlex.split(settings)
-        assert model
-        for option, value in zip(words[::2], words[1::2], strict=True):
-            name = option.removeprefix("--").replace("-", "_")
-            canonical(model.param(names.get(name, name)), value)
+_NAMES = {"scale": "scale_factor", "steps": "num_inference_steps", "format": "output_format"}
+
+
+def _values(model_id: str, settings: str) -> dict[str, Any]:
+    """What `--creativity 0.2 --steps 30` says, as the model takes it."""
+    model, words = find_model(model_id.strip("`")), shlex.split(settings.strip("`"))
+    assert model
+    if settings == "the defaults":
+        return {}
+    names = [_NAMES.get(name := word.removeprefix("--").replace("-", "_"), name) for word in words[::2]]
+    return {name: canonical(model.param(name), value) for name, value in zip(names, words[1::2], strict=True)}
+
+
+def test_the_presets_are_those_of_the_catalog_with_their_values_and_no_others() -> None:
+    rows = {
+        row[0].strip("`"): (row[1].strip("`"), _values(*row[1:3])) for row in page("docs/artist.md").rows("Recipes")
+    }
+    assert rows == {
+        subject.id: (model.id, {name: value for name, value in subject.values.items() if name != "prompt"})
+        for model in MODELS
+        for subject in model.subjects
+    }
+
+
+def test_every_other_recipe_is_one_that_its_model_takes() -> None:
+    recipes = re.findall(r"^\| [A-Z][^|]+ \| (`[\w-]+`) \| (`--[^`]+`) \|", page("docs/artist.md").text, re.MULTILINE)
+    assert len(recipes) == 3
+    for recipe in recipes:
+        assert _values(*recipe)
 
 
 # --- Errors and routes --------------------------------------------------------------------------------------------
