@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.conftest import Site, png
 from tests.journey.conftest import Service
@@ -98,3 +99,23 @@ def test_a_taken_port_is_a_clear_error(home: Path, site: Site) -> None:
     assert answer.returncode == 1
     assert "Choose another with --port" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_several_api_processes_share_one_port_and_are_started_again(service: Service) -> None:
+    serve = service.run("serve", "--port", str(service.port), "--no-worker", "--processes", "2")
+    wait_until(lambda: service.is_ready() or serve.poll() is not None)
+    supervisor = psutil.Process(serve.pid)
+
+    def apis() -> list[psutil.Process]:
+        return [child for child in supervisor.children() if "api" in child.cmdline()]
+
+    wait_until(lambda: len(apis()) == 2)
+    killed = apis()[0]
+    killed.kill()
+    for _ in range(20):
+        assert httpx.get(f"{service.url}/healthz", timeout=60).status_code == 200
+    wait_until(lambda: len(apis()) == 2 and killed.pid not in [api.pid for api in apis()])
+    serve.send_signal(signal.SIGTERM)
+    assert serve.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{service.url}/healthz")

@@ -8,7 +8,7 @@ import pytest
 
 from hiresfix.server import outlook
 from hiresfix.server.db import Tx
-from hiresfix.server.outlook import Ahead, Forecast, Outlook, Pace
+from hiresfix.server.outlook import Ahead, Forecast, Forecasts, Line, Outlook, Pace
 from tests.server.conftest import Api, commit
 from tests.server.test_jobs import Town, result, town
 
@@ -22,28 +22,37 @@ def ahead(megapixels: float, *, progress: int = 0, model: str = CLARITY) -> Ahea
     return Ahead(id=uuid4(), model=model, megapixels=megapixels, progress=progress)
 
 
+def line(*jobs: Ahead) -> Line:
+    return Line(
+        ids=b"".join(job.id.bytes for job in jobs),
+        models=[job.model for job in jobs],
+        megapixels=[job.megapixels for job in jobs],
+    )
+
+
 def test_waiting_jobs_expect_what_is_before_them_and_their_own_time() -> None:
     first, second = ahead(1), ahead(2)
-    queued, at_work = outlook.forecasts([first, second], [], PACES)
-    assert queued == {first.id: Forecast(position=1, seconds=10), second.id: Forecast(position=2, seconds=30)}
-    assert at_work == {}
+    known = Forecasts(line(first, second), [], PACES)
+    assert known.of_waiting(first.id) == Forecast(position=1, seconds=10)
+    assert known.of_waiting(second.id) == Forecast(position=2, seconds=30)
+    assert known.of_running(first.id) == known.of_waiting(uuid4()) == outlook.UNKNOWN
 
 
 def test_running_jobs_expect_what_is_left_and_share_the_queue_between_them() -> None:
     nearly, half, waits = ahead(1, progress=90), ahead(3, progress=50), ahead(1)
-    queued, at_work = outlook.forecasts([waits], [nearly, half], PACES)
-    assert (at_work[nearly.id], at_work[half.id]) == (Forecast(seconds=1), Forecast(seconds=15))
-    assert queued[waits.id] == Forecast(position=1, seconds=8 + 10)
+    known = Forecasts(line(waits), [nearly, half], PACES)
+    assert (known.of_running(nearly.id), known.of_running(half.id)) == (Forecast(seconds=1), Forecast(seconds=15))
+    assert known.of_waiting(waits.id) == Forecast(position=1, seconds=8 + 10)
 
 
 def test_a_job_of_unknown_length_makes_what_is_behind_it_unknown_but_not_its_position() -> None:
-    known, unknown, behind = ahead(1), ahead(1, model="faithful-upscale"), ahead(1)
-    queued, _ = outlook.forecasts([known, unknown, behind], [], PACES)
-    assert queued == {
-        known.id: Forecast(position=1, seconds=10),
-        unknown.id: Forecast(position=2, seconds=None),
-        behind.id: Forecast(position=3, seconds=None),
-    }
+    jobs = ahead(1), ahead(1, model="faithful-upscale"), ahead(1)
+    known = Forecasts(line(*jobs), [], PACES)
+    assert [known.of_waiting(job.id) for job in jobs] == [
+        Forecast(position=1, seconds=10),
+        Forecast(position=2, seconds=None),
+        Forecast(position=3, seconds=None),
+    ]
 
 
 async def finish(town: Town, job: UUID, *, seconds: float) -> None:
@@ -101,7 +110,7 @@ async def test_however_often_it_is_asked_the_queue_is_read_once_in_a_while(
     looks = 0
     read = outlook.waiting_in_turn
 
-    async def counted(tx: Tx) -> list[Ahead]:
+    async def counted(tx: Tx) -> Line:
         nonlocal looks
         looks += 1
         return await read(tx)

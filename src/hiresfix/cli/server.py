@@ -16,6 +16,9 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="API processes on this port; HIRESFIX_API_PROCESSES says it too.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes on this machine.")] = 1,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="API only; run `hiresfix worker` elsewhere.")] = False,
 ) -> None:
@@ -29,9 +32,8 @@ def serve(
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
         settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
     config.warn_if_open(settings)
-    serving.require_port(host, port)
     serving.stop_on_signals()
-    with serving.database(settings) as url:
+    with serving.listen(host, port) as listening, serving.database(settings) as url:
         db.migrate(url)
         key = _first_key(url, settings.free_credits)
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
@@ -40,7 +42,9 @@ def serve(
         if settings.signin_minutes:
             link = _first_link(url, settings.public_url, settings.signin_minutes)
             typer.echo(f"Open the studio (once, within {settings.signin_minutes:g} minutes): {link}")
-        children = serving.children(host=host, port=port, workers=0 if no_worker else workers)
+        children = serving.children(
+            listening, processes=processes or settings.api_processes, workers=0 if no_worker else workers
+        )
         serving.Supervisor(settings=settings, database_url=url, children=children).run()
 
 
@@ -91,8 +95,14 @@ def worker() -> None:
         asyncio.run(working.serve(settings, database_url=url))
 
 
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def api(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="Listening socket inherited from `serve`.")] = None,
+) -> None:
     """Run one API process (what `serve` starts)."""
+    import socket
+
     from hiresfix.server import config, logs
     from hiresfix.server import serve as serving
     from hiresfix.server.app import Server, create_app
@@ -103,7 +113,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     with serving.database(settings) as url:
         app = create_app(settings, database_url=url)
         server = Server(app, host=host, port=port)
-        server.run()
+        server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
     if not server.started:
         raise typer.Exit(STARTUP_FAILURE)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from hiresfix.errors import OverBudget
 from hiresfix.server import db
-from hiresfix.server.db import Tx
+from hiresfix.server.db import Cursor, Tx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +41,18 @@ async def of_key(tx: Tx, key: UUID) -> Budget | None:
     return Budget(monthly=int(monthly), spent=int(spent))
 
 
-async def check(tx: Tx, key: UUID, cost: int) -> None:
-    """Raises OverBudget if the key may not spend `cost` more this month; until `tx` ends nobody else may decide it."""
-    await db.execute(
-        tx, "select 1 from api_keys where id = %(key)s and monthly_budget is not null for no key update", key=key
+async def hold(tx: Tx, key: UUID) -> Cursor:
+    """Until `tx` ends nobody else decides what the key may spend; for `check`, which reads the answer."""
+    return await tx.execute(
+        "select 1 from api_keys where id = %(key)s and monthly_budget is not null for no key update", {"key": key}
     )
-    # Statements of their own: they see what those committed whom the lock made us wait for.
+
+
+async def check(tx: Tx, key: UUID, cost: int, *, held: Cursor) -> None:
+    """Raises OverBudget if the charge of `cost` that `tx` has made after `hold` is more than was left this month."""
+    if await held.fetchone() is None:
+        return  # most keys have no budget
+    # A statement of its own: it sees what those committed whom the lock made us wait for.
     budget = await of_key(tx, key)
-    if budget and cost > budget.left:
-        raise OverBudget(budget=budget.monthly, spent=budget.spent, required=cost)
+    if budget and budget.spent > budget.monthly:
+        raise OverBudget(budget=budget.monthly, spent=budget.spent - cost, required=cost)

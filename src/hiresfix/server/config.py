@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """file://, s3://, gs:// or az:// where pictures live; without it a folder under `home`."""
     public_url: str = "http://127.0.0.1:8000"
     """Base of every URL handed to clients; the origin only, no path."""
+    api_processes: int = Field(default=1, gt=0)
+    """How many of them `serve` starts; they share its port and nothing else."""
     allow_private_addresses: bool = False
     """Development: fetch from and deliver to loopback and private networks, over plain http too."""
     outbound_proxy: str | None = None

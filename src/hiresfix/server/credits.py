@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import LiteralString
 from uuid import UUID
 
 from hiresfix.errors import InsufficientCredits, NotFound
 from hiresfix.server import db
-from hiresfix.server.db import Tx
+from hiresfix.server.db import Cursor, Tx
 
 
 class Kind(StrEnum):
@@ -61,9 +62,26 @@ async def grant(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> 
     return await _move(tx, team, Kind.GRANT, amount, actor=actor, reason=reason)
 
 
-async def charge(tx: Tx, team: UUID, cost: int, *, job: UUID, actor: str) -> int:
-    """Take a job's price; raises InsufficientCredits, with the caller's transaction still usable."""
-    return await _move(tx, team, Kind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """A charge that was sent to the database; nothing is known of it before `confirm`."""
+
+    moved: Cursor
+    team: UUID
+    cost: int
+
+    async def confirm(self, tx: Tx) -> int:
+        """The new balance; raises InsufficientCredits, with the transaction still usable and nothing written."""
+        row = await self.moved.fetchone()
+        if row is None:
+            raise InsufficientCredits(required=self.cost, available=await balance(tx, self.team))
+        return int(row[0])
+
+
+async def charge(tx: Tx, team: UUID, cost: int, *, job: UUID, actor: str) -> Charge:
+    """Take a job's price. In a pipeline it does not wait for the answer, which has to be read: `Charge.confirm`."""
+    moved = await _send_move(tx, team, Kind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
+    return Charge(moved=moved, team=team, cost=cost)
 
 
 async def adjust(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> int:
@@ -97,32 +115,42 @@ async def refund_by_hand(tx: Tx, job: UUID, *, actor: str, reason: str) -> bool:
     return await refund(tx, team, cost, job=job, actor=actor, reason=reason)
 
 
+# One statement, so that a move costs one message to the server. The update locks the team's row, so two moves of one
+# team queue up and neither reads a stale balance; without credits enough it finds no row and nothing is written.
+_MOVE: LiteralString = """
+    with moved as (
+        update teams set credits = credits + %(amount)s where id = %(team)s and credits + %(amount)s >= 0
+        returning credits
+    ), written as (
+        insert into ledger (team_id, job_id, kind, amount, counterparty, actor, reason)
+        select %(team)s, %(job)s, %(kind)s, %(amount)s, %(counterparty)s, %(actor)s, %(reason)s from moved
+    )
+    select credits from moved
+"""
+
+
 async def _move(
     tx: Tx, team: UUID, kind: Kind, amount: int, *, actor: str, reason: str, job: UUID | None = None
 ) -> int:
-    # The update locks the team's row, so two moves of one team queue up and neither reads a stale balance.
-    after = await db.value(
-        tx,
-        "update teams set credits = credits + %(amount)s where id = %(team)s and credits + %(amount)s >= 0"
-        " returning credits",
-        team=team,
-        amount=amount,
+    moved = await _send_move(tx, team, kind, amount, actor=actor, reason=reason, job=job)
+    return await Charge(moved=moved, team=team, cost=-amount).confirm(tx)
+
+
+async def _send_move(
+    tx: Tx, team: UUID, kind: Kind, amount: int, *, actor: str, reason: str, job: UUID | None
+) -> Cursor:
+    return await tx.execute(
+        _MOVE,
+        {
+            "team": team,
+            "job": job,
+            "kind": kind.value,
+            "amount": amount,
+            "counterparty": _COUNTERPARTY[kind],
+            "actor": actor,
+            "reason": reason,
+        },
     )
-    if after is None:
-        raise InsufficientCredits(required=-amount, available=await balance(tx, team))
-    await db.execute(
-        tx,
-        "insert into ledger (team_id, job_id, kind, amount, counterparty, actor, reason)"
-        " values (%(team)s, %(job)s, %(kind)s, %(amount)s, %(counterparty)s, %(actor)s, %(reason)s)",
-        team=team,
-        job=job,
-        kind=kind.value,
-        amount=amount,
-        counterparty=_COUNTERPARTY[kind],
-        actor=actor,
-        reason=reason,
-    )
-    return int(after)
 
 
 async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:

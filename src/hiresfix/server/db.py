@@ -20,6 +20,7 @@ from hiresfix.errors import ConfigurationError
 from hiresfix.server import metrics
 
 Tx = psycopg.AsyncConnection[tuple[Any, ...]]
+Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
 Row = TypeVar("Row")
 
 OUTAGE = (
@@ -64,7 +65,7 @@ class Database:
             open=False,
             reconnect_timeout=RECONNECT_SECONDS,
             configure=_bound,
-            check=AsyncConnectionPool.check_connection,
+            check=_still_open,
             kwargs={**KEEPALIVE, "application_name": name, "row_factory": tuple_row},
         )
 
@@ -83,6 +84,41 @@ class Database:
         """One transaction: committed when the block ends, rolled back when it raises."""
         async with self._pool.connection() as tx:
             yield tx
+
+    @asynccontextmanager
+    async def pipelined(self) -> AsyncIterator[Tx]:
+        """A transaction whose statements do not wait for one another.
+
+        They go out together, and so does the commit; where a result is read (`fetchone`, `value`) all that was sent
+        before is answered first. What a statement raised is raised there, or at the end of the block: before that
+        nothing is known to have happened. A count of touched rows is not known: let the statement return something.
+        """
+        async with self._pool.connection() as tx, tx.pipeline():
+            yield tx
+            await tx.commit()
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[Tx]:
+        """For looks that need not agree with one another: each statement is a transaction of its own.
+
+        One message to the server and one back, where a transaction takes three.
+        """
+        async with self._pool.connection() as tx:
+            await tx.set_autocommit(True)
+            try:
+                yield tx
+            finally:
+                if not tx.closed:
+                    await tx.set_autocommit(False)
+
+
+async def _still_open(connection: Tx) -> None:
+    """Raises if the server has closed the connection while nobody used it; asks nothing, only reads what came.
+
+    A server that vanished without a word is found out by the next statement, after `KEEPALIVE`.
+    """
+    connection.pgconn.consume_input()  # a farewell message, perhaps
+    connection.pgconn.consume_input()  # and the end that follows it
 
 
 async def _bound(connection: Tx) -> None:

@@ -23,7 +23,6 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,6 +129,7 @@ class _Forks:
         answer, source, *pixels = descriptors
         answering = socket.socket(fileno=answer)
         deadline = time.monotonic() + self._terms.wall_seconds
+        bounds = _bounds(self._terms, writes=bool(pixels))  # here: a page that a child touches first is a page copied
         try:
             pid = os.fork()
         except OSError:
@@ -137,13 +137,13 @@ class _Forks:
             answering.close()
         else:
             if pid == 0:
-                self._be_child(answering, source, pixels[0] if pixels else None)
+                self._be_child(answering, source, pixels[0] if pixels else None, bounds)
             self._children[pid] = _Child(answer=answering, deadline=deadline)
         for descriptor in (source, *pixels):
             os.close(descriptor)
         return True
 
-    def _be_child(self, answer: socket.socket, source: int, pixels: int | None) -> None:
+    def _be_child(self, answer: socket.socket, source: int, pixels: int | None, bounds: Bounds) -> None:
         """In the child; never returns."""
         status = 1
         try:
@@ -152,7 +152,7 @@ class _Forks:
             self._control.close()
             for child in self._children.values():
                 child.answer.close()
-            _confine(self._terms, writes=pixels is not None)
+            _confine(bounds, self._terms.wall_seconds)
             line = _answer(source, pixels, self._terms.limits)
             answer.sendall(line)
             status = 0
@@ -170,18 +170,25 @@ def _line(content: dict[str, Any]) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def _confine(terms: Terms, *, writes: bool) -> None:
-    size = terms.pixel_bytes if writes else 0
-    for what, most in (
+Bounds = tuple[tuple[int, int], ...]
+"""Resources of the system and the most of each that a child may take."""
+
+
+def _bounds(terms: Terms, *, writes: bool) -> Bounds:
+    return (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, size),
+        (resource.RLIMIT_FSIZE, terms.pixel_bytes if writes else 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),
         (resource.RLIMIT_CPU, terms.processor_seconds),
         (resource.RLIMIT_AS, _address_space() + terms.memory),
-    ):
+    )
+
+
+def _confine(bounds: Bounds, wall_seconds: int) -> None:
+    for what, most in bounds:
         with contextlib.suppress(ValueError):  # the machine's own limit is tighter already
             resource.setrlimit(what, (most, most))
-    signal.alarm(terms.wall_seconds + 1)  # should nobody be left to kill it
+    signal.alarm(wall_seconds + 1)  # should nobody be left to kill it
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):  # a container may not let root become anybody else
             os.setgroups([])
@@ -192,7 +199,8 @@ def _confine(terms: Terms, *, writes: bool) -> None:
 def _address_space() -> int:
     """Bytes this process has mapped; 0 where /proc does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - for every picture: no path objects
+            pages = int(file.read().split()[0])
     except OSError:
         return 0
     return pages * resource.getpagesize()

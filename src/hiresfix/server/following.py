@@ -40,7 +40,7 @@ async def finished(database: Database, changes: Changes, job: UUID, *, seconds: 
 
 async def _look(database: Database, job: UUID) -> Job | None:
     try:
-        async with database.transaction() as tx:
+        async with database.looking() as tx:
             return await jobs.get(tx, job)
     except db.OUTAGE:
         return None

@@ -76,7 +76,7 @@ async def admit(database: Database, *, api_key: str | None, authorization: str |
     scheme, _, bearer = (authorization or "").partition(" ")
     if not api_key and scheme.lower() == "bearer":
         api_key = bearer
-    async with database.transaction() as tx:
+    async with database.looking() as tx:
         return await accounts.authenticate(tx, api_key.strip() if api_key else None)
 
 
@@ -128,10 +128,11 @@ async def remember(
             key=key,
             window=WINDOW,
         )
-        bound = await db.execute(
+        bound = await db.value(
             tx,
             "insert into idempotency_keys (user_id, route, key, fingerprint, job_id, upload_id) values"
-            " (%(user)s, %(route)s, %(key)s, %(fingerprint)s, %(job)s, %(upload)s) on conflict do nothing",
+            " (%(user)s, %(route)s, %(key)s, %(fingerprint)s, %(job)s, %(upload)s) on conflict do nothing"
+            " returning true",
             user=caller.user,
             route=route,
             key=key,

@@ -28,7 +28,7 @@ from psycopg.types.json import Jsonb
 from hiresfix import wire
 from hiresfix.errors import Conflict, NotFound, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
-from hiresfix.server import budgets, credits, db, turns, webhooks
+from hiresfix.server import budgets, credits, db, outlook, turns, webhooks
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.queue import Queue
@@ -215,38 +215,51 @@ class Claim:
 # Submission -----------------------------------------------------------------------------------------------------
 
 
-async def room_for(tx: Tx, caller: Caller, *, per_team: int, in_total: int, seconds_a_job: float | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a team and a key have left at a moment. budgeted: whether the key has a budget at all."""
+
+    credits: int
+    budgeted: bool
+
+
+_RUNNING: LiteralString = "select count(*) from jobs where state = 'PROCESSING'"
+_TEAMS_ROOM: LiteralString = """
+    select t.credits, k.monthly_budget is not null, coalesce(t.max_queued_jobs, %(per_team)s),
+    (select count(*) from (select from jobs where state = 'QUEUED' and team_id = t.id
+                           limit coalesce(t.max_queued_jobs, %(per_team)s)) waiting)
+    from teams t, api_keys k where t.id = %(team)s and k.id = %(key)s
+"""
+
+
+async def room_for(
+    tx: Tx,
+    caller: Caller,
+    *,
+    per_team: int,
+    in_total: int,
+    waiting: int | None = None,
+    seconds_a_job: float | None = None,
+) -> Room:
     """Raises RateLimited if the team, and Unavailable if the whole server, has too many jobs waiting.
 
-    per_team: for a team that has no number of its own. seconds_a_job: what a job takes these days, None if unknown;
-    from it follows when one of those that wait will have started.
+    per_team: for a team that has no number of its own. waiting: how many wait in all as far as is known; only if they
+    seem too many they are counted. seconds_a_job: what a job takes these days, None if unknown; from it follows when
+    one of those that wait will have started.
     """
-    own = await db.value(tx, "select max_queued_jobs from teams where id = %(team)s", team=caller.team)
-    cap = own or per_team
-    waiting, running = await _counts(tx, cap, "team_id = %(team)s", team=caller.team)
-    if waiting >= cap:
+    values = {"team": caller.team, "key": caller.key, "per_team": per_team}
+    row = await (await tx.execute(_TEAMS_ROOM, values)).fetchone()
+    assert row is not None
+    credits, budgeted, cap, of_team = row
+    if of_team >= cap:
+        running = await db.value(tx, _RUNNING + " and team_id = %(team)s", team=caller.team)
         raise RateLimited(
             f"Your team has {cap} jobs waiting already. Try again when some are done.",
             retry_after=_until_next(seconds_a_job, running),
         )
-    waiting, running = await _counts(tx, in_total, "true")
-    if waiting >= in_total:
-        raise Unavailable(retry_after=_until_next(seconds_a_job, running))
-
-
-async def _counts(tx: Tx, cap: int, whose: LiteralString, **values: object) -> tuple[int, int]:
-    """How many jobs wait, counted up to `cap`, and how many run."""
-    row = await (
-        await tx.execute(
-            "select (select count(*) from (select from jobs where state = 'QUEUED' and "  # noqa: S608 - from literals
-            + whose
-            + " limit %(cap)s) q),"
-            " (select count(*) from jobs where state = 'PROCESSING' and " + whose + ")",
-            {"cap": cap, **values},
-        )
-    ).fetchone()
-    assert row is not None
-    return int(row[0]), int(row[1])
+    if (waiting is None or waiting >= in_total) and await outlook.waiting_in_all(tx, most=in_total) >= in_total:
+        raise Unavailable(retry_after=_until_next(seconds_a_job, await db.value(tx, _RUNNING)))
+    return Room(credits=credits, budgeted=budgeted)
 
 
 def _until_next(seconds_a_job: float | None, running: int) -> int:
@@ -257,8 +270,11 @@ def _until_next(seconds_a_job: float | None, running: int) -> int:
 
 
 async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
-    """Insert the job, take its price, put it in its team's line. Raises InsufficientCredits or OverBudget."""
-    await budgets.check(tx, new.caller.key, new.cost)
+    """Insert the job, take its price, put it in its team's line. Raises InsufficientCredits or OverBudget.
+
+    In a pipeline (`db.Database.pipelined`) all of it is one message to the server and one back.
+    """
+    held = await budgets.hold(tx, new.caller.key)
     await db.execute(
         tx,
         "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"
@@ -278,8 +294,10 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
         max_attempts=new.max_attempts,
         cost=new.cost,
     )
-    await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
+    charge = await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
     await turns.line_up(tx, queue, new.caller.team)
+    await charge.confirm(tx)
+    await budgets.check(tx, new.caller.key, new.cost, held=held)
 
 
 async def get(tx: Tx, job: UUID, *, caller: Caller | None = None) -> Job:

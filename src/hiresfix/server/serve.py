@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +33,8 @@ DATABASE_SECONDS = 5.0
 """Between two looks at the embedded database."""
 SETTLED_SECONDS = 60.0
 """A child that lived so long starts again without a pause."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted; the kernel may allow fewer."""
 GRACE_SECONDS = 10.0
 """What stopping may take beyond the workers' drain."""
 
@@ -64,6 +67,8 @@ class Child:
 
     name: str
     arguments: list[str]
+    inherits: tuple[int, ...] = ()
+    """Descriptors of ours that it gets under the same numbers."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     next_start: float = 0.0
@@ -79,6 +84,7 @@ class Child:
                 [sys.executable, "-m", "hiresfix", *self.arguments],
                 env={**environment, **self.environment},
                 stdin=subprocess.PIPE,  # its end tells the child that we are gone
+                pass_fds=self.inherits,
                 start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
             )
         except OSError as error:
@@ -190,22 +196,30 @@ def follow_supervisor() -> bool:
     return True
 
 
-def children(*, host: str, port: int, workers: int) -> list[Child]:
-    """The API and `workers` worker processes."""
-    api = Child(name="api", arguments=["api", "--host", host, "--port", str(port)])
-    return [api, *(Child(name=f"worker-{number}", arguments=["worker"]) for number in range(1, workers + 1))]
+def children(listening: socket.socket, *, processes: int, workers: int) -> list[Child]:
+    """So many API processes, which take turns in accepting what arrives at one socket, and worker processes."""
+    descriptor = listening.fileno()
+    apis = [
+        Child(name=f"api-{number}", arguments=["api", "--fd", str(descriptor)], inherits=(descriptor,))
+        for number in range(1, processes + 1)
+    ]
+    return [*apis, *(Child(name=f"worker-{number}", arguments=["worker"]) for number in range(1, workers + 1))]
 
 
-def require_port(host: str, port: int) -> None:
-    """Raises ConfigurationError if nobody could listen there, before anything is started."""
-    import socket
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that outlives the API processes: while one is started again, connections wait in it.
 
+    Raises ConfigurationError if nobody can listen there, before anything is started.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigurationError(
-                f"Cannot listen on {host}:{port} ({error.strerror}). Choose another with --port."
-            ) from error
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another with --port."
+        ) from error
+    return listening

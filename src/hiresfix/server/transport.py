@@ -91,7 +91,7 @@ class BoundedHttp(H11Protocol):
         self.transport.close()
 
 
-def server_config(app: ASGIApp, *, host: str, port: int) -> uvicorn.Config:
+def server_config(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
     """How this server runs under uvicorn."""
     return uvicorn.Config(
         app,

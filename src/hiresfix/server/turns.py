@@ -85,6 +85,23 @@ _LACKING: LiteralString = f"""{_ELIGIBLE}
 """  # noqa: S608 - put together from literals
 
 
+# How many more jobs of the team may run than do, and how many are ready (counted no further than that).
+_ROOM: LiteralString = """
+    with room as (
+        select coalesce(teams.max_concurrent_jobs, plans.max_concurrent_jobs)
+               - (select count(*) from jobs where team_id = teams.id and state = 'PROCESSING') as room
+        from teams join plans on plans.name = teams.plan where teams.id = %(team)s
+    ), counted as (
+        select room, (select count(*) from (
+            select from jobs where team_id = %(team)s and state = 'QUEUED' and queued_at <= statement_timestamp()
+            limit greatest(room, 0) + 1) ready) as waiting
+        from room
+    )
+"""
+_COUNTED: LiteralString = _ROOM + "select room, waiting from counted"  # noqa: S608 - put together from literals
+_ONE_IF_ROOM: LiteralString = _ROOM + "select from counted where waiting <= room"
+
+
 async def give(tx: Tx) -> UUID | None:
     """The job whose turn it is, locked until `tx` ends, which makes it PROCESSING; None if nothing may start.
 
@@ -101,10 +118,8 @@ async def give(tx: Tx) -> UUID | None:
 
 async def line_up(tx: Tx, queue: Queue, team: UUID) -> None:
     """A new job of the team waits; its charge has locked the team's row, so nobody frees a place meanwhile."""
-    await db.execute(tx, "insert into turns (team_id) values (%(team)s) on conflict do nothing", team=team)
-    room, waiting = await _room(tx, team)
-    if waiting <= room:
-        await call(tx, queue)
+    await tx.execute("insert into turns (team_id) values (%(team)s) on conflict do nothing", {"team": team})
+    await queue.enqueue_for_each(tx, _ONE_IF_ROOM, {"team": team}, TASK, queue=QUEUE)
 
 
 async def free_place(tx: Tx, queue: Queue, team: UUID) -> None:
@@ -124,17 +139,7 @@ async def call(tx: Tx, queue: Queue, *, at: datetime | None = None) -> None:
 
 
 async def _room(tx: Tx, team: UUID) -> tuple[int, int]:
-    """How many more jobs of the team may run than do, and how many are ready (counted no further than that)."""
-    row = await (
-        await tx.execute(
-            "with room as (select coalesce(teams.max_concurrent_jobs, plans.max_concurrent_jobs)"
-            " - (select count(*) from jobs where team_id = teams.id and state = 'PROCESSING') as room"
-            " from teams join plans on plans.name = teams.plan where teams.id = %(team)s)"
-            " select room, (select count(*) from (select from jobs where team_id = %(team)s and state = 'QUEUED'"
-            " and queued_at <= statement_timestamp() limit greatest(room, 0) + 1) ready) from room",
-            {"team": team},
-        )
-    ).fetchone()
+    row = await (await tx.execute(_COUNTED, {"team": team})).fetchone()
     assert row is not None
     room, waiting = row
     return int(room), int(waiting)

@@ -32,7 +32,7 @@ async def list_jobs(request: Request) -> JSONResponse:
     """A page of jobs, newest first."""
     own, caller = service(request), await caller_of(request)
     query = wire.parse_job_query(request.query_params)
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         page = await listing.page(tx, caller, query)
     body = wire.job_list([await shown(own, job, with_input=False) for job in page.jobs], page.after, page.models)
     return JSONResponse(body, headers={"Cache-Control": "no-store"})
@@ -46,7 +46,7 @@ async def list_jobs(request: Request) -> JSONResponse:
 )
 async def get_job(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request, Bucket.JOB_POLLING)
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
     return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
 

@@ -125,12 +125,12 @@ async def _parse(body: bytes, content_type: str | None, settings: Settings) -> U
 
 
 async def _recall(own: Service, caller: Caller, key: str, asked: UpscaleRequest) -> UUID | None:
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         return await gate.recall(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint)
 
 
 async def _replay(request: Request, own: Service, job: UUID) -> JSONResponse:
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         found = await jobs.get(tx, job)
     return await _answer(request, own, job, state=found.state, more_headers={"Idempotency-Replayed": "true"})
 
@@ -150,21 +150,23 @@ async def _answer(
 
 
 async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequest) -> None:
-    """A look before the costly probe; the transaction decides again."""
+    """A look before the costly probe; the transaction decides again about credits and budget."""
     pace = await own.outlook.pace(asked.model.id)
-    async with own.database.transaction() as tx:
-        await jobs.room_for(
+    most = own.settings.max_queued_jobs_total
+    waiting = await own.outlook.waiting(most=most)
+    async with own.database.looking() as tx:
+        room = await jobs.room_for(
             tx,
             caller,
             per_team=own.settings.max_queued_jobs,
-            in_total=own.settings.max_queued_jobs_total,
+            in_total=most,
+            waiting=waiting,
             seconds_a_job=pace.seconds if pace else None,
         )
-        available = await credits.balance(tx, caller.team)
-        budget = await budgets.of_key(tx, caller.key)
+        budget = await budgets.of_key(tx, caller.key) if room.budgeted else None
     least = own.settings.price(asked.model).least  # the price itself where it is flat
-    if available < least:
-        raise InsufficientCredits(required=least, available=available)
+    if room.credits < least:
+        raise InsufficientCredits(required=least, available=room.credits)
     if budget and budget.left < least:
         raise OverBudget(budget=budget.monthly, spent=budget.spent, required=least)
 
@@ -194,7 +196,7 @@ async def _order(own: Service, asked: UpscaleRequest) -> Order:
 async def _preview(own: Service, caller: Caller, asked: UpscaleRequest) -> JSONResponse:
     """What the request would cost; nothing is stored or charged, and too few credits are no error."""
     order = await _order(own, asked)
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         available = await credits.balance(tx, caller.team)
         budget = await budgets.of_key(tx, caller.key)
     pace = await own.outlook.pace(asked.model.id)
@@ -244,13 +246,13 @@ async def _own_picture(own: Service, url: str) -> bytes | None:
     """The bytes of an upload or a result of ours, read from the store and never over HTTP; None for any other URL."""
     upload = wire.own_upload(url, own.settings.public_url)
     if upload is not None:
-        async with own.database.transaction() as tx:
+        async with own.database.looking() as tx:
             kept = await uploads.get(tx, upload)
         return await own.storage.get(kept.key)
     job = wire.own_result(url, own.settings.public_url)
     if job is None:
         return None
-    async with own.database.transaction() as tx:
+    async with own.database.looking() as tx:
         found = await jobs.get(tx, job)
     if found.result is None or found.expired:
         raise NotFound("The URL names a result that does not exist any more. Use another picture.")
@@ -289,10 +291,11 @@ async def _submit(
         max_attempts=own.settings.max_attempts,
     )
     try:
-        async with own.database.transaction() as tx:
+        async with own.database.pipelined() as tx:
             if key:
                 await gate.remember(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint, job=job)
             await jobs.submit(tx, own.queue, new)
+        own.outlook.one_more()
     except (HiresfixError, gate.Replayed):
         # Surely rolled back. After a lost connection the commit may have happened: then the picture stays, and
         # upkeep removes it if no job turns up for it.
