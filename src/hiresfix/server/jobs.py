@@ -332,7 +332,7 @@ async def claim(database: Database, *, worker: str, lease_seconds: float) -> Cla
     pause, longest = CONTESTED_SECONDS
     while True:
         try:
-            async with database.transaction() as tx:
+            async with database.pipelined() as tx:
                 return await _claim(tx, worker=worker, lease_seconds=lease_seconds)
         except turns.Contested:
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, no secret

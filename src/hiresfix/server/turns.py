@@ -98,8 +98,8 @@ _ROOM: LiteralString = """
         from room
     )
 """
-_COUNTED: LiteralString = _ROOM + "select room, waiting from counted"  # noqa: S608 - put together from literals
 _ONE_IF_ROOM: LiteralString = _ROOM + "select from counted where waiting <= room"
+_ONE_IF_OTHERS_WAITED: LiteralString = _ROOM + "select from counted where 0 < room and room <= waiting"
 
 
 async def give(tx: Tx) -> UUID | None:
@@ -128,21 +128,12 @@ async def free_place(tx: Tx, queue: Queue, team: UUID) -> None:
     Locks the team's row first: a job that is being submitted now either is seen here or sees the free place.
     """
     await db.execute(tx, "select from teams where id = %(team)s for no key update", team=team)
-    room, waiting = await _room(tx, team)
-    if 0 < room <= waiting:
-        await call(tx, queue)
+    await queue.enqueue_for_each(tx, _ONE_IF_OTHERS_WAITED, {"team": team}, TASK, queue=QUEUE)
 
 
 async def call(tx: Tx, queue: Queue, *, at: datetime | None = None) -> None:
     """One worker looks for work, now or `at` a time, once `tx` commits."""
     await queue.enqueue(tx, TASK, queue=QUEUE, at=at)
-
-
-async def _room(tx: Tx, team: UUID) -> tuple[int, int]:
-    row = await (await tx.execute(_COUNTED, {"team": team})).fetchone()
-    assert row is not None
-    room, waiting = row
-    return int(room), int(waiting)
 
 
 async def reconcile(tx: Tx, queue: Queue) -> int:

@@ -284,7 +284,7 @@ class Worker:
         """Settle, for as long as it takes the database to answer; the token keeps it honest."""
 
         async def settle() -> str:
-            async with self.database.transaction() as tx:
+            async with self.database.pipelined() as tx:
                 state = await jobs.settle(tx, self.queue, held, outcome, public_url=self.settings.public_url)
             if state is None and isinstance(outcome, Completed):
                 await self._discard(held, outcome.result.key)

@@ -1,0 +1,43 @@
+"""A worker with all its machinery and an engine that takes next to no time: `python -m benchmarks.instant`.
+
+The engine's double repeats every pixel, so decoding, encoding, storing, leases and settlement are real, and what is
+measured of a job is what the machinery costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import torch
+
+from hiresfix.engine.upscaler import Upscaled
+from hiresfix.images import Picture
+from hiresfix.recipe import Recipe
+from hiresfix.server import config, logs, worker
+
+
+class Instant:
+    """Stands in for `Upscaler`."""
+
+    def __init__(self, device: str | None = None, *, exact: bool = False) -> None:
+        self.device = torch.device(device or "cpu")
+
+    def run(self, picture: Picture, recipe: Recipe, report: object) -> Upscaled:
+        """The picture with each pixel repeated `scale` times in both directions."""
+        factor = recipe.scale
+        alpha = None if picture.alpha is None else picture.alpha.repeat(factor, 0).repeat(factor, 1)
+        rgb = picture.rgb.repeat(factor, 0).repeat(factor, 1)
+        return Upscaled(picture=replace(picture, rgb=rgb, alpha=alpha), metadata={"engine": "instant"})
+
+
+def main() -> None:
+    settings = config.load()
+    assert settings.database_url
+    logs.configure(settings.log_level)
+    worker.Upscaler = Instant  # type: ignore[attr-defined,assignment]  # the double has what a worker uses of the real one
+    asyncio.run(worker.serve(settings, database_url=settings.database_url))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Servers that a user would put around the same engine: what a picture costs there, and what it buys here.
+
+LitServe and Cog's HTTP server, each installed from PyPI into an environment that is made for the run and thrown away,
+each as its documentation shows it, around the same double of the engine, with the same client and picture. They answer
+when the picture is done and keep nothing: no accounts, credits or limits, no job that survives a crash, no second
+attempt, no webhook, and a picture is decoded in the process that serves everybody. That is what the difference buys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from benchmarks import stack
+from benchmarks.load import Load, drive, request
+
+SERVERS = Path(__file__).parent / "peer_servers"
+PACKAGES = ("litserve", "cog", "numpy", "pillow")
+STARTING_SECONDS = 120.0
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """How one is started and asked. connections: the most it takes; it refuses more."""
+
+    name: str
+    command: tuple[str, ...]
+    path: str
+    body: Mapping[str, Any]
+    connections: int
+
+
+def _peers(image: str) -> Sequence[Peer]:
+    return (
+        Peer(
+            name="litserve",
+            command=("with_litserve.py",),
+            path="/predict",
+            body={"image": image},
+            connections=16,
+        ),
+        Peer(
+            name="cog",
+            command=("-m", "cog.server.http", "--host", "127.0.0.1"),
+            path="/predictions",
+            body={"input": {"image": image}},
+            connections=1,
+        ),
+    )
+
+
+def measure(image: str, seconds: float, warm_up: float) -> list[dict[str, Any]]:
+    """Pictures a second, latency and processor time of each, alone and with as many in hand as it takes."""
+    rows = []
+    with stack.folder() as home:
+        python = _environment(home)
+        for peer in _peers(image):
+            with _running(python, peer, home) as (port, process):
+                content = request("POST", peer.path, body=json.dumps(peer.body).encode())
+                for connections in sorted({1, peer.connections}):
+                    _run(port, content, connections, warm_up)
+                    before = stack.processor_seconds(process)
+                    load = _run(port, content, connections, seconds)
+                    taken = stack.processor_seconds(process) - before
+                    rows.append(
+                        {
+                            "server": f"{peer.name} {_version(python, peer.name)}",
+                            "connections": connections,
+                            "per_second": load.rate,
+                            **{f"p{share}_ms": load.percentile(share) for share in (50, 95, 99)},
+                            "processor_ms": {
+                                "server": 1000 * taken / len(load.latencies),
+                                "client": 1000 * load.client_seconds / len(load.latencies),
+                            },
+                        }
+                    )
+                    console.print(rows[-1])
+    return rows
+
+
+def _run(port: int, content: bytes, connections: int, seconds: float) -> Load:
+    load = asyncio.run(drive(port, itertools.repeat(content), connections=connections, seconds=seconds))
+    load.require(200)
+    return load
+
+
+def _environment(home: Path) -> Path:
+    """Its Python; making it takes a minute or two."""
+    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+    python = home / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    return python
+
+
+def _version(python: Path, package: str) -> str:
+    asked = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextlib.contextmanager
+def _running(python: Path, peer: Peer, home: Path) -> Iterator[tuple[int, psutil.Process]]:
+    port = stack.free_port()
+    environment = {
+        **os.environ,
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": "with_cog.py:Predictor",
+        "PYTHONPATH": str(SERVERS),
+        "OMP_NUM_THREADS": "1",
+    }
+    with (home / f"{peer.name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [python, *peer.command], cwd=SERVERS, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait(port, peer, process, home)
+        yield port, psutil.Process(process.pid)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.wait()
+
+
+def _wait(port: int, peer: Peer, process: subprocess.Popen[bytes], home: Path) -> None:
+    """Until it answers a request with 200: a server that listens may still be loading."""
+    content = request("POST", peer.path, body=json.dumps(peer.body).encode())
+    deadline = time.monotonic() + STARTING_SECONDS
+    while True:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            load = asyncio.run(drive(port, iter([content]), connections=1, seconds=60))
+            if set(load.statuses) == {200}:
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{peer.name} did not start:\n{(home / f'{peer.name}.log').read_text()[-2000:]}")
+        time.sleep(0.3)
