@@ -145,6 +145,8 @@ async def reconcile(tx: Tx, queue: Queue) -> int:
         return 0
     lacking = await db.value(tx, _LACKING, task=TASK)
     missing = min(max(0, int(lacking)), MOST_AT_ONCE)
-    for _ in range(missing):
-        await call(tx, queue)
+    if missing:
+        await queue.enqueue_for_each(
+            tx, "select from generate_series(1, %(missing)s)", {"missing": missing}, TASK, queue=QUEUE
+        )
     return missing
