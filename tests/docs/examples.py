@@ -23,7 +23,7 @@ import httpx
 
 from tests.docs.pages import Block, Page
 
-SECONDS = 120.0
+SECONDS = 300.0
 """For one block."""
 
 _INTERPRETER = """

@@ -15,7 +15,7 @@ PAGES = pages.pages()
 WITH_PROGRAMS = [page for page in PAGES if any(block.runs for block in page.blocks)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", WITH_PROGRAMS, ids=lambda page: page.name)
 def test_every_program_of_a_page_runs(page: Page, reader: Reader) -> None:
     reader.read(page)
