@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from hiresfix.client.webhooks import verify_webhook
     from hiresfix.errors import HiresfixError
+    from hiresfix.local import Upscaled, upscale
 
 __all__ = [
     "AsyncClient",
@@ -46,22 +47,30 @@ __all__ = [
     "Recipe",
     "Result",
     "Terms",
+    "Upscaled",
     "WebhookEvent",
     "__version__",
+    "upscale",
     "verify_webhook",
 ]
 __version__ = "0.1.0"
 
-_HOME_OF = {"HiresfixError": "hiresfix.errors", "verify_webhook": "hiresfix.client.webhooks"}
+_HOME_OF = {
+    "HiresfixError": "hiresfix.errors",
+    "Upscaled": "hiresfix.local",
+    "upscale": "hiresfix.local",
+    "verify_webhook": "hiresfix.client.webhooks",
+}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(_HOME_OF.get(name, "hiresfix.client")), name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # who checks types knows the names, and a wrong one is a mistake
 
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(_HOME_OF.get(name, "hiresfix.client")), name)
+        globals()[name] = found
+        return found
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so `--help` is instant and an install
 without the server or the engine still has the rest.
 
-Exit codes: 0 done; 1 something failed, and the message says what to do; 2 wrong usage; 130 interrupted.
+Exit codes are those of `hiresfix.cli.exits`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import typer
 
 from hiresfix import __version__
-from hiresfix.cli import accounts, admin, doctor, keys, models, server, upscale, webhooks
+from hiresfix.cli import accounts, admin, doctor, exits, keys, mcp, models, server, upscale, webhooks
 from hiresfix.errors import HiresfixError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("worker")(server.worker)
 app.command("api", hidden=True)(server.api)
 app.command("migrate")(server.migrate)
 app.command("signin")(keys.sign_in)
+app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)
 app.add_typer(accounts.teams, name="teams")
 app.add_typer(accounts.users, name="users")
@@ -61,6 +62,7 @@ _EXTRA_OF = {
     "procrastinate": "server",
     "standardwebhooks": "server",
     "email_validator": "server",
+    "mcp": "mcp",
 }
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     try:
         app()
     except HiresfixError as error:
-        _fail(error.message)
+        _fail(str(error), exits.code_of(error))
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -77,9 +79,9 @@ def main() -> None:
         _fail(f"This command needs the {extra} part. Install it with: pip install 'hiresfix[{extra}]'")
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
-        sys.exit(130)
+        sys.exit(exits.INTERRUPTED)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = exits.FAILED) -> None:
     typer.secho(message, fg=typer.colors.RED, err=True)
-    sys.exit(1)
+    sys.exit(code)

@@ -191,7 +191,12 @@ class AsyncClient:
         self.images, self.jobs, self.uploads = AsyncImages(self), AsyncJobs(self), AsyncUploads(self)
 
     def __repr__(self) -> str:
-        return f"<AsyncClient {self._server.address}>"
+        return f"<AsyncClient {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._server.address
 
     async def __aenter__(self) -> Self:
         return self

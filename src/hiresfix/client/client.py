@@ -203,7 +203,12 @@ class Client:
         self.images, self.jobs, self.uploads = Images(self), Jobs(self), Uploads(self)
 
     def __repr__(self) -> str:
-        return f"<Client {self._server.address}>"
+        return f"<Client {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._server.address
 
     def __enter__(self) -> Self:
         return self

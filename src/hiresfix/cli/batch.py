@@ -1,0 +1,160 @@
+"""Many errands, one after the other or several at once, and what people and scripts hear of them.
+
+For people on standard error. On standard output, where it is a pipe or a file, the names of the results; with `--json`
+one object a line for every picture.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hiresfix.cli import exits
+from hiresfix.cli.enlargers import Done, Enlarger
+from hiresfix.cli.errands import Errand
+from hiresfix.cli.journal import Journal
+from hiresfix.errors import Cancelled, HiresfixError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LEAVE_SECONDS = 2.0
+"""How long whoever interrupts waits for what is under way to let go."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Errands being done. `again`: those that are done already, too."""
+
+    enlarger: Enlarger
+    journal: Journal
+    fingerprint: str
+    again: bool
+    as_json: bool
+    codes: list[int] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    speaking: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, errands: Sequence[Errand]) -> int:
+        """Do all; returns the exit code that stands for all so far."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        # File names may look like markup, and are not.
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        bar = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        left: queue.SimpleQueue[Errand] = queue.SimpleQueue()
+        for errand in errands:
+            left.put(errand)
+        with Progress(*bar, console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
+            if self.enlarger.most == 1:
+                self._work(left, progress)
+            else:
+                self._work_together(left, progress, min(self.enlarger.most, len(errands)))
+        self._tell_of_the_rest(left)
+        return exits.together(self.codes)
+
+    def _work_together(self, left: queue.SimpleQueue[Errand], progress: Progress, workers: int) -> None:
+        # Daemons: who interrupts need not wait for an answer that a server takes its time for.
+        threads = [threading.Thread(target=self._work, args=(left, progress), daemon=True) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.1)
+        except KeyboardInterrupt:
+            self.stopping.set()
+            deadline = time.monotonic() + LEAVE_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            self._console.print("What the server has begun goes on there; the same command fetches it.")
+            raise
+
+    def _work(self, left: queue.SimpleQueue[Errand], progress: Progress) -> None:
+        while not self.stopping.is_set():
+            try:
+                errand = left.get_nowait()
+            except queue.Empty:
+                return
+            self._do(errand, progress)
+
+    def _do(self, errand: Errand, progress: Progress) -> None:
+        made = self.journal.is_made(errand, self.fingerprint)
+        if made and not self.again:
+            self._say(errand, "skipped", "already made")
+            return
+        # What was begun and not finished goes on; what is finished and wanted again is another piece of work.
+        (self.journal.begin_anew if made else self.journal.begin)(errand, self.fingerprint)
+        task = progress.add_task(errand.source.name, total=1.0)
+        started = time.perf_counter()
+
+        def report(fraction: float, doing: str) -> None:
+            if self.stopping.is_set():
+                raise Cancelled
+            name = f"{errand.source.name} ({doing})" if doing else errand.source.name
+            progress.update(task, completed=fraction, description=name)
+
+        try:
+            done = self.enlarger.enlarge(errand, report)
+        except Cancelled:
+            return
+        except (HiresfixError, OSError) as error:
+            self._failed(errand, error)
+        else:
+            self.journal.note_made(errand)
+            self._say(errand, "done", f"{done.summary}, {time.perf_counter() - started:.1f} s", done)
+        finally:
+            progress.remove_task(task)
+
+    def _failed(self, errand: Errand, error: HiresfixError | OSError) -> None:
+        code = exits.code_of(error)
+        self.codes.append(code)
+        if code in exits.HOPELESS:
+            self.stopping.set()
+        with self.speaking:
+            self._console.print(f"{errand.source}: {error}", style="red")
+            if self.as_json:
+                name = error.code if isinstance(error, HiresfixError) else "file_error"
+                self._line(errand, "failed", error=str(error), code=name)
+
+    def _say(self, errand: Errand, status: str, text: str, done: Done | None = None) -> None:
+        with self.speaking:
+            self._console.print(f"{errand.target}  {text}")
+            if self.as_json:
+                facts = {"seed": done.seed, "width": done.width, "height": done.height, "job": done.job} if done else {}
+                self._line(errand, status, **{name: fact for name, fact in facts.items() if fact is not None})
+            elif not sys.stdout.isatty():
+                typer.echo(errand.target)
+            for note in done.notes if done else ():
+                if note not in self.told:
+                    self._console.print(f"  note: {note}", style="dim")
+                    self.told.add(note)
+
+    def _tell_of_the_rest(self, left: queue.SimpleQueue[Errand]) -> None:
+        if left.empty():
+            return
+        self._console.print(f"{left.qsize()} more were not begun: they would fail the same way.", style="red")
+        while not left.empty():
+            errand = left.get_nowait()
+            if self.as_json:
+                self._line(errand, "not begun")
+
+    @staticmethod
+    def _line(errand: Errand, status: str, **facts: Any) -> None:
+        line = {"source": str(errand.source), "target": str(errand.target), "status": status, **facts}
+        typer.echo(json.dumps(line, ensure_ascii=False))
