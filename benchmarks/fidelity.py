@@ -1,6 +1,6 @@
 """How true results stay to their input: colours, drift, shift and seams of every engine at its defaults.
 
-    python -m benchmarks.fidelity [--data DIR] [--pictures N] [--side N] [--write]
+    python -m benchmarks.fidelity [--data DIR] [--pictures N] [--side N] [--compact DIR] [--write]
 
 Pictures: the middle of photographs (of DIR, those whose names hold "dev" where there are any; else the repository's
 example), a flat one and a gradient. Tiles are small, so that small pictures have borders to judge. The figures are
@@ -10,6 +10,8 @@ Enlarging runs with the packaged weights. Diffusion runs with tiny networks of t
 which know nothing of pictures: their autoencoder gives back no picture, and their UNet finds no detail. So these rows
 show what the machinery around the networks does: seams, and how far locking ties colours and brightness to the input
 where the networks tie nothing. Drift and shift of a real model they cannot show, only how bad the worst one could be.
+With a checkpoint that `training.run` wrote the preset "clarity" runs with that, too: a diffusion model whose latents
+hold the whole picture. Bands of "faithful" meet bit for bit, so its seams are what chance makes of so few borders.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from training import evaluation
 
 from benchmarks import tiny
 from hiresfix.catalog import CLARITY, FAITHFUL
+from hiresfix.engine import assembly, compact
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.images import Picture
 from hiresfix.recipe import Engine, Recipe
@@ -53,13 +57,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--pictures", type=int, default=4, help="how many of them")
     parser.add_argument("--side", type=int, default=160, help="of the part that is used, in pixels")
+    parser.add_argument("--compact", type=Path, help="a checkpoint folder of training.run")
     parser.add_argument("--write", action="store_true", help="write the table under benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pictures = list(drawn(arguments.side)) + list(photographs(arguments.data, arguments.pictures, arguments.side))
-    rows = []
-    for engine, preset in PRESETS.items():
-        upscaler, recipe = prepared(preset)
+    rows: list[dict[str, Any]] = []
+    engines = {engine: prepared(preset) for engine, preset in PRESETS.items()}
+    if arguments.compact:
+        engines["clarity, trained"] = trained(arguments.compact)
+    for engine, (upscaler, recipe) in engines.items():
         for name, rgb in pictures:
             quality = upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None).metadata["quality"]
             rows.append({"engine": engine, "picture": name, **quality})
@@ -99,6 +106,17 @@ def prepared(preset: Recipe) -> tuple[Upscaler, Recipe]:
     return tiny.upscaler(recipe)
 
 
+def trained(folder: Path) -> tuple[Upscaler, Recipe]:
+    """The preset with the checkpoint in the folder, at tiles of as many pixels as Stable Diffusion's have here."""
+    cpu = torch.device("cpu")
+    model = evaluation.engine_model(compact.load(folder, device=cpu, dtype=torch.float32))
+    side = LATENT_TILE * 8 // model.codec.factor
+    recipe = replace(CLARITY.presets["clarity"], tile_height=side, tile_width=side, tile=TILE, seed=1)
+    upscaler = Upscaler("cpu")
+    upscaler._assembled = assembly.key(recipe), assembly.Assembled(model=model, files=())
+    return upscaler, recipe
+
+
 def table(rows: list[dict[str, Any]], side: int) -> str:
     guide = (__doc__ or "").partition("[--write]\n\n")[2]
     text = f"""# How true results stay to their input
@@ -114,7 +132,17 @@ input. What misses is in bold.
 """
     for row in rows:
         text += f"| {row['engine']} | {row['picture']} | {' | '.join(shown(row, name) for name in COLUMNS)} |\n"
+    text += "\nSeams of each engine's photographs together, as the geometric mean: "
+    text += ", ".join(f"{engine} {ratio:.3f}" for engine, ratio in seams(rows).items()) + ".\n"
     return text
+
+
+def seams(rows: list[dict[str, Any]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["picture"] not in ("flat", "gradient"):
+            found.setdefault(row["engine"], []).append(math.log(row["seam_ratio"]))
+    return {engine: math.exp(sum(ratios) / len(ratios)) for engine, ratios in found.items()}
 
 
 def shown(row: dict[str, Any], name: str) -> str:
