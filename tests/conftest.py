@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -23,6 +24,7 @@ from PIL import Image
 from psycopg import sql
 
 _databases = count(1)
+_buckets = count(1)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +83,49 @@ def home() -> Iterator[Path]:
     folder = reachable_folder()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """An empty private bucket of an object store that speaks S3, and the variables by which processes find it."""
+
+    endpoint: str
+    name: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """Endpoint of moto's S3, over real HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket of this test's own, whose variables are set."""
+    made = Bucket(endpoint=object_store, name=f"pictures-{next(_buckets)}")
+    httpx.put(f"{made.endpoint}/{made.name}").raise_for_status()
+    for variable, value in made.environment.items():
+        monkeypatch.setenv(variable, value)
+    return made
 
 
 def png(width: int, height: int, *, seed: int = 7) -> bytes:

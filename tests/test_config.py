@@ -47,6 +47,9 @@ def test_the_ports_that_may_be_reached_are_the_operators_choice(monkeypatch: pyt
         ("HIRESFIX_RATE_GENERAL", "0", "greater than 0"),
         ("HIRESFIX_OUTBOUND_PORTS", "443,70000", "80,443,8443"),
         ("HIRESFIX_OUTBOUND_PORTS", ",", "80,443,8443"),
+        ("HIRESFIX_RESULT_URLS", "signed", "set HIRESFIX_STORAGE_URL"),
+        ("HIRESFIX_RESULT_URL_SECONDS", "604801", "less than or equal to 604800"),
+        ("HIRESFIX_STORAGE_PUBLIC_ENDPOINT", "pictures.example.com", "https://pictures.example.com"),
     ],
 )
 def test_a_wrong_setting_names_its_variable_and_what_is_right(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from uuid import UUID
 
 import httpx
@@ -14,6 +15,7 @@ from hiresfix.server.db import Database
 from hiresfix.server.jobs import Completed, Result
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
+from tests.conftest import Bucket, png
 from tests.server.conftest import Api
 
 DATA = bytes(range(256)) * 40
@@ -22,6 +24,10 @@ DATA = bytes(range(256)) * 40
 @pytest.fixture
 def finished(api: Api, photo: str) -> str:
     """URL of the result of a job that completed with DATA."""
+    return complete(api, photo)
+
+
+def complete(api: Api, photo: str) -> str:
     job_id = api.submit({"image": photo}).json()["jobId"]
     asyncio.run(_complete(api, UUID(job_id)))
     with api.client() as client:
@@ -31,7 +37,7 @@ def finished(api: Api, photo: str) -> str:
 
 async def _complete(api: Api, job: UUID) -> None:
     key = f"results/{job}/made-by-hand.png"
-    await Storage.open(api.settings.storage_location).put(key, DATA, "image/png")
+    await Storage.open(api.settings.storage_location).put(key, DATA, "image/png", name=f"{job}-1.png")
     result = Result(
         key=key,
         sha256=hashlib.sha256(DATA).hexdigest(),
@@ -120,3 +126,68 @@ def test_a_result_can_be_the_next_picture_without_http(api: Api, finished: str) 
     (message,) = response.json()["details"]["clarityUpscaleParams.image"]
     assert "404" not in message  # DATA is no picture, which was found out by reading it from the store
     assert "picture" in message.lower()
+
+
+# Where clients are sent on to the object store
+
+
+@pytest.fixture
+def sending(start_api: Callable[..., Api], bucket: Bucket) -> Api:
+    return start_api(storage_url=bucket.url, result_urls="signed", result_url_seconds=600)
+
+
+@pytest.fixture
+def signed(sending: Api, photo: str) -> str:
+    """As `finished`, kept in a private bucket, from which clients are to fetch it themselves."""
+    return complete(sending, photo)
+
+
+def test_who_asks_for_a_result_is_sent_to_the_store(signed: str, bucket: Bucket) -> None:
+    sent = httpx.get(signed)
+    assert sent.status_code == 302
+    assert sent.headers["location"].startswith(f"{bucket.endpoint}/{bucket.name}/results/")
+    assert "X-Amz-Expires=600&" in sent.headers["location"]
+    assert sent.headers["cache-control"] == "private, max-age=300"
+    answer = httpx.get(signed, follow_redirects=True)
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-disposition"] == f'inline; filename="{signed.rpartition("/")[2]}"'
+
+
+def test_a_part_is_fetched_from_the_store_too(signed: str) -> None:
+    answer = httpx.get(signed, headers={"Range": "bytes=5-9"}, follow_redirects=True)
+    assert (answer.status_code, answer.content) == (206, DATA[5:10])
+
+
+def test_what_costs_no_bytes_is_answered_here(signed: str) -> None:
+    head = httpx.head(signed)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
+    assert httpx.get(signed, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
+
+
+def test_the_url_of_a_result_outlives_its_signatures_and_ends_with_the_result(sending: Api, signed: str) -> None:
+    first, second = (httpx.get(signed).headers["location"] for _ in range(2))
+    assert first.partition("?")[0] == second.partition("?")[0]
+    sending.do("update jobs set purged_at = now()")
+    answer = httpx.get(signed, follow_redirects=True)
+    assert (answer.status_code, answer.json()["code"]) == (410, "expired")
+
+
+def test_a_result_that_clients_fetch_elsewhere_is_our_next_picture_all_the_same(sending: Api, signed: str) -> None:
+    (message,) = sending.submit({"image": signed}).json()["details"]["clarityUpscaleParams.image"]
+    assert "404" not in message  # as above
+
+
+def test_clients_may_reach_the_store_by_another_name_than_the_nodes(
+    start_api: Callable[..., Api], bucket: Bucket, photo: str
+) -> None:
+    api = start_api(
+        storage_url=bucket.url, result_urls="signed", storage_public_endpoint="https://pictures.example.com"
+    )
+    assert httpx.get(complete(api, photo)).headers["location"].startswith("https://pictures.example.com/")
+
+
+def test_uploads_are_served_here(sending: Api) -> None:
+    with sending.client() as client:
+        url = client.post("/v2/uploads", files={"file": ("a.png", png(8, 8))}).json()["url"]
+    assert httpx.get(url).content == png(8, 8)

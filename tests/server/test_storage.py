@@ -14,11 +14,14 @@ import time
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx
 import pytest
 
 from hiresfix.errors import ConfigurationError, HiresfixError, NotFound, StorageFailed
 from hiresfix.server.storage import CHUNK_BYTES, Storage
+from tests.conftest import Bucket
 
 NOBODY = 65534
 
@@ -28,8 +31,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "files of ours"
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, folder: Path) -> Storage:
+    if request.param == "s3":
+        return Storage.open(request.getfixturevalue("bucket").url)
     return Storage.open(folder.as_uri() if request.param == "file" else "memory:///")
 
 
@@ -412,3 +417,40 @@ async def test_a_full_disk_is_a_failed_store_that_keeps_what_it_had(small_disk: 
     assert await storage.get("a") == b"old" * 100_000
     assert files_below(folder) == ["a"]
     await storage.put("b", b"fits" * 100_000, "image/png")
+
+
+# Signed URLs
+
+
+async def test_a_signed_url_gives_a_private_file_to_anybody_under_its_name(bucket: Bucket) -> None:
+    storage = Storage.open(bucket.url)
+    await storage.put("results/1/2", b"0123456789", "image/webp", name="holiday-1.webp")
+    url = await storage.sign("results/1/2", seconds=90)
+    async with httpx.AsyncClient() as anybody:
+        assert (await anybody.get(url.partition("?")[0])).status_code == 403
+        answer = await anybody.get(url)
+        part = await anybody.get(url, headers={"Range": "bytes=2-4"})
+    assert (answer.status_code, answer.content) == (200, b"0123456789")
+    assert answer.headers["content-type"] == "image/webp"
+    assert answer.headers["content-disposition"] == 'inline; filename="holiday-1.webp"'
+    assert (part.status_code, part.content) == (206, b"234")
+    assert dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"] == "90"
+
+
+async def test_a_signed_url_is_for_the_host_that_clients_reach(bucket: Bucket) -> None:
+    outside = Storage.open(bucket.url, endpoint="https://pictures.example.com")
+    url = await outside.sign("results/1/2", seconds=60)
+    assert url.startswith(f"https://pictures.example.com/{bucket.name}/results/1/2?X-Amz-")
+
+
+async def test_a_folder_signs_nothing(local: Storage) -> None:
+    with pytest.raises(StorageFailed, match="Use s3://"):
+        await local.sign("results/1/2", seconds=60)
+
+
+async def test_a_bucket_that_is_not_there_is_a_failure(bucket: Bucket) -> None:
+    storage = Storage.open("s3://no-such-bucket-here")
+    with pytest.raises(StorageFailed):
+        await storage.put("a", b"1", "image/png")
+    with pytest.raises(StorageFailed):
+        await storage.check()

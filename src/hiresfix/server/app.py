@@ -2,7 +2,7 @@
 
 Guarantees for every answer, whoever makes it (a route, the framework, a bug): `Content-Type: application/json`
 (files and pages aside), the error envelope of api-contract.md 11, what `envelope` adds, no 422, no redirect of the
-API's. It runs without torch installed.
+API's but to the signed address of a result. It runs without torch installed.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 settings=settings,
                 database=database,
                 storage=storage,
+                links=_links(settings),
                 queue=Queue(database_url),
                 changes=changes,
                 outlook=Outlook(database),
@@ -138,6 +139,14 @@ def _health(settings: Settings, database: Database, storage: Storage, disk: Disk
         "worker": look_at_workers,
     }
     return Health(checks, required=settings.ready_requires, fresh={"store": STORE_SECONDS})
+
+
+def _links(settings: Settings) -> Storage | None:
+    """The store as clients reach it: an address is signed together with the host it is for."""
+    if settings.result_urls == "served":
+        return None
+    endpoint = settings.storage_public_endpoint
+    return Storage.open(settings.storage_location, **({"endpoint": endpoint} if endpoint else {}))
 
 
 def _wrap(app: FastAPI, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import structlog
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hiresfix import catalog, pricing
@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     """postgresql://... of PostgreSQL >= 14; without it an embedded PostgreSQL under `home` is started."""
     storage_url: str | None = None
     """file://, s3://, gs:// or az:// where pictures live; without it a folder under `home`."""
+    storage_public_endpoint: str | None = None
+    """Origin at which clients reach the object store, where that is another one than the nodes'; for signed URLs."""
     public_url: str = "http://127.0.0.1:8000"
     """Base of every URL handed to clients; the origin only, no path."""
     api_processes: int = Field(default=1, gt=0)
@@ -93,6 +95,10 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=25.0, ge=0)
     """After SIGTERM a worker finishes its job for so long, then gives it back."""
     retention_days: float = Field(default=90.0, gt=0)
+    result_urls: Literal["served", "signed"] = "served"
+    """Whether the API sends results itself, or sends clients on to a signed URL at the object store."""
+    result_url_seconds: float = Field(default=3600.0, gt=0, le=7 * 24 * 3600)
+    """How long a signed URL works; the URL that leads to it works for as long as the result is kept."""
     input_retention_hours: float = Field(default=0.0, ge=0)
     """Keep a finished job's input for so long (debugging)."""
     upload_hours: float = Field(default=2.0, gt=0)
@@ -142,6 +148,22 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(("postgresql://", "postgres://")):
             raise ValueError("not a PostgreSQL URL; use postgresql://user:password@host/name")
         return url
+
+    @field_validator("storage_public_endpoint")
+    @classmethod
+    def _is_origin(cls, url: str | None) -> str | None:
+        if url is not None and not _ORIGIN.fullmatch(url):
+            raise ValueError("not an origin; use https://pictures.example.com, without a path")
+        return url
+
+    @field_validator("result_urls")
+    @classmethod
+    def _can_be_signed(cls, wanted: str, info: ValidationInfo) -> str:
+        if wanted == "signed" and (info.data.get("storage_url") or "file:").startswith("file:"):
+            raise ValueError(
+                "a folder has no addresses to sign; set HIRESFIX_STORAGE_URL to an s3://, gs:// or az:// URL"
+            )
+        return wanted
 
     @field_validator("rate_limit_url")
     @classmethod

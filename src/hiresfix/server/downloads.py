@@ -1,4 +1,8 @@
-"""Results and uploads over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired."""
+"""Results and uploads over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired.
+
+Where the operator wants it, who asks for a result is sent on to a signed URL at the object store. The URL that a job
+names stays ours, so that it works for as long as the result is kept, and answers 410 from then on.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from hiresfix.server import jobs, uploads
 from hiresfix.server.api.context import service
 from hiresfix.server.api.description import answer, nothing, operation
 from hiresfix.server.jobs import Job
+from hiresfix.server.storage import Storage
 
 router = APIRouter()
 
@@ -26,6 +31,9 @@ _ANSWERS = {
     304: nothing("You have it already."),
     416: nothing("There is no such part."),
 }
+_REDIRECT = nothing(
+    "Where the picture is, for a while: only where the operator has results fetched from the object store.",
+)
 _ERRORS = {404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"}
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
@@ -47,7 +55,7 @@ class _File:
     openapi_extra=operation(
         "getResult",
         "A finished picture, by its unguessable name.",
-        _ANSWERS,
+        {**_ANSWERS, 302: _REDIRECT},
         errors=_ERRORS,
         public=True,
     ),
@@ -57,7 +65,21 @@ async def result(request: Request, name: str) -> Response:
     job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)
     assert job.result is not None
     kept = {field: job.result[field] for field in ("key", "bytes", "sha256", "media_type")}
-    return _serve(request, _File(**kept, seconds=3600), name)
+    file = _File(**kept, seconds=3600)
+    own = service(request)
+    if request.method == "GET" and own.links is not None and not _is_known(request, file):
+        return await _send_on(own.links, file, seconds=own.settings.result_url_seconds)
+    return _serve(request, file, name)
+
+
+async def _send_on(links: Storage, file: _File, *, seconds: float) -> Response:
+    """To the store itself; the client repeats its Range there. Kept by caches no longer than half the URL's life."""
+    headers = {
+        "Location": await links.sign(file.key, seconds=seconds),
+        "Cache-Control": f"private, max-age={min(int(seconds / 2), file.seconds)}",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    return Response(status_code=302, headers=headers)
 
 
 @router.api_route(
@@ -100,8 +122,7 @@ def _serve(request: Request, file: _File, name: str) -> Response:
         "Cross-Origin-Resource-Policy": "cross-origin",  # pages of the caller's show it; its name is the secret
         "X-Content-Type-Options": "nosniff",
     }
-    if_none_match = request.headers.get("if-none-match", "")
-    if etag in if_none_match or if_none_match.strip() == "*":
+    if _is_known(request, file):
         return Response(status_code=304, headers=headers)
     span = _range(request, size, etag)
     if span is None:
@@ -115,6 +136,12 @@ def _serve(request: Request, file: _File, name: str) -> Response:
         return Response(status_code=status, headers=headers)
     body = service(request).storage.stream(file.key, start, end)
     return StreamingResponse(body, status_code=status, headers=headers)
+
+
+def _is_known(request: Request, file: _File) -> bool:
+    """The client has the file already."""
+    if_none_match = request.headers.get("if-none-match", "")
+    return f'"{file.sha256}"' in if_none_match or if_none_match.strip() == "*"
 
 
 async def _find(request: Request, named: tuple[UUID, str] | None, name: str) -> Job:

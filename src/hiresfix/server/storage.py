@@ -111,9 +111,10 @@ class Storage:
             raise ConfigurationError(f"Cannot use the folder {folder}: {error.strerror}. Choose another.") from error
         return cls(LocalStore(folder, automatic_cleanup=True), folder=folder)
 
-    async def put(self, key: str, data: bytes, media_type: str) -> None:
+    async def put(self, key: str, data: bytes, media_type: str, *, name: str | None = None) -> None:
         """Keep `data` under `key`, in place of what was there; a reader sees the old bytes or the new.
 
+        name: of the file, for whoever fetches it from the store itself (`sign`); letters, digits and `_-.` only.
         In a folder, cancelling does not stop a write that has begun: the key may still appear.
         """
         _check(key)
@@ -123,6 +124,8 @@ class Storage:
                 return
             # In one request: parts of an aborted multipart upload would stay, invisible and paid for.
             attributes: dict[str, str] = {"Content-Type": media_type}
+            if name is not None:
+                attributes["Content-Disposition"] = f'inline; filename="{name}"'
             await obstore.put_async(self._store, key, data, attributes=attributes, use_multipart=False)
 
     async def get(self, key: str) -> bytes:
@@ -153,6 +156,18 @@ class Storage:
                 chunk = bytes(await answer.bytes_async())
             yield chunk
             start = stop
+
+    async def sign(self, key: str, *, seconds: float) -> str:
+        """A URL at the store itself by which anybody may GET the key for so long, whether it exists or not.
+
+        S3 lets a URL live 7 days at most, and none longer than the credentials that signed it. Nothing is asked of the
+        store, but some credentials are fetched first. Raises StorageFailed, also for a folder, which has no URLs.
+        """
+        _check(key)
+        if isinstance(self._store, LocalStore | MemoryStore):
+            raise StorageFailed("This file store has no addresses of its own. Use s3://, gs:// or az://.")
+        with _explained("sign the address of", missing=False):
+            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
 
     async def delete(self, key: str) -> None:
         """Forget `key`; no error when there is none."""

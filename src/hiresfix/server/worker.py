@@ -21,7 +21,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from hiresfix import __version__, images
+from hiresfix import __version__, images, wire
 from hiresfix.engine import memory
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
@@ -234,8 +234,9 @@ class Worker:
                 raise BadResult(f"The result is {encoded.width}x{encoded.height}.")
             if beat.lost:
                 return None
+            name = wire.result_name(held.id, recipe.output_format)
             with stages.at("store"):
-                return Completed(result=await self._store(held, upscaled, encoded))
+                return Completed(result=await self._store(held, upscaled, encoded, name))
         except Cancelled:
             return None
         except (PictureError, PromptError) as error:
@@ -265,10 +266,10 @@ class Worker:
             encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
         return upscaled, encoded
 
-    async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded) -> Result:
+    async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded, name: str) -> Result:
         """Put the picture under a name of this attempt's own, so that nobody overwrites anybody."""
         key = f"results/{held.id}/{held.token}"
-        await self.storage.put(key, encoded.data, encoded.media_type)
+        await self.storage.put(key, encoded.data, encoded.media_type, name=name)
         notes = [*upscaled.metadata.get("warnings", []), *upscaled.picture.notes, *encoded.notes]
         return Result(
             key=key,

@@ -13,6 +13,7 @@ from hiresfix.wire.locations import (
     own_upload,
     parse_result_path,
     parse_upload_path,
+    result_name,
     result_path,
 )
 from hiresfix.wire.params import json_schema
@@ -80,6 +81,7 @@ __all__ = [
     "preview",
     "quota_headers",
     "readiness",
+    "result_name",
     "result_path",
     "stored_input",
     "timestamp",

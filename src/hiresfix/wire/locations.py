@@ -121,9 +121,14 @@ def _decoded_size(base64: str) -> int:
     return len(base64) * 3 // 4 - base64[-2:].count("=")
 
 
+def result_name(job_id: UUID, extension: str) -> str:
+    """What a job's result is called when it is saved."""
+    return f"{job_id}-1.{extension}"
+
+
 def result_path(job_id: UUID, extension: str) -> str:
     """Where a job's result is served, below the public URL."""
-    return f"/files/images/{job_id}-1.{extension}"
+    return f"/files/images/{result_name(job_id, extension)}"
 
 
 def parse_result_path(path: str) -> tuple[UUID, OutputFormat] | None:

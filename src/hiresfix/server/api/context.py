@@ -43,6 +43,8 @@ class Service:
     settings: Settings
     database: Database
     storage: Storage
+    links: Storage | None
+    """The store as clients reach it, where they are to fetch results from it."""
     queue: Queue
     changes: Changes
     outlook: Outlook

@@ -46,9 +46,9 @@ def answer(
     }
 
 
-def nothing(description: str) -> dict[str, Any]:
+def nothing(description: str, **headers: str) -> dict[str, Any]:
     """An answer without a body."""
-    return {name: part for name, part in answer(description=description).items() if name != "content"}
+    return {name: part for name, part in answer(description=description, **headers).items() if name != "content"}
 
 
 def query(table: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
