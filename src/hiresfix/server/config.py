@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 MEBIBYTE = 1024 * 1024
 
+_TAG = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 
 
@@ -79,6 +80,8 @@ class Settings(BaseSettings):
 
     prices: Annotated[Mapping[str, Price], NoDecode] = Field(default_factory=dict)
     """By model id, where they differ from the catalog's: `clarity-upscale=5, faithful-upscale=0.25/MP`."""
+    needs: Annotated[Mapping[str, tuple[str, ...]], NoDecode] = Field(default_factory=dict)
+    """By model id, the tags that a worker must have to be given its jobs: `clarity-upscale=cuda`."""
     signup: Literal["open", "invite", "closed"] = "closed"
     """Who may make a team of their own by `POST /v2/signup`: anybody, who has an invitation, nobody."""
     free_credits: int = Field(default=100, ge=0)
@@ -94,6 +97,14 @@ class Settings(BaseSettings):
     """An engine that reports nothing for so long loses its lease."""
     drain_seconds: float = Field(default=25.0, ge=0)
     """After SIGTERM a worker finishes its job for so long, then gives it back."""
+    self_test: bool = True
+    """A worker enlarges a small known picture before it takes jobs, and takes none if that goes wrong."""
+    worker_tags: Annotated[tuple[str, ...], NoDecode] = ()
+    """What this worker has that jobs may need (`needs`), beside the kind of its device."""
+    worker_megapixels: float | None = Field(default=None, gt=0)
+    """The largest result that this worker takes on; without it, what its memory holds."""
+    worker_memory_bytes: int | None = Field(default=None, gt=0)
+    """The host's memory that this worker may count on; without it all, or its share if it was started with others."""
     retention_days: float = Field(default=90.0, gt=0)
     result_urls: Literal["served", "signed"] = "served"
     """Whether the API sends results itself, or sends clients on to a signed URL at the object store."""
@@ -218,6 +229,28 @@ class Settings(BaseSettings):
                 )
             prices[model.id] = pricing.parse(price)
         return prices
+
+    @field_validator("worker_tags", mode="before")
+    @classmethod
+    def _tags(cls, listed: Any) -> Any:
+        for tag in (items := _items(listed)):
+            if not _TAG.fullmatch(tag):
+                raise ValueError(f"{tag!r} is no tag; use small letters, digits and _-. as in: a100, site-2")
+        return items
+
+    @field_validator("needs", mode="before")
+    @classmethod
+    def _needs(cls, listed: Any) -> Any:
+        if not isinstance(listed, str):
+            return listed
+        needs: dict[str, tuple[str, ...]] = {}
+        for item in _items(listed):
+            name, _, tag = map(str.strip, item.partition("="))
+            model = catalog.find_model(name)
+            if model is None or not _TAG.fullmatch(tag):
+                raise ValueError(f"{item!r} is no model with a tag; use clarity-upscale=cuda, faithful-upscale=cpu")
+            needs[model.id] = (*needs.get(model.id, ()), tag)
+        return needs
 
     @field_validator("log_level", mode="before")
     @classmethod

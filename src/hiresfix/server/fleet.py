@@ -1,5 +1,7 @@
 """The worker processes that are up: who they are, what they can hold, and until when they count as alive.
 
+What a worker can hold is its `Capacity`; the view `capacities` and the function `holds` say the same to SQL.
+
 Guarantees: a worker is listed from the moment it is ready for jobs until it leaves, or until it has not been heard of
 for `BEATS` of its own beats; a worker that was forgotten, by a crash of the database too, is listed again with its next
 beat. It decides nothing about jobs: a worker that is missing here keeps what its leases give it.
@@ -10,6 +12,8 @@ the dead ones of the last hour too.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +26,28 @@ BEATS = 4
 """A worker is dead when so many beats in a row are missing; never sooner than in `LEAST_SECONDS`."""
 LEAST_SECONDS = 5.0
 REMEMBERED = "1 hour"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a worker can hold: results of so many megapixels, and jobs that need nothing but these tags (None: any)."""
+
+    most_megapixels: float
+    tags: Sequence[str] | None
+
+    @property
+    def name(self) -> str:
+        """The same for equal capacities in any process; 16 letters and digits. Empty for one that holds everything."""
+        if self.tags is None:
+            return ""
+        return hashlib.blake2b(f"{self.most_megapixels} {sorted(self.tags)}".encode(), digest_size=8).hexdigest()
+
+    def to_sql(self) -> dict[str, object]:
+        """The arguments of `holds`."""
+        return {"most_megapixels": self.most_megapixels, "tags": None if self.tags is None else list(self.tags)}
+
+
+ANYTHING = Capacity(most_megapixels=math.inf, tags=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +67,10 @@ class Worker:
     tags: Sequence[str]
     version: str
     draining: bool = False
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(most_megapixels=self.most_megapixels, tags=self.tags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +122,11 @@ async def members(tx: Tx) -> list[Member]:
         "select id, name, host, device, memory_bytes, most_megapixels, tags, version, draining, started_at, seen_at,"
         " alive_until > now() as alive from workers order by name, started_at",
     )
+
+
+async def capacities(tx: Tx) -> list[Capacity]:
+    """The different capacities of the workers that take jobs now; `ANYTHING` alone while no worker is known."""
+    return await db.every(tx, Capacity, "select most_megapixels, tags from capacities")
 
 
 async def forget_dead(tx: Tx) -> int:

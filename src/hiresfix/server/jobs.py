@@ -31,6 +31,7 @@ from hiresfix.recipe import Recipe
 from hiresfix.server import budgets, credits, db, outlook, turns, webhooks
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
+from hiresfix.server.fleet import ANYTHING, Capacity
 from hiresfix.server.queue import Queue
 
 INTERRUPTED = "The job was interrupted too often and has been stopped. Your credits were returned."
@@ -123,6 +124,8 @@ class Submission:
     hook_url: str | None
     hook_events: tuple[str, ...]
     max_attempts: int
+    needs: tuple[str, ...] = ()
+    """Tags that a worker must have; the memory it takes follows from recipe and source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,8 +281,8 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
     await db.execute(
         tx,
         "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"
-        " hook_events, max_attempts, cost) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s, %(model)s,"
-        " %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s)",
+        " hook_events, max_attempts, cost, needs) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s, %(model)s,"
+        " %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s, %(needs)s)",
         id=new.id,
         team=new.caller.team,
         user=new.caller.user,
@@ -293,9 +296,10 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
         hook_events=list(new.hook_events),
         max_attempts=new.max_attempts,
         cost=new.cost,
+        needs=list(new.needs),
     )
     charge = await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
-    await turns.line_up(tx, queue, new.caller.team)
+    await turns.line_up(tx, queue, new.caller.team, new.id)
     await charge.confirm(tx)
     await budgets.check(tx, new.caller.key, new.cost, held=held)
 
@@ -327,20 +331,22 @@ async def newest(tx: Tx, *, limit: int) -> list[Job]:
 # Work -----------------------------------------------------------------------------------------------------------
 
 
-async def claim(database: Database, *, worker: str, lease_seconds: float) -> Claim | None:
-    """Take the job whose turn it is for this worker; None if no job may start now."""
+async def claim(
+    database: Database, *, worker: str, lease_seconds: float, capacity: Capacity = ANYTHING
+) -> Claim | None:
+    """Take the job whose turn it is for this worker; None if no job may start now that it can hold."""
     pause, longest = CONTESTED_SECONDS
     while True:
         try:
             async with database.pipelined() as tx:
-                return await _claim(tx, worker=worker, lease_seconds=lease_seconds)
+                return await _claim(tx, worker=worker, lease_seconds=lease_seconds, capacity=capacity)
         except turns.Contested:
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, no secret
             pause = min(2 * pause, longest)
 
 
-async def _claim(tx: Tx, *, worker: str, lease_seconds: float) -> Claim | None:
-    job = await turns.give(tx)
+async def _claim(tx: Tx, *, worker: str, lease_seconds: float, capacity: Capacity) -> Claim | None:
+    job = await turns.give(tx, capacity)
     if job is None:
         return None
     row = await (

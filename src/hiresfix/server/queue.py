@@ -8,7 +8,7 @@ its worker, so whoever enqueues keeps the truth in a table of its own and sweeps
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import LiteralString
 
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 RESTART_SECONDS = 2.0
 
 _ENQUEUE: LiteralString = (
-    "procrastinate_defer_jobs_v1(array[row(%(queue)s, %(task)s, 0, null, null, %(args)s, %(at)s::timestamptz)"
+    "procrastinate_defer_jobs_v1(array[row(%(queue)s, %(task)s, %(priority)s, null, null, %(args)s, %(at)s::timestamptz)"
     "::procrastinate_job_to_defer_v1])"
 )
 
@@ -64,11 +64,15 @@ class Queue:
         *,
         queue: str,
         at: datetime | None = None,
+        priority: int = 0,
         **args: str,
     ) -> None:
-        """As `enqueue`, once for each row that the query `rows` finds: what is wanted is decided by the database."""
+        """As `enqueue`, once for each row that the query `rows` finds: what is wanted is decided by the database.
+
+        Of the tasks that wait, workers take those of the highest priority first.
+        """
         # procrastinate's own way to its function builds and logs a task object, at several times the statement's cost.
-        named = {"queue": queue, "task": task, "args": Jsonb(args), "at": at}
+        named = {"queue": queue, "task": task, "args": Jsonb(args), "at": at, "priority": priority}
         statement: LiteralString = "select " + _ENQUEUE + " from (" + rows + ") wanted"  # noqa: S608 - from literals
         await tx.execute(statement, {**values, **named})
 
@@ -76,8 +80,10 @@ class Queue:
         """Declare what this process does for `task`."""
         self._tasks.append((task, queue, run))
 
-    async def work(self, *, queue: str, concurrency: int) -> None:
+    async def work(self, *, queue: str, concurrency: int, beside: Sequence[str] = ()) -> None:
         """Work on one queue until cancelled; what is running then is finished before this returns.
+
+        beside: more queues that its tasks are taken from, whatever queue they were declared for.
 
         An outage of the database stops procrastinate's loop, by an error or, if only its listener or heartbeat
         fell, without one. It is started again for as long as it takes.
@@ -91,7 +97,7 @@ class Queue:
                 async with app.open_async():
                     worker = _Worker(
                         app,
-                        queues=[queue],
+                        queues=[queue, *beside],
                         concurrency=concurrency,
                         name=queue,
                         install_signal_handlers=False,

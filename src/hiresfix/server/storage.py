@@ -29,7 +29,7 @@ from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 
 from hiresfix.errors import ConfigurationError, NotFound, StorageFailed
 
@@ -164,7 +164,7 @@ class Storage:
         store, but some credentials are fetched first. Raises StorageFailed, also for a folder, which has no URLs.
         """
         _check(key)
-        if isinstance(self._store, LocalStore | MemoryStore):
+        if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             raise StorageFailed("This file store has no addresses of its own. Use s3://, gs:// or az://.")
         with _explained("sign the address of", missing=False):
             return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))

@@ -108,7 +108,9 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then let the running job finish, or give it back after `drain_seconds`."""
         upkeep = Upkeep(settings=self.settings, database=self.database, storage=self.storage, queue=self.queue)
-        engine = asyncio.create_task(self.queue.work(queue=turns.QUEUE, concurrency=1))
+        await self._join()
+        everybodys, own = turns.queues(self.member.capacity)
+        engine = asyncio.create_task(self.queue.work(queue=everybodys, beside=[own], concurrency=1))
         beside = [
             asyncio.create_task(self.queue.work(queue=webhooks.QUEUE, concurrency=IO_CONCURRENCY)),
             asyncio.create_task(upkeep.run()),
@@ -140,6 +142,13 @@ class Worker:
         async with self.database.transaction() as tx:
             await fleet.beat(tx, self.member, every=self.settings.sweep_seconds)
 
+    async def _join(self) -> None:
+        """Before anything else looks for work: what is called for depends on who is there."""
+        try:
+            await self.beat()
+        except db.OUTAGE as error:
+            log.warning("worker.not_announced", reason=type(error).__name__)
+
     async def _leave(self) -> None:
         with contextlib.suppress(*db.OUTAGE, TimeoutError):  # it will be missed soon enough
             async with asyncio.timeout(STOP_SECONDS), self.database.transaction() as tx:
@@ -165,9 +174,14 @@ class Worker:
 
     async def _run_task(self, job_id: str = "") -> None:
         """`job_id`: what tasks of the first release name; which job is next is decided here."""
-        held = await jobs.claim(self.database, worker=self.member.name, lease_seconds=self.settings.lease_seconds)
-        if held is None:
-            return  # cancelled, or taken by whom another task called
+        capacity = self.member.capacity
+        held = await jobs.claim(
+            self.database, worker=self.member.name, lease_seconds=self.settings.lease_seconds, capacity=capacity
+        )
+        if held is None:  # cancelled, or taken by whom another task called, or too much for this worker
+            async with self.database.transaction() as tx:
+                await turns.hand_on(tx, self.queue, capacity)
+            return
         structlog.contextvars.bind_contextvars(job_id=str(held.id), attempt=held.attempt, request_id=held.request_id)
         log.info("job.claimed", model=held.model)
         metrics.WORKER_BUSY.set(1)

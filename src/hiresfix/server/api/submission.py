@@ -289,6 +289,7 @@ async def _submit(
         hook_url=asked.hook.url if asked.hook else None,
         hook_events=asked.hook.events if asked.hook else (),
         max_attempts=own.settings.max_attempts,
+        needs=own.settings.needs.get(asked.model.id, ()),
     )
     try:
         async with own.database.pipelined() as tx:

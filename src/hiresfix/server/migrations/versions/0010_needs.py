@@ -1,0 +1,10 @@
+"""Jobs say what they need, and the queue knows who holds it."""
+
+from hiresfix.server.migrations import run_sql
+
+revision = "0010"
+down_revision = "0009"
+
+
+def upgrade() -> None:
+    run_sql("0010_needs.sql")
