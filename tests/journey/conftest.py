@@ -22,7 +22,12 @@ from hiresfix.server import accounts
 from hiresfix.server.db import Database
 from tests.server.conftest import free_port, wait_until
 
-FAST = {"HIRESFIX_LEASE_SECONDS": "2", "HIRESFIX_SWEEP_SECONDS": "0.5", "HIRESFIX_DRAIN_SECONDS": "1"}
+FAST = {
+    "HIRESFIX_LEASE_SECONDS": "2",
+    "HIRESFIX_SWEEP_SECONDS": "0.5",
+    "HIRESFIX_DRAIN_SECONDS": "1",
+    "HIRESFIX_SELF_TEST": "0",
+}
 
 
 @dataclass(kw_only=True)

@@ -30,6 +30,8 @@ def submission(
     hook: str | None = None,
     events: tuple[str, ...] = ("completed", "failed"),
     max_attempts: int = 3,
+    side: int = 4,
+    needs: tuple[str, ...] = (),
 ) -> Submission:
     job = uuid4()
     return Submission(
@@ -40,10 +42,11 @@ def submission(
         cost=cost,
         recipe=Recipe(seed=1),
         input={"image": "https://example.com/a.png"},
-        source=Source(key=f"sources/{job}", sha256="0", media_type="image/png", bytes=1, width=4, height=3),
+        source=Source(key=f"sources/{job}", sha256="0", media_type="image/png", bytes=1, width=side, height=3),
         hook_url=hook,
         hook_events=events,
         max_attempts=max_attempts,
+        needs=needs,
     )
 
 

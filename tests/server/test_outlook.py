@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_job_of_unknown_length_makes_what_is_behind_it_unknown_but_not_its_pos
         Forecast(position=2, seconds=None),
         Forecast(position=3, seconds=None),
     ]
+
+
+def test_a_job_that_no_worker_can_hold_expects_nothing_and_keeps_nobody_waiting() -> None:
+    large, behind = ahead(64), ahead(1)
+    known = Forecasts(replace(line(large, behind), megapixels=[None, 1]), [], PACES)
+    assert known.of_waiting(large.id) == Forecast(position=1, seconds=None)
+    assert known.of_waiting(behind.id) == Forecast(position=2, seconds=10)
 
 
 async def finish(town: Town, job: UUID, *, seconds: float) -> None:

@@ -43,7 +43,7 @@ def serve(
             link = _first_link(url, settings.public_url, settings.signin_minutes)
             typer.echo(f"Open the studio (once, within {settings.signin_minutes:g} minutes): {link}")
         children = serving.children(
-            listening, processes=processes or settings.api_processes, workers=0 if no_worker else workers
+            settings, listening, processes=processes or settings.api_processes, workers=0 if no_worker else workers
         )
         serving.Supervisor(settings=settings, database_url=url, children=children).run()
 
@@ -77,21 +77,35 @@ def _first_link(url: str, public_url: str, minutes: float) -> str:
     return signin.link(public_url, asyncio.run(offer()))
 
 
-def worker() -> None:
-    """Run one worker process until SIGTERM; it then finishes its job, or gives it back."""
+def worker(
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="A process for each: auto (every GPU there is), cpu, or numbers of GPUs: 0,1.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
     import asyncio
 
     from hiresfix.errors import ConfigurationError
-    from hiresfix.server import config, db, logs
+    from hiresfix.server import config, db, logs, machine
     from hiresfix.server import serve as serving
-    from hiresfix.server import worker as working
 
     settings = config.load()
     logs.configure(settings.log_level)
     serving.follow_supervisor()
+    children = [] if devices is None else serving.workers_on(machine.devices(devices), settings)
+    if children:
+        serving.stop_on_signals()
     with serving.database(settings) as url:
         if not db.schema_is_current(url):
             raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
+        if children:
+            serving.Supervisor(settings=settings, database_url=url, children=children).run()
+            return
+        from hiresfix.server import worker as working
+
         asyncio.run(working.serve(settings, database_url=url))
 
 

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """An engine that reports nothing for so long loses its lease."""
     drain_seconds: float = Field(default=25.0, ge=0)
     """After SIGTERM a worker finishes its job for so long, then gives it back."""
+    device: str = "auto"
+    """Of a worker, as torch calls it: cpu, cuda, cuda:1, mps; "auto" takes the best there is."""
     self_test: bool = True
     """A worker enlarges a small known picture before it takes jobs, and takes none if that goes wrong."""
     worker_tags: Annotated[tuple[str, ...], NoDecode] = ()

@@ -40,7 +40,7 @@ class Capacity:
         """The same for equal capacities in any process; 16 letters and digits. Empty for one that holds everything."""
         if self.tags is None:
             return ""
-        return hashlib.blake2b(f"{self.most_megapixels} {sorted(self.tags)}".encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(f"{float(self.most_megapixels)} {sorted(self.tags)}".encode(), digest_size=8).hexdigest()
 
     def to_sql(self) -> dict[str, object]:
         """The arguments of `holds`."""

@@ -55,12 +55,13 @@ class Ahead:
 class Line:
     """The waiting jobs in their order, by columns: a row each would cost the process a tenth of a second at 10 000.
 
-    ids: 16 bytes of each job one after the other. megapixels: what each will put out.
+    ids: 16 bytes of each job one after the other. megapixels: what each will put out; None for a job that no worker
+    which is up can hold, so that it waits for one to come, and keeps no other waiting.
     """
 
     ids: bytes
     models: Sequence[str]
-    megapixels: Sequence[float]
+    megapixels: Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,24 +74,23 @@ class Forecast:
 
 UNKNOWN = Forecast()
 
-_MEGAPIXELS: LiteralString = """
-    (source ->> 'width')::float8 * (source ->> 'height')::float8 * (recipe ->> 'scale')::float8 ^ 2 / 1e6
+_RUNNING: LiteralString = """
+    select id, model, progress, megapixels(jobs) as megapixels from jobs where state = 'PROCESSING'
 """
-_RUNNING: LiteralString = f"""
-    select id, model, progress, {_MEGAPIXELS} as megapixels from jobs where state = 'PROCESSING'
-"""  # noqa: S608 - put together from literals
 
 # Teams take turns, so all first jobs of a team come before any second one; who waits longest is first.
-_LINE: LiteralString = f"""
-    with waiting as (
-        select id, model, {_MEGAPIXELS} as megapixels, turns.given, created_at,
+_LINE: LiteralString = """
+    with known as materialized (select * from capacities), waiting as (
+        select id, model, turns.given, created_at,
+               case when exists (select from known where holds(known.most_megapixels, known.tags, jobs))
+                    then megapixels(jobs) end as megapixels,
                row_number() over (partition by team_id order by created_at, id) as of_team
         from jobs left join turns using (team_id) where state = 'QUEUED'
     ), line as (
         select * from waiting order by of_team, given nulls first, created_at, id
     )
     select string_agg(uuid_send(id), ''), array_agg(model), array_agg(megapixels) from line
-"""  # noqa: S608 - put together from literals
+"""
 
 
 async def paces(tx: Tx) -> dict[str, Pace]:
@@ -134,7 +134,7 @@ class Forecasts:
     """What can be said about the jobs that wait and those that run, as they were at one moment.
 
     As many jobs as run are taken to run side by side until the queue is empty: while jobs wait, the workers are busy.
-    A job of unknown length makes everything behind it unknown.
+    A job of unknown length makes everything behind it unknown, and one that nobody can hold only itself.
     """
 
     def __init__(self, waiting: Line, running: Iterable[Ahead], paces: Mapping[str, Pace]) -> None:
@@ -144,9 +144,11 @@ class Forecasts:
         }
         self._lanes = max(1, len(self._running))
         self._own = [
-            pace.get(model, math.nan) * size for model, size in zip(waiting.models, waiting.megapixels, strict=True)
+            math.nan if size is None else pace.get(model, math.nan) * size
+            for model, size in zip(waiting.models, waiting.megapixels, strict=True)
         ]
-        self._before = list(accumulate(self._own, initial=math.fsum(self._running.values())))
+        counted = (0.0 if size is None else own for own, size in zip(self._own, waiting.megapixels, strict=True))
+        self._before = list(accumulate(counted, initial=math.fsum(self._running.values())))
         self._places = {waiting.ids[16 * place : 16 * place + 16]: place for place in range(len(self._own))}
 
     def of_waiting(self, job: UUID) -> Forecast:

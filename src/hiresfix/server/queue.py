@@ -27,7 +27,8 @@ log = structlog.get_logger(__name__)
 RESTART_SECONDS = 2.0
 
 _ENQUEUE: LiteralString = (
-    "procrastinate_defer_jobs_v1(array[row(%(queue)s, %(task)s, %(priority)s, null, null, %(args)s, %(at)s::timestamptz)"
+    "procrastinate_defer_jobs_v1(array[row("
+    "%(queue)s, %(task)s, %(priority)s, null, null, %(args)s, %(at)s::timestamptz)"
     "::procrastinate_job_to_defer_v1])"
 )
 

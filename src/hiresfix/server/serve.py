@@ -1,4 +1,5 @@
-"""`hiresfix serve`: API and workers as processes of their own, started, watched and stopped together.
+"""`hiresfix serve` and `worker --devices`: API and workers as processes of their own, started, watched and stopped
+together.
 
 Guarantees: a process that dies is started again (at once, then with growing pauses); SIGTERM or Ctrl-C stops
 everything in order, workers draining first; a supervisor that is killed takes its children with it, because
@@ -15,15 +16,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
 import structlog
 
 from hiresfix.errors import ConfigurationError, HiresfixError
-from hiresfix.server import embedded
+from hiresfix.server import embedded, machine
 from hiresfix.server.config import Settings
+from hiresfix.server.machine import Device
 
 log = structlog.get_logger(__name__)
 
@@ -196,14 +198,30 @@ def follow_supervisor() -> bool:
     return True
 
 
-def children(listening: socket.socket, *, processes: int, workers: int) -> list[Child]:
+def children(settings: Settings, listening: socket.socket, *, processes: int, workers: int) -> list[Child]:
     """So many API processes, which take turns in accepting what arrives at one socket, and worker processes."""
     descriptor = listening.fileno()
     apis = [
         Child(name=f"api-{number}", arguments=["api", "--fd", str(descriptor)], inherits=(descriptor,))
         for number in range(1, processes + 1)
     ]
-    return [*apis, *(Child(name=f"worker-{number}", arguments=["worker"]) for number in range(1, workers + 1))]
+    return [
+        *apis,
+        *workers_on([Device(name=str(number), environment={}) for number in range(1, workers + 1)], settings),
+    ]
+
+
+def workers_on(devices: Sequence[Device], settings: Settings) -> list[Child]:
+    """One worker process a device. They share the host's memory, unless the operator has said what each may have."""
+    share = settings.worker_memory_bytes or machine.host_bytes() // max(1, len(devices))
+    return [
+        Child(
+            name=f"worker-{device.name}",
+            arguments=["worker"],
+            environment={**device.environment, "HIRESFIX_WORKER_MEMORY_BYTES": str(share)},
+        )
+        for device in devices
+    ]
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -22,12 +22,27 @@ from uuid import UUID, uuid4
 import structlog
 
 from hiresfix import __version__, images, wire
-from hiresfix.engine import memory
+from hiresfix.engine import capacity, memory
+from hiresfix.engine.enlarging import Report
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
+from hiresfix.modelstore import Store
 from hiresfix.recipe import Recipe
-from hiresfix.server import config, db, delivery, fleet, jobs, machine, metrics, monitoring, turns, uploads, webhooks
+from hiresfix.server import (
+    config,
+    db,
+    delivery,
+    fleet,
+    jobs,
+    machine,
+    metrics,
+    monitoring,
+    selftest,
+    turns,
+    uploads,
+    webhooks,
+)
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Refused, Result
@@ -70,6 +85,9 @@ class Beat:
             raise Cancelled
 
 
+At = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
 class Stages:
     """What the stages of one attempt take; one that fails is not noted."""
 
@@ -98,12 +116,27 @@ class Worker:
         self.storage = storage
         self.queue = queue
         self.quarantine = quarantine
-        self._upscaler = Upscaler()
+        self._upscaler = Upscaler(settings.device)
         self.member = _member(settings, self._upscaler)
         self._exact = False
         self._beat: Beat | None = None
         queue.on(turns.TASK, queue=turns.QUEUE, run=self._run_task)
         queue.on(webhooks.TASK, queue=webhooks.QUEUE, run=self._deliver_task)
+
+    async def prove(self) -> None:
+        """Enlarge a small known picture, by the way that jobs go. Raises EngineFailed for a worker that cannot."""
+        started = time.perf_counter()
+
+        def make(source: bytes, recipe: Recipe) -> Encoded:
+            return self._make(source, recipe, lambda fraction: None, lambda stage: contextlib.nullcontext())[1]
+
+        try:
+            async with asyncio.timeout(self.settings.stall_seconds):
+                await asyncio.to_thread(selftest.run, make, self.settings.clarity_preset)
+        except TimeoutError:
+            log.error("worker.self_test_stalled", seconds=self.settings.stall_seconds)
+            os._exit(STALLED_EXIT)  # its thread cannot be ended
+        log.info("worker.self_tested", seconds=round(time.perf_counter() - started, 3))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then let the running job finish, or give it back after `drain_seconds`."""
@@ -174,13 +207,13 @@ class Worker:
 
     async def _run_task(self, job_id: str = "") -> None:
         """`job_id`: what tasks of the first release name; which job is next is decided here."""
-        capacity = self.member.capacity
+        own = self.member.capacity
         held = await jobs.claim(
-            self.database, worker=self.member.name, lease_seconds=self.settings.lease_seconds, capacity=capacity
+            self.database, worker=self.member.name, lease_seconds=self.settings.lease_seconds, capacity=own
         )
         if held is None:  # cancelled, or taken by whom another task called, or too much for this worker
             async with self.database.transaction() as tx:
-                await turns.hand_on(tx, self.queue, capacity)
+                await turns.hand_on(tx, self.queue, own)
             return
         structlog.contextvars.bind_contextvars(job_id=str(held.id), attempt=held.attempt, request_id=held.request_id)
         log.info("job.claimed", model=held.model)
@@ -243,7 +276,7 @@ class Worker:
             stages.note("wait", held.waited)
             source = await self.storage.get(held.source.key)
             self._be_exact(held.refused)
-            upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat, stages)
+            upscaled, encoded = await asyncio.to_thread(self._make, source, recipe, beat.report, stages.at)
             if (encoded.width, encoded.height) != (held.source.width * recipe.scale, held.source.height * recipe.scale):
                 raise BadResult(f"The result is {encoded.width}x{encoded.height}.")
             if beat.lost:
@@ -268,15 +301,15 @@ class Worker:
     def _be_exact(self, exact: bool) -> None:
         """Load the networks in full precision, or again in the usual one: both at once may not fit."""
         if exact != self._exact:
-            self._upscaler, self._exact = Upscaler(exact=exact), exact
+            self._upscaler, self._exact = Upscaler(self.settings.device, exact=exact), exact
 
-    def _make(self, source: bytes, recipe: Recipe, beat: Beat, stages: Stages) -> tuple[Upscaled, Encoded]:
-        """In a thread: decode, enlarge, encode."""
-        with stages.at("decode"):
+    def _make(self, source: bytes, recipe: Recipe, report: Report, at: At) -> tuple[Upscaled, Encoded]:
+        """In a thread: decode, enlarge, encode, each of them inside `at` of its name."""
+        with at("decode"):
             picture = self.quarantine.decode(source)
-        with stages.at("engine"):
-            upscaled = self._upscaler.run(picture, recipe, beat.report)
-        with stages.at("encode"):
+        with at("engine"):
+            upscaled = self._upscaler.run(picture, recipe, report)
+        with at("encode"):
             encoded = images.encode(upscaled.picture, recipe.output_format, keep_metadata=self.settings.keep_metadata)
         return upscaled, encoded
 
@@ -318,14 +351,16 @@ class Worker:
 def _member(settings: Settings, upscaler: Upscaler) -> fleet.Worker:
     """What this process tells the fleet of itself."""
     host, device = socket.gethostname(), upscaler.device
+    host_bytes = settings.worker_memory_bytes or machine.host_bytes()
+    diffusing = settings.clarity_preset != "offline" or capacity.diffuses(Store.at_home())
     return fleet.Worker(
         id=uuid4(),
         name=f"{host}:{os.getpid()}",
         host=host,
         device=str(device),
-        memory_bytes=memory.total_bytes(device) or machine.host_bytes(),
-        most_megapixels=settings.max_output_megapixels,
-        tags=(device.type,),
+        memory_bytes=memory.total_bytes(device) or host_bytes,
+        most_megapixels=settings.worker_megapixels or capacity.most_megapixels(host_bytes, diffusing=diffusing),
+        tags=sorted({device.type, *settings.worker_tags}),
         version=__version__,
     )
 
@@ -358,4 +393,6 @@ async def serve(settings: Settings, *, database_url: str) -> None:
             queue=Queue(database_url),
             quarantine=quarantine,
         )
+        if settings.self_test:
+            await worker.prove()
         await worker.run(stop)

@@ -2,9 +2,9 @@
 
 from hiresfix.server.migrations import run_sql
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 
 def upgrade() -> None:
-    run_sql("0010_needs.sql")
+    run_sql("0011_needs.sql")
