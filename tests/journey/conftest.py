@@ -39,6 +39,8 @@ class Service:
     key: str
     port: int = field(default_factory=free_port)
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    """Where its processes run; None: where the tests do."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -59,6 +61,7 @@ class Service:
             process = subprocess.Popen(
                 [sys.executable, *program, *arguments],
                 env=environment,
+                cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -71,15 +74,21 @@ class Service:
 
     def api(self, program: Sequence[str] = ("-m", "hiresfix", "api")) -> subprocess.Popen[bytes]:
         process = self.run("--port", str(self.port), program=program)
-        wait_until(lambda: self.is_ready() or process.poll() is not None)
-        assert process.poll() is None, self.log_of(process)
+        self.wait_for_api(process)
         return process
+
+    def wait_for_api(self, process: subprocess.Popen[bytes]) -> None:
+        wait_until(lambda: self.is_ready() or process.poll() is not None, seconds=120)
+        assert process.poll() is None, self.log_of(process)
 
     def worker(self) -> subprocess.Popen[bytes]:
         process = self.run("worker")
-        wait_until(lambda: "worker.started" in self.log_of(process) or process.poll() is not None)
-        assert process.poll() is None, self.log_of(process)
+        self.wait_for_worker(process)
         return process
+
+    def wait_for_worker(self, process: subprocess.Popen[bytes]) -> None:
+        wait_until(lambda: "worker.started" in self.log_of(process) or process.poll() is not None, seconds=120)
+        assert process.poll() is None, self.log_of(process)
 
     def is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):

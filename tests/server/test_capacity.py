@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from typer.testing import CliRunner
 
+from hiresfix.cli import app
 from hiresfix.engine import capacity
-from hiresfix.server import fleet, jobs, turns
-from hiresfix.server.db import Tx
+from hiresfix.server import accounts, fleet, jobs, turns
+from hiresfix.server.db import Database, Tx
 from hiresfix.server.fleet import ANYTHING, Capacity
 from hiresfix.server.jobs import Claim
 from hiresfix.server.queue import Queue
@@ -215,3 +218,31 @@ def test_names_of_capacities_are_the_same_everywhere_and_of_different_ones_diffe
     one = Capacity(most_megapixels=64.0, tags=("a", "b"))
     assert one.name == Capacity(most_megapixels=64, tags=["b", "a"]).name
     assert len({one.name, replace(one, most_megapixels=48).name, replace(one, tags=("a",)).name, ANYTHING.name}) == 4
+
+
+def test_an_operator_sees_who_is_up_and_what_nobody_can_hold(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("HIRESFIX_DATABASE_URL", database_url)
+    monkeypatch.setenv("HIRESFIX_HOME", str(home))
+    command = CliRunner()
+    assert "none is up" in command.invoke(app, ["doctor"]).stdout
+
+    async def prepare() -> None:
+        async with Database(database_url, max_size=2) as database:
+            key = await commit(database, lambda tx: accounts.bootstrap(tx, free_credits=100, key_name="k"))
+            caller = await commit(database, lambda tx: accounts.authenticate(tx, str(key)))
+            town = Town(database, Queue(database_url), caller)
+            await up(town, replace(SMALL, draining=True), replace(LARGE, most_megapixels=32))
+            await town.submit(side=LARGE_SIDE)
+
+    asyncio.run(prepare())
+    shown = command.invoke(app, ["workers"])
+    assert [line.split()[:3] for line in shown.stdout.splitlines()[1:]] == [
+        ["large:1", "up", "cuda:0"],
+        ["small:1", "draining", "cpu"],
+    ]
+    assert "Jobs that none of them can hold: 1." in shown.stderr
+    checked = command.invoke(app, ["doctor"])
+    assert checked.exit_code == 1
+    assert "1 jobs wait that none of them can hold" in checked.stdout

@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("upscale")(upscale.upscale)
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
+app.command("workers")(admin.workers)
 app.command("api", hidden=True)(server.api)
 app.command("migrate")(server.migrate)
 app.command("signin")(keys.sign_in)

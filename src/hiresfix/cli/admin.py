@@ -1,4 +1,4 @@
-"""`hiresfix credits`, `jobs`: the operator's view. Works beside a running server."""
+"""`hiresfix credits`, `jobs`, `workers`: the operator's view. Works beside a running server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from uuid import UUID
 
 import typer
 
-from hiresfix.cli.operating import in_transaction, moment, operator, table, team_called
+from hiresfix.cli.operating import in_transaction, moment, operator, table, team_called, the_fleet
 
 if TYPE_CHECKING:
+    from hiresfix.server import fleet
     from hiresfix.server.db import Tx
 
 Team = Annotated[str | None, typer.Option(help="Its id or name; default: the first team.")]
@@ -146,3 +147,23 @@ def cancel_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> No
 
     in_transaction(cancel)
     typer.echo(f"Cancelled {job}.")
+
+
+def workers() -> None:
+    """List the workers that are up, or were within the last hour, and what they can hold."""
+    members, stranded = the_fleet()
+    rows = [
+        (member.name, _state(member), member.device, f"{member.memory_bytes / 1e9:.1f} GB",
+         f"{member.most_megapixels:g}", ", ".join(member.tags), member.version, moment(member.started_at),
+         moment(member.seen_at))
+        for member in members
+    ]  # fmt: skip
+    table(("name", "state", "device", "memory", "megapixels", "tags", "version", "started", "seen"), rows)
+    if stranded:
+        typer.echo(f"Jobs that none of them can hold: {stranded}. Start a worker that can, or cancel them.", err=True)
+
+
+def _state(member: fleet.Member) -> str:
+    if not member.alive:
+        return "silent"
+    return "draining" if member.draining else "up"

@@ -30,7 +30,9 @@ class Finding:
 
 def doctor() -> None:
     """Check this installation; exit code 1 if something must be mended."""
-    findings = [finding for check in (_software, _engine, _weights, _database, _storage) for finding in _run(check)]
+    findings = [
+        finding for check in (_software, _engine, _weights, _database, _workers, _storage) for finding in _run(check)
+    ]
     for finding in findings:
         mark, colour = _MARK[finding.verdict]
         typer.secho(f"{mark} ", fg=colour, nl=False)
@@ -102,6 +104,22 @@ def _database() -> Iterator[Finding]:
     else:
         text = f"embedded PostgreSQL under {settings.home}, not running; `hiresfix serve` starts it"
         yield Finding(what="database", verdict="note", text=text)
+
+
+def _workers() -> Iterator[Finding]:
+    from hiresfix.cli.operating import the_fleet
+    from hiresfix.server import config, embedded
+
+    settings = config.load()
+    if not settings.database_url and not embedded.is_running(settings.home):
+        return
+    members, stranded = the_fleet()
+    up = [member for member in members if member.alive]
+    text = ", ".join(f"{member.name} on {member.device}" for member in up) or "none is up; start `hiresfix worker`"
+    yield Finding(what="workers", verdict="ok" if up else "note", text=text)
+    if stranded:
+        text = f"{stranded} jobs wait that none of them can hold; see `hiresfix workers`, and start one that can"
+        yield Finding(what="workers", verdict="problem", text=text)
 
 
 def _storage() -> Iterator[Finding]:

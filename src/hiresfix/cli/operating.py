@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 if TYPE_CHECKING:
+    from hiresfix.server import fleet
     from hiresfix.server.db import Tx
 
 T = TypeVar("T")
@@ -36,6 +37,16 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
         elif not db.schema_is_current(url):
             raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
         return asyncio.run(run(url))
+
+
+def the_fleet() -> tuple[list[fleet.Member], int]:
+    """The workers that are remembered, and how many jobs wait that none of those that are up can hold."""
+    from hiresfix.server import fleet, turns
+
+    async def look(tx: Tx) -> tuple[list[fleet.Member], int]:
+        return await fleet.members(tx), await turns.stranded(tx)
+
+    return in_transaction(look)
 
 
 async def team_called(tx: Tx, wanted: str | None) -> UUID:

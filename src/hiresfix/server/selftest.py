@@ -51,7 +51,7 @@ def drawn() -> NDArray[np.uint8]:
     """Smooth colours on all three axes and one edge, (SIDE, SIDE, 3)."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
     edge = np.where(x + y > 1, 48, 0)
-    return np.stack([40 + 160 * x, 40 + 160 * y, 60 + 80 * x + edge], axis=-1).astype(np.uint8)
+    return np.stack([40 + 160 * x, 40 + 160 * y, 200 - 160 * x + edge], axis=-1).astype(np.uint8)
 
 
 def judge(result: NDArray[np.uint8], picture: NDArray[np.uint8]) -> None:

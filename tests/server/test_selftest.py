@@ -1,0 +1,58 @@
+"""What passes for a small picture enlarged, and what does not."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hiresfix.errors import EngineFailed, WeightsError
+from hiresfix.images import Encoded
+from hiresfix.recipe import Recipe
+from hiresfix.server import selftest
+
+LARGER = np.repeat(np.repeat(selftest.drawn(), 2, axis=0), 2, axis=1)
+WRONG = {
+    "black": np.zeros_like(LARGER),
+    "grey": np.full_like(LARGER, 128),
+    "noise": np.random.default_rng(1).integers(0, 256, LARGER.shape, np.uint8),
+    "upside down": LARGER[::-1],
+    "blue for red": LARGER[..., ::-1],
+    "too small": LARGER[:-1],
+}
+
+
+def made(pixels: NDArray[np.uint8]) -> Encoded:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return Encoded(data=file.getvalue(), media_type="image/png", width=pixels.shape[1], height=pixels.shape[0])
+
+
+def test_the_picture_at_twice_its_size_passes() -> None:
+    asked: list[Recipe] = []
+
+    def make(source: bytes, recipe: Recipe) -> Encoded:
+        asked.append(recipe)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(source))), selftest.drawn())
+        return made(LARGER)
+
+    selftest.run(make, "offline")
+    (recipe,) = asked
+    assert (recipe.scale, recipe.engine) == (2, "ganprior")
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_anything_else_does_not(what: str) -> None:
+    with pytest.raises(EngineFailed, match=r"takes no jobs.*HIRESFIX_SELF_TEST=0"):
+        selftest.run(lambda source, recipe: made(WRONG[what]), "offline")
+
+
+def test_what_keeps_the_engine_from_working_is_told() -> None:
+    def make(source: bytes, recipe: Recipe) -> Encoded:
+        raise WeightsError("The model x is not installed. Fetch it: hiresfix models pull x")
+
+    with pytest.raises(EngineFailed, match=r"takes no jobs.*hiresfix models pull x"):
+        selftest.run(make, "clarity")
