@@ -191,3 +191,10 @@ def test_uploads_are_served_here(sending: Api) -> None:
     with sending.client() as client:
         url = client.post("/v2/uploads", files={"file": ("a.png", png(8, 8))}).json()["url"]
     assert httpx.get(url).content == png(8, 8)
+
+
+def test_pages_may_show_what_the_store_sends(sending: Api, bucket: Bucket) -> None:
+    answer = httpx.get(sending.url, headers={"Accept": "text/html"}, follow_redirects=True)
+    allowed = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    assert bucket.endpoint in allowed["img-src"].split()
+    assert bucket.endpoint in allowed["connect-src"].split()

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -56,7 +57,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         config.warn_if_open(settings)
-        changes = Changes(database_url)
+        changes, links = Changes(database_url), _links(settings)
         async with (
             Quarantine(uploads.limits(settings)) as quarantine,
             Database(database_url, max_size=20, name="hiresfix-api") as database,
@@ -70,7 +71,8 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 settings=settings,
                 database=database,
                 storage=storage,
-                links=_links(settings),
+                links=links,
+                picture_origins=await _origins(links),
                 queue=Queue(database_url),
                 changes=changes,
                 outlook=Outlook(database),
@@ -147,6 +149,14 @@ def _links(settings: Settings) -> Storage | None:
         return None
     endpoint = settings.storage_public_endpoint
     return Storage.open(settings.storage_location, **({"endpoint": endpoint} if endpoint else {}))
+
+
+async def _origins(links: Storage | None) -> tuple[str, ...]:
+    """Of signed URLs. That one is made here shows at the start, and not to a client, if none can be."""
+    if links is None:
+        return ()
+    scheme, host, *_ = urlsplit(await links.sign("probe", seconds=1))
+    return (f"{scheme}://{host}",)
 
 
 def _wrap(app: FastAPI, settings: Settings) -> None:

@@ -45,6 +45,8 @@ class Service:
     storage: Storage
     links: Storage | None
     """The store as clients reach it, where they are to fetch results from it."""
+    picture_origins: tuple[str, ...]
+    """Where that is, for browsers that have to be told."""
     queue: Queue
     changes: Changes
     outlook: Outlook

@@ -54,14 +54,15 @@ class Page:
         return self.language.path(path)
 
 
-def policy(origin: str) -> str:
-    """Content-Security-Policy of a page. Results and the API may be at an origin that differs from the page's."""
+def policy(*origins: str) -> str:
+    """Content-Security-Policy of a page. origins: of the API and of results, which may differ from the page's."""
+    others = " ".join(origins)
     allowed = {
         "default-src": "'none'",
         "script-src": "'self'",
         "style-src": "'self'",
-        "img-src": f"'self' {origin} blob: data:",
-        "connect-src": f"'self' {origin}",
+        "img-src": f"'self' {others} blob: data:",
+        "connect-src": f"'self' {others}",
         "font-src": "'self'",
         "manifest-src": "'self'",
         "form-action": "'self'",
@@ -111,7 +112,7 @@ def render(
     sent = {
         "Cache-Control": CACHED if page.indexed else UNCACHED,
         "Content-Language": page.language.code,
-        "Content-Security-Policy": policy(page.origin),
+        "Content-Security-Policy": policy(page.origin, *service(request).picture_origins),
         "Referrer-Policy": "same-origin",
         **(headers or {}),
     }
