@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hiresfix.cli import app
 from hiresfix.engine import capacity
-from hiresfix.server import accounts, fleet, jobs, turns
+from hiresfix.server import accounts, fleet, jobs, outlook, turns
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.fleet import ANYTHING, Capacity
 from hiresfix.server.jobs import Claim
