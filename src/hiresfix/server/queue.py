@@ -54,7 +54,7 @@ class Queue:
     async def enqueue(self, tx: Tx, task: str, *, queue: str, at: datetime | None = None, **args: str) -> None:
         """Ask for `task` to run on `queue`, now or `at` a time, once `tx` commits."""
         # procrastinate's own way to this statement builds and logs a task object, at ten times the statement's cost.
-        await self.enqueue_for_each(tx, "select", {}, task, queue=queue, at=at, **args)
+        await self.enqueue_for_each(tx, "select", {}, task, queue=queue, at=at, priority=0, **args)
 
     async def enqueue_for_each(
         self,
