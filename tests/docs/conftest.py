@@ -66,8 +66,7 @@ def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
                 "HIRESFIX_DATABASE_URL": running.database_url,
                 "OMP_NUM_THREADS": "1",
                 "KEY": running.key,
-                "HIRESFIX_URL": running.url,
-                "HIRESFIX_API_KEY": running.key,
+                "XDG_STATE_HOME": str(tmp_path / ".state"),
             }
         ),
         stand_ins={

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from hiresfix import cli
 from hiresfix.catalog import MODELS, Param, find_model
+from hiresfix.cli import exits
 from hiresfix.client import errors as client_errors
 from hiresfix.errors import HiresfixError, Unreachable
 from hiresfix.server.api import description
@@ -110,6 +111,12 @@ def test_a_command_or_option_that_does_not_exist_would_be_noticed() -> None:
     ]
     assert named(["upscal", "photo.jpg"]) == ()
     assert named(["jobs", "list", "--wrong"]) == ("jobs", "list")
+
+
+def test_every_exit_code_is_in_the_callers_table_and_no_other() -> None:
+    told = re.findall(r"^(\d+) ", exits.__doc__ or "", re.MULTILINE)
+    rows = [row[0].strip("`") for row in page("docs/caller.md").rows("From the command line")]
+    assert rows == told
 
 
 # --- Knobs --------------------------------------------------------------------------------------------------------
