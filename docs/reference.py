@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 FROM_ROOT = {name: f"{name.lower()}.md" for name in ("CONTRIBUTING", "ARCHITECTURE", "CHANGELOG")}
 MOST_ON_A_LINE = 70
 """Characters of a signature."""
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#]+)(#[^)]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:|/)([^)#]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -72,6 +72,12 @@ class Page:
         return _FENCE.sub("", self.text)
 
     @cached_property
+    def links(self) -> list[str]:
+        """Where its links and pictures point to within the repository; what is shown as code is no link."""
+        text = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", self.prose, flags=re.DOTALL)
+        return re.findall(r"\]\((?!https?:|mailto:)([^)\s]*)\)", text)
+
+    @cached_property
     def anchors(self) -> frozenset[str]:
         """What its headings can be linked by, as GitHub and Python-Markdown agree on it."""
         return frozenset(slug(heading) for heading in re.findall(r"^#+ (.+?)#*$", self.prose, re.MULTILINE))

@@ -36,7 +36,7 @@ by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 @by_name
 def test_links_and_pictures_lead_somewhere(page: Page) -> None:
-    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]*)\)", page.prose):
+    for target in page.links:
         path, _, anchor = unquote(target).partition("#")
         found = (page.path.parent / path).resolve() if path else page.path
         assert found.exists(), f"{page.name}: {target}"
@@ -55,8 +55,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     while waiting:
         path = waiting.pop()
         reached.add(path)
-        linked = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)[^)]*\)", path.read_text(encoding="utf-8"))
-        waiting += {(path.parent / target).resolve() for target in linked} - reached
+        linked = {target.partition("#")[0] for target in Page(path=path).links}
+        waiting += {(path.parent / target).resolve() for target in linked if target.endswith(".md")} - reached
     assert {page.path for page in PAGES if page.name != "docs/index.md"} <= reached  # that one is the site's own
 
 
