@@ -30,6 +30,7 @@ from benchmarks.load import Load, drive, request
 SERVERS = Path(__file__).parent / "peer_servers"
 PACKAGES = ("litserve", "cog", "numpy", "pillow")
 STARTING_SECONDS = 120.0
+WARM_UP = 2.0
 
 console = Console(stderr=True)
 
@@ -64,7 +65,7 @@ def _peers(image: str) -> Sequence[Peer]:
     )
 
 
-def measure(image: str, seconds: float, warm_up: float) -> list[dict[str, Any]]:
+def measure(image: str, seconds: float) -> list[dict[str, Any]]:
     """Pictures a second, latency and processor time of each, alone and with as many in hand as it takes."""
     rows = []
     with stack.folder() as home:
@@ -73,7 +74,7 @@ def measure(image: str, seconds: float, warm_up: float) -> list[dict[str, Any]]:
             with _running(python, peer, home) as (port, process):
                 content = request("POST", peer.path, body=json.dumps(peer.body).encode())
                 for connections in sorted({1, peer.connections}):
-                    _run(port, content, connections, warm_up)
+                    _run(port, content, connections, WARM_UP)
                     before = stack.processor_seconds(process)
                     load = _run(port, content, connections, seconds)
                     taken = stack.processor_seconds(process) - before

@@ -366,6 +366,17 @@ async def test_a_full_line_says_when_a_place_will_be_free(town: Town) -> None:
     await commit(town.database, lambda tx: jobs.room_for(tx, town.caller, per_team=3, in_total=9))
 
 
+async def test_renewing_a_lease_writes_no_index(town: Town) -> None:
+    """It happens every few seconds for every running job, and the table of jobs has a dozen indexes."""
+    held = await town.claim(await town.submit())
+
+    async def renew(tx: Tx) -> int:
+        assert await jobs.renew(tx, held, progress=50, lease_seconds=15)
+        return int(await db.value(tx, "select pg_stat_get_xact_tuples_hot_updated('jobs'::regclass)"))
+
+    assert await commit(town.database, renew) == 1
+
+
 async def test_the_end_announces_itself_to_the_callers_webhook(town: Town) -> None:
     done, failed = await town.submit(hook="https://example.com/h"), await town.submit(hook="https://example.com/h")
     held = await town.claim(done)
