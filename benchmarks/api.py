@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.request import Request, urlopen
 from uuid import UUID
@@ -54,6 +54,7 @@ class Plan:
     jobs: int
     rows: tuple[int, ...]
     repetitions: int
+    keep_plans: bool = False
 
 
 FULL = Plan(seconds=6, jobs=60, rows=(10_000, 100_000, 1_000_000), repetitions=40)
@@ -252,7 +253,7 @@ PARTS: dict[str, Callable[[Plan], list[dict[str, Any]]]] = {
     "submissions": submissions,
     "turnaround": turnaround,
     "polling": polling,
-    "growth": lambda plan: growth.measure(plan.rows, plan.repetitions),
+    "growth": lambda plan: growth.measure(plan.rows, plan.repetitions, keep_plans=plan.keep_plans),
     "peers": lambda plan: peers.measure(data_uri(), plan.seconds),
 }
 
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter runs")
     parser.add_argument("--write", action="store_true", help="keep the results and make the documents from them")
     given = parser.parse_args()
-    plan = QUICK if given.quick else FULL
+    plan = replace(QUICK if given.quick else FULL, keep_plans=given.write)
     wanted = given.part or [name for name in PARTS if name != "peers" or given.peers]
     results = figures.load() if given.write else {}
     for name, part in PARTS.items():

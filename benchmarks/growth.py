@@ -47,7 +47,7 @@ _EXPLAIN = {
 console = Console(stderr=True)
 
 
-def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
+def measure(sizes: Sequence[int], repetitions: int, *, keep_plans: bool) -> list[dict[str, Any]]:
     """Milliseconds and touched blocks of each step at so many finished jobs, then with 10 000 waiting as well."""
     rows = []
     with stack.external_postgres() as postgres, stack.stack(postgres) as service:
@@ -56,21 +56,25 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
         asyncio.run(_costs(url, customers, 1))
         for size in sizes:
             fill(url, size)
-            rows.append(_row(url, customers, repetitions, finished=size, waiting=0))
+            row, plans = _row(url, customers, repetitions, finished=size, waiting=0)
+            rows.append(row)
+        if keep_plans:  # of the most finished jobs
+            _keep(plans)
         queue_up(url, customers, WAITING)
-        rows.append(_row(url, customers, repetitions, finished=sizes[-1], waiting=WAITING))
+        row, _ = _row(url, customers, repetitions, finished=sizes[-1], waiting=WAITING)
+        rows.append(row)
     return rows
 
 
-def _row(url: str, customers: Sequence[Customer], repetitions: int, *, finished: int, waiting: int) -> dict[str, Any]:
+def _row(
+    url: str, customers: Sequence[Customer], repetitions: int, *, finished: int, waiting: int
+) -> tuple[dict[str, Any], Mapping[str, str]]:
     costs = asyncio.run(_costs(url, customers, repetitions))
     plans = asyncio.run(_plans(url, customers[0]))
-    if not waiting:
-        _keep_plans(plans)  # of the most finished jobs in the end
     blocks = {step: _blocks(plan) for step, plan in plans.items()}
     row = {"finished": finished, "waiting": waiting, "milliseconds": costs, "blocks": blocks}
     console.print(row)
-    return row
+    return row, plans
 
 
 # The steps
@@ -306,7 +310,7 @@ def _blocks(plans: str) -> int:
     return total
 
 
-def _keep_plans(plans: Mapping[str, str]) -> None:
+def _keep(plans: Mapping[str, str]) -> None:
     PLANS.mkdir(parents=True, exist_ok=True)
     for step, text in plans.items():
         lines = "\n".join(line.rstrip() for line in text.splitlines())
