@@ -1,7 +1,5 @@
 """Cog's predictor; its HTTP server takes one prediction at a time and refuses others with 409."""
 
-from __future__ import annotations
-
 from cog import BasePredictor, Input
 from double import enlarge
 

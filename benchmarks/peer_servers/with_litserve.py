@@ -1,9 +1,6 @@
 """LitServe as its own documentation shows it, one worker process: its port is the environment's PORT."""
 
-from __future__ import annotations
-
 import os
-from typing import Any
 
 import litserve
 from double import enlarge
@@ -12,15 +9,16 @@ from double import enlarge
 class Enlarger(litserve.LitAPI):
     """One request at a time, as a device would."""
 
-    def setup(self, device: str) -> None: ...
+    def setup(self, device):
+        pass
 
-    def decode_request(self, request: dict[str, Any]) -> str:
-        return str(request["image"])
+    def decode_request(self, request):
+        return request["image"]
 
-    def predict(self, x: str) -> str:
+    def predict(self, x):
         return enlarge(x)
 
-    def encode_response(self, output: str) -> dict[str, str]:
+    def encode_response(self, output):
         return {"output": output}
 
 
