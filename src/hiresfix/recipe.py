@@ -8,9 +8,11 @@ names of the public API (`hiresfix.wire` does).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self
+
+from hiresfix.errors import NotUnderstood
 
 MAX_SEED = 2**53 - 1
 SCALES = (1, 2, 4, 8)
@@ -114,7 +116,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Unknown keys are refused: a recipe written by a newer release must not be half understood."""
+        """Raises NotUnderstood for unknown keys and engines: what a newer release wrote must not be half understood."""
+        unknown = values.keys() - {field.name for field in fields(cls)}
+        if unknown or values.get("engine", Engine.FAITHFUL) not in set(Engine):
+            raise NotUnderstood("The job's recipe was written by a newer release. Upgrade hiresfix on this worker.")
         return cls(
             **{
                 **values,

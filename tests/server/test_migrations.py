@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from hiresfix.errors import ConfigurationError
 from hiresfix.server import accounts, credits, db, gate, jobs, turns, webhooks
 from hiresfix.server.db import Database
 from hiresfix.server.jobs import State
@@ -114,3 +119,100 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
         assert await commit(database, lambda tx: turns.reconcile(tx, queue)) == 1  # the other has its task of the sweep
         claims = [await jobs.claim(database, worker="w", lease_seconds=60) for _ in range(3)]
         assert {held.id for held in claims if held} == {found["QUEUED"].id, found["PROCESSING"].id}
+
+
+# Beside processes at work ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def before(postgres: str) -> Iterator[str]:
+    """A database of the revision before the newest."""
+    name = f"hiresfix_before_{os.getpid()}"
+    revisions = sorted(file.name.partition("_")[0] for file in db.MIGRATIONS.glob("[0-9]*_*.py"))
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        url = database_named(postgres, name)
+        db.migrate(url, to=revisions[-2])
+        yield url
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def test_a_migration_that_meets_a_long_transaction_keeps_nobody_waiting_and_goes_through_after_it(
+    before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "MIGRATION_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(db, "MIGRATION_PAUSE", 0.1)
+    stop, slowest, asked = threading.Event(), 0.0, 0
+
+    def live() -> None:
+        """What everybody else does meanwhile; never slower than the migration's patience and the machine's load."""
+        nonlocal slowest, asked
+        with psycopg.connect(before, autocommit=True) as connection:
+            connection.execute(f"set lock_timeout = '{db.LOCK_TIMEOUT}'".encode())
+            while not stop.is_set():
+                started = time.monotonic()
+                connection.execute("update jobs set progress = progress where state = 'QUEUED'")
+                slowest, asked = max(slowest, time.monotonic() - started), asked + 1
+
+    with psycopg.connect(before) as long, ThreadPoolExecutor() as pool:
+        long.execute("select count(*) from jobs")  # holds the table as long as its transaction lasts
+        living = pool.submit(live)
+        migrating = pool.submit(db.migrate, before)
+        time.sleep(1.5)
+        assert not migrating.done()
+        long.rollback()
+        _, after = migrating.result(timeout=60)
+        stop.set()
+        living.result(timeout=60)
+    assert after == db.newest_revision()
+    assert asked > 0
+    assert slowest < 5, "somebody waited behind the migration for as long as the transaction lasted"
+
+
+def test_locks_that_stay_are_a_clear_error_and_nothing_is_changed(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "MIGRATION_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(db, "MIGRATION_TRIES", 2)
+    monkeypatch.setattr(db, "MIGRATION_PAUSE", 0.0)
+    with psycopg.connect(before) as long:
+        revision = long.execute("select version_num from alembic_version").fetchone()
+        long.execute("lock table jobs")
+        with pytest.raises(ConfigurationError, match="pg_stat_activity"):
+            db.migrate(before)
+        assert long.execute("select version_num from alembic_version").fetchone() == revision
+
+
+def revise(url: str, *, found: str, oldest: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("update alembic_version set version_num = %s", (found,))
+        connection.execute("update schema_support set oldest = %s", (oldest,))
+
+
+def test_a_release_works_on_the_schema_of_the_next_one_as_long_as_that_allows_it(database_url: str) -> None:
+    ours = db.newest_revision()
+    db.require_schema(database_url)
+    revise(database_url, found="9999", oldest=ours)
+    db.require_schema(database_url)
+    revise(database_url, found="9999", oldest="9998")
+    with pytest.raises(ConfigurationError, match="9998 is the oldest"):
+        db.require_schema(database_url)
+    revise(database_url, found="0001", oldest="0001")
+    with pytest.raises(ConfigurationError, match="hiresfix migrate"):
+        db.require_schema(database_url)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("drop table alembic_version")
+    with pytest.raises(ConfigurationError, match="no schema yet"):
+        db.require_schema(database_url)
+
+
+TAKES_AWAY = re.compile(
+    r"\bdrop\s+(table|column|function|view)\b|\brename\b|\bset\s+not\s+null\b|\balter\s+column\s+\w+\s+(set\s+data\s+)?type\b",
+    re.IGNORECASE,
+)
+
+
+def test_a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() -> None:
+    """The release before is still at work when a migration runs: see "Upgrading" in docs/operator.md."""
+    for file in db.MIGRATIONS.glob("[0-9]*.sql"):
+        statements = re.sub(r"--[^\n]*", "", file.read_text())
+        if file.name.partition("_")[0] > "0012" and TAKES_AWAY.search(statements):
+            assert "schema_support" in statements, f"{file.name}: keep it until the next release, or raise the oldest"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -18,13 +19,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
-from hiresfix.server import accounts, db, fleet
+from hiresfix.server import accounts, db, fleet, monitoring
 from hiresfix.server import health as healths
 from hiresfix.server.census import Census
+from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
 from hiresfix.server.health import Health
 from tests.conftest import png
-from tests.server.conftest import Api, wait_until
+from tests.server.conftest import Api, free_port, wait_until
 from tests.server.test_worker import Broken, attempt
 
 Start = Callable[..., Api]
@@ -256,6 +258,29 @@ def test_without_a_token_figures_are_not_given_away_through_a_proxy_on_the_same_
     refused = httpx.get(f"{api.url}/metrics")
     assert refused.status_code == 403
     assert "HIRESFIX_METRICS_TOKEN" in refused.json()["error"]
+
+
+async def test_a_worker_serves_its_own_figures_to_whoever_has_the_token(
+    settings: Settings,
+) -> None:
+    port, token = free_port(), "operators-only-0123"
+    watched = settings.model_copy(update={"metrics_port": port, "metrics_token": token})
+    url, allowed = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {token}"}
+    async with monitoring.serving(watched), httpx.AsyncClient(timeout=30) as client:
+        for _ in range(600):
+            with contextlib.suppress(httpx.TransportError):
+                alive = await client.get(f"{url}/healthz")
+                break
+            await asyncio.sleep(0.1)
+        assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+        assert (await client.get(f"{url}/metrics")).status_code == 403
+        told = await client.get(f"{url}/metrics", headers=allowed)
+        assert "hiresfix_worker_up" in told.text
+        async with monitoring.serving(watched):  # a second worker on the same port works, without figures
+            assert (await client.get(f"{url}/metrics", headers=allowed)).status_code == 200
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"{url}/healthz")
 
 
 # A disk that fills up -------------------------------------------------------------------------------------------------

@@ -115,6 +115,30 @@ async def test_a_result_of_the_wrong_size_is_refused(api: Api, photo: str) -> No
     assert api.balance == 100
 
 
+async def test_a_job_of_a_newer_release_waits_for_a_worker_of_it_and_costs_no_attempt(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await asyncio.to_thread(api.do, "update jobs set recipe = recipe || '{\"grain\": 0.5}'")
+    await attempt(api, times=5)  # more than there are attempts
+    assert api.value("select state from jobs") == "QUEUED"
+    assert api.value("select attempt from jobs") == 0
+    assert api.value("select queued_at > now() from jobs")  # others get to look at it
+    await asyncio.to_thread(api.do, "update jobs set recipe = recipe - 'grain'")  # this worker understands it
+    await attempt(api)
+    assert api.value("select state from jobs") == "COMPLETED"
+    assert api.value("select attempt from jobs") == 1
+
+
+async def test_a_job_that_nobody_understands_is_refunded_in_the_end(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await asyncio.to_thread(api.do, 'update jobs set recipe = recipe || \'{"engine": "next"}\'')
+    await attempt(api)
+    assert api.value("select state from jobs") == "QUEUED"
+    await asyncio.to_thread(api.do, "update jobs set not_understood_since = now() - interval '61 minutes'")
+    await attempt(api)
+    assert api.value("select state from jobs") == "FAILED"
+    assert api.balance == 100
+
+
 async def test_a_task_of_the_first_release_names_a_job_and_is_understood(api: Api) -> None:
     with Quarantine(uploads.limits(api.settings)) as quarantine:
         async with Database(api.database_url, max_size=5) as database:

@@ -20,7 +20,6 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
     """Run `work` in one transaction on the operator's or the embedded database."""
     import asyncio
 
-    from hiresfix.errors import ConfigurationError
     from hiresfix.server import config, db
     from hiresfix.server import serve as serving
     from hiresfix.server.db import Database
@@ -34,8 +33,8 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
     with serving.database(settings) as url:
         if not settings.database_url:
             db.migrate(url)  # ours alone, so nobody else decides when
-        elif not db.schema_is_current(url):
-            raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
+        else:
+            db.require_schema(url)
         return asyncio.run(run(url))
 
 

@@ -88,7 +88,6 @@ def worker(
     """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
     import asyncio
 
-    from hiresfix.errors import ConfigurationError
     from hiresfix.server import config, db, logs, machine
     from hiresfix.server import serve as serving
 
@@ -99,8 +98,7 @@ def worker(
     if children:
         serving.stop_on_signals()
     with serving.database(settings) as url:
-        if not db.schema_is_current(url):
-            raise ConfigurationError("The database's schema is not this release's. Run `hiresfix migrate` first.")
+        db.require_schema(url)
         if children:
             serving.Supervisor(settings=settings, database_url=url, children=children).run()
             return
@@ -117,7 +115,7 @@ def api(
     """Run one API process (what `serve` starts)."""
     import socket
 
-    from hiresfix.server import config, logs
+    from hiresfix.server import config, db, logs
     from hiresfix.server import serve as serving
     from hiresfix.server.app import Server, create_app
 
@@ -125,6 +123,7 @@ def api(
     logs.configure(settings.log_level)
     serving.follow_supervisor()
     with serving.database(settings) as url:
+        db.require_schema(url)
         app = create_app(settings, database_url=url)
         server = Server(app, host=host, port=port)
         server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])

@@ -27,7 +27,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, StorageFailed, Unavailable
-from hiresfix.server import api, config, db, downloads, fleet, gate, uploads, web
+from hiresfix.server import api, config, db, downloads, fleet, gate, tracing, uploads, web
 from hiresfix.server.api.context import Service
 from hiresfix.server.census import Census
 from hiresfix.server.changes import Changes
@@ -85,7 +85,8 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 census=Census(database),
             )
             try:
-                yield
+                with tracing.exporting(settings.telemetry_url, role="api"):
+                    yield
             finally:
                 health.close()
 

@@ -152,6 +152,8 @@ class Settings(BaseSettings):
     """Where workers serve /metrics and /healthz: the first of a machine here, the next one port on."""
     metrics_host: str = "127.0.0.1"
     """The address that `metrics_port` is opened on."""
+    telemetry_url: str | None = None
+    """http(s):// of an OpenTelemetry collector (OTLP over HTTP) for traces; needs the extra `telemetry`."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("database_url")
@@ -183,6 +185,13 @@ class Settings(BaseSettings):
     def _is_redis(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(("redis://", "rediss://")):
             raise ValueError("not a Redis URL; use redis://:password@host:6379/0")
+        return url
+
+    @field_validator("telemetry_url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("not a collector's URL; use http://collector:4318")
         return url
 
     @field_validator("trusted_proxies", mode="before")

@@ -7,9 +7,10 @@ names the path and never the query. Request bodies are bounded in bytes and in t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hiresfix.errors import RequestTimedOut, RequestTooLarge
-from hiresfix.server import metrics
+from hiresfix.server import metrics, tracing
+from hiresfix.server.tracing import Span
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +80,10 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_named)
+            with _traced(scope) as span:
+                await self._app(scope, receive, send_named)
+                span.rename(f"{scope['method']} {_route(scope)}")
+                span.note(http__route=_route(scope), http__response__status_code=status)
         except ClientDisconnect:
             pass  # nobody is left to be answered, and nothing of ours broke: the log line tells it by its status 0
         except Exception:
@@ -103,9 +108,25 @@ class Envelope:
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
     """Under the route's template: a path names a job, or whatever a stranger tries."""
-    method, route = metrics.method(scope["method"]), getattr(scope.get("route"), "path", "none")
+    method, route = metrics.method(scope["method"]), _route(scope)
     metrics.REQUESTS.labels(method, route, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
+
+
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+@contextlib.contextmanager
+def _traced(scope: Scope) -> Iterator[Span]:
+    """A span of the contract's requests; probes and scrapes would only bury them."""
+    if not scope["path"].startswith("/v2/"):
+        yield tracing.UNTRACED
+        return
+    method, joins = metrics.method(scope["method"]), Headers(scope=scope).get("traceparent")
+    facts = {"http__request__method": method, "hiresfix__request_id": scope["state"]["request_id"]}
+    with tracing.span(method, joins=joins, **facts) as span:
+        yield span
 
 
 def _request_id(scope: Scope) -> str:

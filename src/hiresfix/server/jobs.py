@@ -37,6 +37,11 @@ from hiresfix.server.queue import Queue
 INTERRUPTED = "The job was interrupted too often and has been stopped. Your credits were returned."
 CANCELLED = "Job was cancelled"
 
+UNDERSTOOD_WITHIN = timedelta(hours=1)
+"""What an upgrade of a fleet may take, as far as jobs wait for it."""
+FOREIGN_PAUSE = timedelta(seconds=5)
+"""Before a worker, maybe one that understands it, is offered the job again."""
+
 UNKNOWN_WAIT = 30
 LONGEST_WAIT = 600
 """Seconds after which to try again where the queue is full: when no pace is known, and at most."""
@@ -106,7 +111,17 @@ class Refused:
     error: str
 
 
-Outcome = Completed | Failed | Refused
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """An attempt's end: this release does not understand the job; a worker of a newer one may.
+
+    It costs no attempt, until the job has gone around for `UNDERSTOOD_WITHIN`: then it fails with `error`.
+    """
+
+    error: str
+
+
+Outcome = Completed | Failed | Refused | Foreign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +141,7 @@ class Submission:
     max_attempts: int
     needs: tuple[str, ...] = ()
     """Tags that a worker must have; the memory it takes follows from recipe and source."""
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +226,8 @@ class Claim:
     """Seconds since this attempt could have begun."""
     age: float
     """Seconds since the job was submitted, when it was claimed."""
+    traceparent: str | None
+    """The trace of the submission, which the work on the job joins."""
 
     def recipe(self) -> Recipe:
         return Recipe.from_dict(self.stored_recipe)
@@ -281,8 +299,9 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
     await db.execute(
         tx,
         "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"
-        " hook_events, max_attempts, cost, needs) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s, %(model)s,"
-        " %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s, %(needs)s)",
+        " hook_events, max_attempts, cost, needs, traceparent) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s,"
+        " %(model)s, %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s,"
+        " %(needs)s, %(traceparent)s)",
         id=new.id,
         team=new.caller.team,
         user=new.caller.user,
@@ -297,6 +316,7 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
         max_attempts=new.max_attempts,
         cost=new.cost,
         needs=list(new.needs),
+        traceparent=new.traceparent,
     )
     charge = await credits.charge(tx, new.caller.team, new.cost, job=new.id, actor=f"key:{new.caller.key}")
     await turns.line_up(tx, queue, new.caller.team, new.id)
@@ -355,12 +375,12 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float, capacity: Capacit
             " lease_until = now() + make_interval(secs => %(lease)s), started_at = coalesce(started_at, now())"
             " where id = %(job)s returning token, attempt, max_attempts, recipe, source, model, request_id, refused,"
             " extract(epoch from statement_timestamp() - queued_at)::float8,"
-            " extract(epoch from statement_timestamp() - created_at)::float8",
+            " extract(epoch from statement_timestamp() - created_at)::float8, traceparent",
             {"token": uuid4(), "worker": worker, "lease": lease_seconds, "job": job},
         )
     ).fetchone()
     assert row is not None
-    token, attempt, max_attempts, recipe, source, model, request_id, refused, waited, age = row
+    token, attempt, max_attempts, recipe, source, model, request_id, refused, waited, age, trace = row
     return Claim(
         id=job,
         token=token,
@@ -373,6 +393,7 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float, capacity: Capacit
         refused=refused,
         waited=waited,
         age=age,
+        traceparent=trace,
     )
 
 
@@ -436,9 +457,26 @@ async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_
             await db.execute(tx, "update jobs set refused = true where id = %(job)s", job=held.id)
             await _requeue(tx, queue, held.id)
             return State.QUEUED
-        case Failed(error=error) | Refused(error=error):
+        case Foreign() if not await _is_overdue(tx, held.id):
+            await db.execute(tx, "update jobs set attempt = attempt - 1 where id = %(job)s", job=held.id)
+            await _requeue(tx, queue, held.id, pause=FOREIGN_PAUSE)
+            return State.QUEUED
+        case Failed(error=error) | Refused(error=error) | Foreign(error=error):
             await _finish(tx, queue, held.id, State.FAILED, public_url=public_url, error=error)
             return State.FAILED
+
+
+async def _is_overdue(tx: Tx, job: UUID) -> bool:
+    """Note that nobody understood the job so far; whether that has been so for too long."""
+    return bool(
+        await db.value(
+            tx,
+            "update jobs set not_understood_since = coalesce(not_understood_since, now()) where id = %(job)s"
+            " returning not_understood_since < now() - %(within)s",
+            job=job,
+            within=UNDERSTOOD_WITHIN,
+        )
+    )
 
 
 async def give_back(tx: Tx, queue: Queue, held: Claim) -> bool:

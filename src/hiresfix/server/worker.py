@@ -25,7 +25,7 @@ from hiresfix import __version__, images, wire
 from hiresfix.engine import capacity, memory
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.upscaler import Upscaled, Upscaler
-from hiresfix.errors import BadResult, Cancelled, HiresfixError, PictureError, PromptError, StorageFailed
+from hiresfix.errors import BadResult, Cancelled, HiresfixError, NotUnderstood, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
 from hiresfix.modelstore import Store
 from hiresfix.recipe import Recipe
@@ -39,13 +39,14 @@ from hiresfix.server import (
     metrics,
     monitoring,
     selftest,
+    tracing,
     turns,
     uploads,
     webhooks,
 )
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
-from hiresfix.server.jobs import Claim, Completed, Failed, Outcome, Refused, Result
+from hiresfix.server.jobs import Claim, Completed, Failed, Foreign, Outcome, Refused, Result
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
@@ -101,7 +102,8 @@ class Stages:
     @contextlib.contextmanager
     def at(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with tracing.span(stage, hiresfix__megapixels=self._megapixels):
+            yield
         self.note(stage, time.perf_counter() - started)
 
 
@@ -222,7 +224,8 @@ class Worker:
         beat = self._beat = Beat(held)
         renewal = asyncio.create_task(self._keep(held, beat))
         try:
-            outcome = await self._attempt(held, beat)
+            with tracing.span("job", joins=held.traceparent, **_facts(held)):
+                outcome = await self._attempt(held, beat)
         finally:
             renewal.cancel()
             self._beat = None
@@ -288,6 +291,9 @@ class Worker:
             return None
         except (PictureError, PromptError) as error:
             return Failed(error=error.message, retryable=False)
+        except NotUnderstood as error:
+            log.warning("job.not_understood", remedy=error.message)
+            return Foreign(error=UNEXPECTED)
         except BadResult as error:
             log.warning("job.result_refused", reason=error.message)
             return Refused(error=REFUSED)
@@ -365,6 +371,16 @@ def _member(settings: Settings, upscaler: Upscaler) -> fleet.Worker:
     )
 
 
+def _facts(held: Claim) -> dict[str, tracing.Fact]:
+    """What a span tells of an attempt."""
+    return {
+        "hiresfix__job_id": str(held.id),
+        "hiresfix__request_id": held.request_id,
+        "hiresfix__attempt": held.attempt,
+        "hiresfix__model": held.model,
+    }
+
+
 async def _insist(step: Callable[[], Awaitable[str]]) -> str:
     while True:
         try:
@@ -395,4 +411,5 @@ async def serve(settings: Settings, *, database_url: str) -> None:
         )
         if settings.self_test:
             await worker.prove()
-        await worker.run(stop)
+        with tracing.exporting(settings.telemetry_url, role="worker"):
+            await worker.run(stop)

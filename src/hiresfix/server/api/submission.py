@@ -29,7 +29,7 @@ from hiresfix.errors import (
     StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
-from hiresfix.server import budgets, credits, following, gate, jobs, outbound, uploads
+from hiresfix.server import budgets, credits, following, gate, jobs, outbound, tracing, uploads
 from hiresfix.server.accounts import Caller
 from hiresfix.server.api.context import Service, caller_of, service
 from hiresfix.server.api.description import answer, header, operation, query
@@ -102,7 +102,8 @@ async def upscale(request: Request) -> JSONResponse:
     await _has_room_and_credits(own, caller, asked)
     order = await _order(own, asked)
     try:
-        job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
+        with tracing.span("submit", hiresfix__model=asked.model.id, hiresfix__cost=order.cost):
+            job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
     except gate.Replayed as winner:
         return await _replay(request, own, winner.made)
     log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=order.recipe.scale)
@@ -290,6 +291,7 @@ async def _submit(
         hook_events=asked.hook.events if asked.hook else (),
         max_attempts=own.settings.max_attempts,
         needs=own.settings.needs.get(asked.model.id, ()),
+        traceparent=tracing.traceparent(),
     )
     try:
         async with own.database.pipelined() as tx:
