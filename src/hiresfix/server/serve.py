@@ -125,6 +125,7 @@ class Supervisor:
             "HIRESFIX_HOME": str(self.settings.home),
             "HIRESFIX_DATABASE_URL": self.database_url,
             "HIRESFIX_PUBLIC_URL": self.settings.public_url,
+            "HIRESFIX_API_PROCESSES": str(sum(child.arguments[0] == "api" for child in self.children) or 1),
             SUPERVISED: "1",
         }
         self._give_ports()
@@ -144,11 +145,10 @@ class Supervisor:
             self._stop_children()
 
     def _give_ports(self) -> None:
-        """A port for the figures of each worker, from the one that is set on: two cannot listen on one."""
+        """A port for the figures of each process, from the one that is set on: two cannot listen on one."""
         first = self.settings.metrics_port
         if first is not None:
-            workers = (child for child in self.children if child.arguments[0] == "worker")
-            for port, child in enumerate(workers, first):
+            for port, child in enumerate(self.children, first):
                 child.environment["HIRESFIX_METRICS_PORT"] = str(port)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

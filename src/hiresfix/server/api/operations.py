@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hiresfix import wire
-from hiresfix.errors import Forbidden
+from hiresfix.errors import Conflict, Forbidden
 from hiresfix.server import health, metrics
 from hiresfix.server.api.context import service
 from hiresfix.server.api.description import answer, operation
@@ -53,7 +53,7 @@ async def readyz(request: Request) -> JSONResponse:
         "metrics",
         "Figures for Prometheus.",
         {200: answer(description="The text format, 0.0.4.", media_type="text/plain")},
-        errors={403: "ErrorResponse"},
+        errors={403: "ErrorResponse", 409: "ErrorResponse"},
         public=True,
     ),
 )
@@ -70,6 +70,11 @@ async def figures(request: Request) -> Response:
             raise Forbidden("Metrics are for the operator. Set HIRESFIX_METRICS_TOKEN and send it as a bearer token.")
     elif not metrics.is_allowed(request.headers.get("authorization"), token):
         raise Forbidden("Metrics are for the operator. Send HIRESFIX_METRICS_TOKEN as a bearer token.")
+    if own.settings.api_processes > 1:
+        raise Conflict(
+            "Several processes answer here by turns, and each counts for itself. Set HIRESFIX_METRICS_PORT and ask "
+            "each on its own port, from that one on."
+        )
     body = metrics.render(await own.census.figures())
     return Response(body, media_type=metrics.CONTENT_TYPE)
 
