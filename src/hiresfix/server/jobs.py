@@ -299,9 +299,9 @@ async def submit(tx: Tx, queue: Queue, new: Submission) -> None:
     await db.execute(
         tx,
         "insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, hook_url,"
-        " hook_events, max_attempts, cost, needs, traceparent) values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s,"
-        " %(model)s, %(recipe)s, %(input)s, %(source)s, %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s,"
-        " %(needs)s, %(traceparent)s)",
+        " hook_events, max_attempts, cost, needs, traceparent)"
+        " values (%(id)s, %(team)s, %(user)s, %(key)s, %(request)s, %(model)s, %(recipe)s, %(input)s, %(source)s,"
+        " %(hook_url)s, %(hook_events)s, %(max_attempts)s, %(cost)s, %(needs)s, %(traceparent)s)",
         id=new.id,
         team=new.caller.team,
         user=new.caller.user,
