@@ -2,9 +2,9 @@
 
 from hiresfix.server.migrations import run_sql
 
-revision = "0012"
-down_revision = "0011"
+revision = "0013"
+down_revision = "0012"
 
 
 def upgrade() -> None:
-    run_sql("0012_releases.sql")
+    run_sql("0013_releases.sql")
