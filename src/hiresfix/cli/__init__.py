@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Enlarge pictures and invent plausible detail: here, or as a service with a job API.",
 )
-app.command("upscale")(upscale.upscale)
+app.command("upscale", epilog=exits.EPILOG)(upscale.upscale)
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
 app.command("workers")(admin.workers)

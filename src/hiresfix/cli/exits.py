@@ -24,6 +24,10 @@ from hiresfix.errors import (
     Unavailable,
 )
 
+EPILOG: Final = (
+    "Exit codes: 0 done; 1 something failed; 2 wrong usage; 3 the server is away or busy, try later; 4 the API key is "
+    "not accepted; 5 credits or budget do not suffice; 130 interrupted, and the same command goes on."
+)
 FAILED: Final = 1
 LATER: Final = 3
 NOT_ACCEPTED: Final = 4

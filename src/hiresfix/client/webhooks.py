@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from hiresfix import signing
 from hiresfix.client.errors import BadSignature, UnexpectedAnswer
 from hiresfix.client.values import WebhookEvent
 
 
+class Headers(Protocol):
+    """A request's headers, as every framework has them: a dict, or something like one."""
+
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
+
 def verify_webhook(
     payload: bytes | str,
-    headers: Mapping[str, str],
+    headers: Headers,
     secret: str | Sequence[str],
     *,
     clock: Callable[[], float] = time.time,
 ) -> WebhookEvent:
     """What the webhook tells, if it is signed with `secret`: an API key (afk_…), a team's secret (whsec_…), or several.
 
-    payload: the body's exact bytes. headers: any mapping, names in any case. Raises BadSignature, also for a team's
+    payload: the body's exact bytes. headers: names in any case. Raises BadSignature, also for a team's
     signature that is more than five minutes old; answer 400 then. Raises ValueError without a secret.
     """
     secrets = [secret] if isinstance(secret, str) else list(secret)
