@@ -111,6 +111,15 @@ def test_dashboard_and_alerts_ask_only_for_metrics_and_labels_that_exist() -> No
     assert len(asked) > 15
 
 
+def test_a_process_that_has_done_nothing_yet_raises_no_alarm() -> None:
+    """Alerts take the least of all processes, so a worker's figures must not read as an API's trouble."""
+    program = "from hiresfix.server import metrics; print(metrics.render().decode())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
+    assert "hiresfix_intake_open 1.0" in told
+    assert "hiresfix_ready{" not in told
+    assert "hiresfix_census_up" not in told
+
+
 def labels_of(family: str) -> set[str]:
     """As declared; those that prometheus-client keeps to itself are read where the metric is made."""
     for collector in vars(metrics).values():

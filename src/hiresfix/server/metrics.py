@@ -68,6 +68,7 @@ DISK_FREE = Gauge(
     "hiresfix_disk_free_bytes", "Free bytes where this process keeps files.", ["place"], registry=REGISTRY
 )
 INTAKE_OPEN = Gauge("hiresfix_intake_open", "0 while too little disk is free to take pictures in.", registry=REGISTRY)
+INTAKE_OPEN.set(1)  # workers take nothing in, and must not look as if they refused to
 
 # Jobs -------------------------------------------------------------------------------------------------------------
 
@@ -115,7 +116,9 @@ WEBHOOK_SECONDS = Histogram(
 
 # The worker -------------------------------------------------------------------------------------------------------
 
-WORKER_UP = Gauge("hiresfix_worker_up", "1 in a worker that takes jobs, 0 in one that drains.", registry=REGISTRY)
+WORKER_UP = Gauge(
+    "hiresfix_worker_up", "1 in a worker that takes jobs, 0 in one that drains and in the API.", registry=REGISTRY
+)
 WORKER_BUSY = Gauge("hiresfix_worker_busy", "1 while the worker has a job.", registry=REGISTRY)
 
 
