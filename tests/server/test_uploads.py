@@ -15,7 +15,7 @@ import pytest
 from hiresfix.server.storage import Storage
 from hiresfix.server.upkeep import Upkeep
 from tests import pictures
-from tests.conftest import png
+from tests.conftest import Site, png
 from tests.server.conftest import Api
 from tests.server.test_downloads import finished
 
@@ -56,6 +56,32 @@ def test_magic_bytes_decide_whatever_the_part_claims(api: Api) -> None:
     assert response.json()["url"].endswith(".jpg")
 
 
+def test_an_address_is_fetched_and_kept_like_a_file(api: Api, photo: str) -> None:
+    with api.client() as client:
+        response = client.post("/v2/uploads", json={"url": photo})
+        assert response.status_code == 201, response.text
+        assert httpx.get(response.json()["url"]).content == httpx.get(photo).content
+        for url, words in (
+            (None, "Required"),
+            ("ftp://example.com/x.png", "http(s)"),
+            ("data:image/png;base64,AAAA", "http(s)"),
+            (f"{photo}.gone", "404"),
+        ):
+            refused = client.post("/v2/uploads", json={"url": url})
+            assert refused.status_code == 400
+            assert words in refused.json()["details"]["url"][0]
+        refused = client.post("/v2/uploads", json={"url": photo, "file": "x"})
+        assert list(refused.json()["details"]) == ["_root"]
+    assert api.balance == 100
+
+
+def test_what_an_address_holds_must_be_a_picture(api: Api, site: Site) -> None:
+    with api.client() as client:
+        refused = client.post("/v2/uploads", json={"url": site.add("/page.html", b"<html>")})
+    assert (refused.status_code, list(refused.json()["details"])) == (400, ["url"])
+    assert api.files == []
+
+
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
@@ -67,7 +93,7 @@ def test_magic_bytes_decide_whatever_the_part_claims(api: Api) -> None:
         ({"files": {"file": ("a", b"%PDF-1.7 no picture")}}, "not a picture"),
         ({"files": {"file": ("a", png(40, 40)[:500])}}, "damaged"),
         ({"files": {"file": ("a", pictures.forged_png())}}, "MP"),
-        ({"json": {"file": "x"}}, "multipart/form-data"),
+        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, "multipart/form-data"),
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
         ({"content": b"rubbish", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "multipart"),
         ({"content": b"--x\r\nX: y\r\n\r\nz", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "name"),

@@ -1,4 +1,4 @@
-"""Keys, sign-in links, ledger and webhook deliveries: reading what is asked about them, writing what is told.
+"""Keys, sign-in links, uploads by address, ledger, deliveries: reading what is asked, writing what is told.
 
 Routes of our own, in the manners of the published ones: camelCase names, keyset cursors, all problems at once.
 """
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from hiresfix.errors import InvalidRequest
 from hiresfix.wire.body import json_object
+from hiresfix.wire.locations import canonical_url
 from hiresfix.wire.problems import ROOT, Problems, Wrong, shown
 from hiresfix.wire.queries import (
     DEFAULT_LIMIT,
@@ -173,6 +174,23 @@ def parse_sign_in(body: bytes, content_type: str | None) -> str:
     token = problems.catch("token", _token, fields.get("token"))
     problems.raise_if_any()
     return token or ""
+
+
+def parse_upload_url(body: bytes, content_type: str | None) -> str:
+    """The address of a picture that the server is to fetch. Raises InvalidRequest."""
+    problems, fields = _object(body, content_type, known=("url",))
+    url = problems.catch("url", _web_address, fields.get("url"))
+    problems.raise_if_any()
+    return url or ""
+
+
+def _web_address(value: Any) -> str:
+    if value is None:
+        raise Wrong("Required")
+    expected = "Expected an http(s) URL"
+    if not isinstance(value, str):
+        raise Wrong(expected)
+    return canonical_url(value.strip(), expected=expected)
 
 
 def _object(body: bytes, content_type: str | None, *, known: tuple[str, ...]) -> tuple[Problems, dict[str, Any]]:

@@ -54,6 +54,7 @@ def components() -> dict[str, Schema]:
         "ModelCatalogEntry": _MODEL,
         "SignUp": _SIGN_UP,
         "Account": _ACCOUNT,
+        "UploadFromUrl": _closed({"url": _URI}),
         "SignIn": _closed({"token": {**_TEXT, "minLength": 1, "maxLength": MAX_TOKEN}}),
         "SignedIn": _closed({"apiKey": _SHOWN_ONCE, "expiresAt": _MOMENT}),
         "NewKey": _closed(

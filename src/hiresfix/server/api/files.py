@@ -16,6 +16,7 @@ from starlette.requests import Request
 from hiresfix import wire
 from hiresfix.errors import (
     Conflict,
+    FetchError,
     HiresfixError,
     InvalidRequest,
     PictureError,
@@ -26,10 +27,11 @@ from hiresfix.errors import (
 from hiresfix.images import MEBIBYTE
 from hiresfix.server import gate, jobs, uploads
 from hiresfix.server.accounts import Caller
-from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown
+from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown, small_body
 from hiresfix.server.api.description import answer, header, operation
 from hiresfix.server.gate import Bucket
 from hiresfix.server.uploads import Probed, Upload
+from hiresfix.wire import records, schemas
 
 router = APIRouter()
 
@@ -54,19 +56,32 @@ _MULTIPART = {
     openapi_extra={
         **operation(
             "createUpload",
-            "Hand in a picture that submissions can name for two hours.",
+            "Hand in a picture, or its address, to be named in submissions for two hours.",
             {201: answer("Upload", "The upload.")},
             errors={400: "ValidationError", 409: "ErrorResponse", 502: "ErrorResponse"},
             parameters=[header("Idempotency-Key", "Makes trying again safe: the same key and file, the same upload.")],
         ),
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _MULTIPART}}},
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _MULTIPART},
+                "application/json": {"schema": schemas.ref("UploadFromUrl")},
+            },
+        },
     },
 )
 async def upload(request: Request) -> JSONResponse:
-    """Keep a picture for a while under a URL that a submission can name; answers 201. Costs nothing."""
+    """Keep a picture for a while under a URL that a submission can name; answers 201. Costs nothing.
+
+    JSON with a `url` has the server fetch it: for who wants to see a picture before it is submitted.
+    """
     own, caller = service(request), await caller_of(request, Bucket.UPLOADS)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
     own.disk.require_room()  # before the body, which waits for its turn on a disk of ours
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
+        data = await _fetched(request, own)
+        async with own.decoding:
+            return await _keep(own, caller, data, key, field="url")
     async with _form(request, own.settings.max_image_bytes) as form:
         file = _only_file(form, own.settings.max_image_bytes)
         async with own.decoding:  # files wait on disk for their turn, so few are in memory at once
@@ -74,7 +89,16 @@ async def upload(request: Request) -> JSONResponse:
             return await _keep(own, caller, data, key)
 
 
-async def _keep(own: Service, caller: Caller, data: bytes, key: str | None) -> JSONResponse:
+async def _fetched(request: Request, own: Service) -> bytes:
+    url = records.parse_upload_url(await small_body(request), request.headers.get("content-type"))
+    try:
+        return await uploads.fetch(url, own.settings)
+    except FetchError as error:
+        raise InvalidRequest({"url": [error.message]}) from error
+
+
+async def _keep(own: Service, caller: Caller, data: bytes, key: str | None, *, field: str = "file") -> JSONResponse:
+    """field: what of the request is at fault if the picture is none that we accept."""
     fingerprint = uploads.fingerprint(data)
     if key:
         async with own.database.transaction() as tx:
@@ -86,7 +110,7 @@ async def _keep(own: Service, caller: Caller, data: bytes, key: str | None) -> J
             await uploads.room_for(tx, caller, len(data), quota=own.settings.upload_quota_bytes)
         kept = await _store(own, caller, await uploads.probe(data, own.quarantine), key)
     except (PictureError, QuotaExceeded) as error:
-        raise InvalidRequest({"file": [error.message]}) from error
+        raise InvalidRequest({field: [error.message]}) from error
     except StorageFailed as error:
         raise StorageFailed("Upload failed") from error
     except gate.Replayed as winner:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from hiresfix.catalog import MODELS, Model
 from hiresfix.server.api.context import service
 from hiresfix.server.web import assets, pages, structured
+from hiresfix.server.web import studio as workshop
 from hiresfix.server.web.languages import ENGLISH, FORMER_PREFIXES, LANGUAGES, Language, named, preferred
 from hiresfix.server.web.rendering import CACHED
 
@@ -93,6 +94,7 @@ routes: list[Route] = [
     *in_every_language("/", pages.front),
     *in_every_language("/models", pages.models),
     *(route for model in MODELS for route in _model_routes(model)),
+    *in_preferred_language(workshop.PATH, workshop.studio),
     *(route for prefix, language in FORMER_PREFIXES.items() for route in _moved(f"/{prefix}", language.prefix)),
     *_moved(f"/{ENGLISH.code}", ""),  # last: what has an English address of its own comes before
 ]

@@ -65,6 +65,9 @@ def of_catalog() -> Iterator[tuple[str, Message]]:
         yield "catalog.py", model.description
         for param in model.params:
             yield "catalog.py", param.help
+        for subject in model.subjects:
+            yield "catalog.py", subject.label
+            yield "catalog.py", subject.help
 
 
 def everything() -> Catalog:

@@ -1,0 +1,514 @@
+"""The studio as people use it: a real browser, a real server, real pictures, a worker that really enlarges them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from hiresfix.server import accounts, signin
+from hiresfix.server.db import Database
+from tests.browser.axe import violations
+from tests.browser.conftest import Visit, needs_browser
+from tests.conftest import Site
+from tests.journey.conftest import Service
+from tests.server.conftest import wait_until
+
+pytestmark = needs_browser
+
+LONG = 120_000
+"""Milliseconds that a job may take on a machine that does much else."""
+
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photograph, small enough to be enlarged in a moment."""
+    path = tmp_path_factory.mktemp("pictures") / "colosseum.png"
+    with Image.open(Path(__file__).parents[2] / "examples" / "colosseum.png") as picture:
+        picture.convert("RGB").resize((48, 36), Image.Resampling.LANCZOS).save(path)
+    return path
+
+
+def link(server: Service) -> str:
+    async def offer() -> str:
+        async with Database(server.database_url, max_size=1) as database, database.transaction() as tx:
+            owner = await accounts.first_owner(tx)
+            return await signin.offer(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
+
+    with ThreadPoolExecutor(1) as apart:  # this thread has Playwright's event loop
+        token = apart.submit(lambda: asyncio.run(offer())).result()
+    return signin.link(server.url, token).removeprefix(server.url)
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Somebody in front of the studio."""
+
+    visit: Visit
+    server: Service
+
+    @property
+    def page(self) -> Page:
+        return self.visit.page
+
+    def arrive(self, path: str = "/studio", *, signed_in: bool = True) -> Bench:
+        if signed_in:  # as a tab does that was signed in before
+            self.page.add_init_script(f"sessionStorage.setItem('hiresfix.key', {json.dumps(self.server.key)})")
+        self.visit.open(path)
+        self.ready()
+        return self
+
+    def ready(self) -> None:
+        expect(self.page.locator("html[data-ready]")).to_be_attached()
+
+    def at(self, selector: str, *, has_text: str | None = None) -> Locator:
+        return self.page.locator(selector, has_text=has_text)
+
+    def bring(self, *pictures: Path) -> None:
+        self.at("#files").set_input_files(list(pictures))
+        expect(self.at("#preview")).to_contain_text("×")
+
+    def choose(self, preset: str) -> None:
+        self.at(f"label[for=preset-{preset}]").click()
+
+    def run(self) -> None:
+        self.at("#run").click()
+
+    def wait_for_result(self, panes: int = 2) -> None:
+        expect(self.at(f"#viewer[data-count='{panes}']")).to_be_visible(timeout=LONG)
+
+    @property
+    def transforms(self) -> list[str]:
+        """Of all pictures at one moment."""
+        read = "frames => frames.map(frame => getComputedStyle(frame).transform)"
+        return [str(transform) for transform in self.at(".frame").evaluate_all(read)]
+
+    @property
+    def zoom(self) -> int:
+        return int(self.at(".percent").inner_text().removesuffix("%").strip())
+
+    @property
+    def credits(self) -> int:
+        headers = {"X-API-Key": self.server.key}
+        return int(httpx.get(f"{self.server.url}/v2/me", headers=headers).json()["team"]["credits"])
+
+    def forgive(self, *parts: str) -> None:
+        """Take expected complaints of the browser away: it reports every 4xx."""
+        self.visit.complaints = [line for line in self.visit.complaints if not any(part in line for part in parts)]
+
+    def has_no_violations(self) -> None:
+        assert violations(self.page) == []
+
+    def does_not_scroll_sideways(self) -> None:
+        assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.fixture
+def bench(visit: Callable[..., Visit], working: Service) -> Callable[..., Bench]:
+    def begin(**how: Any) -> Bench:
+        return Bench(visit=visit(**how), server=working)
+
+    return begin
+
+
+@pytest.fixture
+def paused(working: Service) -> Iterator[Callable[[], None]]:
+    """The worker does nothing, until what is given is called."""
+    (worker,) = [psutil.Process(process.pid) for process in working.processes if "worker" in process.args]  # type: ignore[operator]  # a list of words
+    worker.send_signal(signal.SIGSTOP)
+    yield lambda: worker.send_signal(signal.SIGCONT)
+    worker.send_signal(signal.SIGCONT)
+
+
+def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench()
+    address = link(studio.server)
+    studio.arrive(address, signed_in=False)
+    page = studio.page
+    expect(studio.at("#notice")).to_have_text("You are signed in.")
+    assert "signin" not in page.url
+    expect(studio.at("#open-account")).to_contain_text("credits")
+    studio.has_no_violations()
+
+    before = studio.credits
+    with page.expect_file_chooser() as chooser:
+        studio.at("#choose").click()
+    chooser.value.set_files(photo)
+    expect(studio.at("#preview")).to_contain_text("48 × 36 → 96 × 72")
+    expect(studio.at("#preview")).to_contain_text("3 credits")
+    studio.choose("faithful")
+    expect(studio.at("#preview")).to_contain_text("1 credit")
+    studio.run()
+    studio.wait_for_result()
+    expect(studio.at("#notice")).to_contain_text("Done: colosseum.png, 96 × 72.")
+    assert studio.at(".view:nth-child(2) img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [
+        96,
+        72,
+    ]
+    assert studio.at(".view:nth-child(1) img").evaluate("image => image.naturalWidth") == 48
+    assert studio.credits == before - 1
+
+    handle = studio.at(".handle")
+    box = handle.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 80, steps=4)
+    page.mouse.up()
+    assert int(handle.get_attribute("aria-valuenow") or 0) > 55
+    studio.has_no_violations()
+    with page.expect_download() as download:
+        studio.at("#stage-bar a[download]").click()
+    with Image.open(download.value.path()) as result:
+        assert result.size == (96, 72)
+
+    again = bench()
+    again.arrive(address, signed_in=False)
+    expect(again.at("#signin-error")).to_contain_text("used already")
+    again.forgive("401")
+
+
+def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench().arrive(signed_in=False)
+    keys = studio.page.keyboard
+    studio.at("#open-signin").focus()
+    keys.press("Enter")
+    keys.type(studio.server.key)
+    keys.press("Enter")
+    expect(studio.at("#open-account")).to_be_focused()
+    studio.at("#choose").focus()
+    with studio.page.expect_file_chooser() as chooser:
+        keys.press("Enter")
+    chooser.value.set_files(photo)
+    studio.at("#preset-general").focus()
+    for _ in range(8):
+        keys.press("ArrowRight")
+    expect(studio.at("#preset-faithful")).to_be_checked()
+    keys.press("Tab")
+    keys.press("ArrowLeft")
+    expect(studio.at("#scale-1")).to_be_checked()
+    expect(studio.at("#preview")).to_contain_text("1 credit")
+    keys.press("Control+Enter")
+    studio.wait_for_result()
+
+    studio.at(".surface").focus()
+    keys.press("s")
+    studio.at(".handle").focus()
+    split = studio.at(".handle").get_attribute("aria-valuenow")
+    keys.press("ArrowRight")
+    assert studio.at(".handle").get_attribute("aria-valuenow") == str(int(split or 0) + 2)
+    keys.press("Home")
+    assert "0 %" in (studio.at(".handle").get_attribute("aria-valuetext") or "")
+    studio.at(".surface").focus()
+    for key, mode in (("d", "side"), ("h", "hold"), ("b", "blink"), ("s", "slider")):
+        keys.press(key)
+        expect(studio.at("#viewer")).to_have_attribute("data-mode", mode)
+    keys.down("Space")
+    expect(studio.at("#viewer")).to_have_attribute("data-before", "")
+    keys.up("Space")
+    expect(studio.at("#viewer")).not_to_have_attribute("data-before", "")
+    keys.press("?")
+    expect(studio.at("#help")).to_be_visible()
+    studio.has_no_violations()
+    studio.at("#single-keys").focus()
+    keys.press("Space")
+    keys.press("Escape")
+    expect(studio.at(".surface")).to_be_focused()
+    keys.press("d")
+    expect(studio.at("#viewer")).to_have_attribute("data-mode", "slider")
+
+
+def test_zoom_and_pan_move_both_pictures_alike_up_to_800_percent(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench().arrive()
+    studio.bring(photo)
+    studio.choose("line-art")
+    studio.at("label[for=scale-8]").click()  # large enough not to be shown at 800 % from the start
+    studio.run()
+    studio.wait_for_result()
+    page = studio.page
+    box = studio.at(".surface").bounding_box()
+    assert box
+    seen = [studio.transforms]
+
+    def moved() -> None:
+        wait_until(lambda: studio.transforms != seen[-1])
+        seen.append(studio.transforms)
+
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.wheel(0, -300)
+    moved()
+    page.mouse.down()
+    page.mouse.move(box["x"] + 120, box["y"] + 90)
+    page.mouse.up()
+    moved()
+    page.keyboard.press("Shift+ArrowRight")
+    moved()
+    before, after = (float(at[-1].split(",")[-2]) for at in seen[-2:])
+    assert before - after == pytest.approx(60)
+    studio.at(".tool[data-mode=side]").click()
+    page.keyboard.press("+")
+    moved()
+    page.keyboard.press("8")
+    moved()
+    page.keyboard.press("+")
+    assert studio.zoom == 800
+    assert [first for first, _ in seen] == [second for _, second in seen]
+    page.keyboard.press("0")
+    assert studio.transforms[0] == studio.transforms[1]
+
+
+def test_on_a_phone_everything_fits_and_the_button_stays_in_sight(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench(width=360, height=740, has_touch=True, is_mobile=True, locale="ko-KR").arrive()
+    assert studio.at("html").get_attribute("lang") == "ko"
+    expect(studio.at("#camera")).to_be_visible()
+    assert studio.at("#capture").get_attribute("capture") == "environment"
+    studio.does_not_scroll_sideways()
+    studio.bring(photo)
+    studio.choose("text")
+    expect(studio.at("#run")).to_be_in_viewport()
+    studio.does_not_scroll_sideways()
+    studio.at("#run").tap()
+    studio.wait_for_result()
+    studio.does_not_scroll_sideways()
+    studio.has_no_violations()
+    small = """elements => elements.map(element => element.getBoundingClientRect())
+        .filter(box => box.width && (box.width < 24 || box.height < 24)).length"""
+    assert (
+        studio.at(
+            "main button, main select, main summary, main label[for]:not(.field label, .slider label)"
+        ).evaluate_all(small)
+        == 0
+    )
+    studio.at("#open-account").tap()
+    expect(studio.at("#account .balance")).to_be_visible()
+    studio.does_not_scroll_sideways()
+
+
+def test_in_japanese_it_speaks_japanese_and_enter_belongs_to_the_input_method(
+    bench: Callable[..., Bench], photo: Path
+) -> None:
+    studio = bench(dark=True).arrive("/ja/studio", signed_in=False)
+    assert studio.at("html").get_attribute("lang") == "ja"
+    studio.at("#open-signin").click()
+    studio.at("#key").fill("afk_" + "0" * 40)
+    studio.page.keyboard.press("Enter")
+    expect(studio.at("#signin-error")).to_contain_text("API キー")
+    studio.has_no_violations()
+    studio.forgive("401")
+    studio.at("#key").fill(studio.server.key)
+    studio.page.keyboard.press("Enter")
+    expect(studio.at("#notice")).to_have_text("サインインしました。")
+    enter = "{key: 'Enter', isComposing: true, bubbles: true, cancelable: true}"
+    composing = f"field => field.dispatchEvent(new KeyboardEvent('keydown', {enter}))"
+    studio.at("#expert summary").click()
+    assert studio.at("#param-seed").evaluate(composing) is False  # prevented: nothing is submitted
+    studio.bring(photo)
+    studio.choose("line-art")
+    expect(studio.at("#preview")).to_contain_text("1 クレジット")
+    studio.run()
+    studio.wait_for_result()
+    expect(studio.at("#notice")).to_contain_text("完了")
+    expect(studio.at(".view:nth-child(2) .tag")).to_have_text("処理後")
+    studio.has_no_violations()
+    visible = studio.at("main").inner_text()
+    assert not any(word in visible for word in ("Enlarge", "Creativity", "History", "credit", "Before"))
+
+
+def test_a_job_goes_on_over_a_reload_in_another_language(
+    bench: Callable[..., Bench], photo: Path, paused: Callable[[], None]
+) -> None:
+    studio = bench().arrive()
+    studio.bring(photo)
+    studio.choose("line-art")
+    studio.run()
+    expect(studio.at("#working")).to_contain_text("queue")
+    studio.has_no_violations()
+    studio.page.goto(f"{studio.server.url}/ko/studio")
+    studio.ready()
+    expect(studio.at("#working")).to_contain_text("다음 차례예요")
+    expect(studio.at("#preset-line-art")).to_be_checked()
+    paused()
+    studio.wait_for_result()
+    studio.page.reload()
+    studio.ready()
+    studio.wait_for_result()  # picture and result are still there
+    assert studio.at(".view:nth-child(1) img").evaluate("image => image.naturalWidth") == 48
+
+
+def test_cancelling_gives_the_credits_back_and_says_so(
+    bench: Callable[..., Bench], photo: Path, paused: Callable[[], None]
+) -> None:
+    studio = bench().arrive()
+    before = studio.credits
+    studio.bring(photo)
+    expect(studio.at("#preview")).to_contain_text("3 credits")
+    studio.run()
+    cancel = studio.at("#working button", has_text="Cancel")
+    expect(cancel).to_be_enabled()
+    assert studio.credits == before - 3
+    cancel.click()
+    expect(studio.at("#notice")).to_have_text("Cancelled. 3 credits came back.")
+    expect(studio.at("#working")).to_be_hidden()
+    expect(studio.at("#credits")).to_have_text(f"{before:,} credits")
+    assert studio.credits == before
+
+
+def test_a_refused_file_shows_the_reason_and_costs_nothing(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    studio = bench().arrive()
+    before = studio.credits
+    (tmp_path / "notes.txt").write_text("no picture")
+    studio.at("#files").set_input_files(tmp_path / "notes.txt")
+    expect(studio.at("#notice")).to_contain_text("That is no picture.")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"rubbish" * 50)
+    studio.at("#files").set_input_files(tmp_path / "broken.png")
+    expect(studio.at("#preview")).to_contain_text("This file cannot be used as a picture.")
+    expect(studio.at("#preview")).to_contain_text("damaged")
+    studio.has_no_violations()
+    studio.run()
+    expect(studio.at("#notice")).to_contain_text("This file cannot be used as a picture.")
+    assert studio.credits == before
+    studio.forgive("400")
+
+
+def test_an_address_is_fetched_by_the_server_and_a_dead_one_says_so(
+    bench: Callable[..., Bench], photo: Path, site: Site
+) -> None:
+    studio = bench().arrive()
+    address = site.add("/far/colosseum.png", photo.read_bytes())
+    studio.at("#url").fill(f"{address}.gone")
+    studio.page.keyboard.press("Enter")
+    expect(studio.at("#notice")).to_contain_text("404")
+    studio.forgive("400")
+    studio.at("#url").fill(address)
+    studio.page.keyboard.press("Enter")
+    expect(studio.at("#preview")).to_contain_text("48 × 36 → 96 × 72")
+    assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 48
+
+
+def test_the_copied_code_runs(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench(permissions=["clipboard-read", "clipboard-write"]).arrive()
+    studio.bring(photo)
+    studio.choose("text")
+    expect(studio.at("#preview")).to_contain_text("1 credit")
+    studio.at("#code summary").click()
+
+    def copied(language: str) -> str:
+        studio.at(f"#tab-{language}").click()
+        studio.at("#copy").click()
+        expect(studio.at("#notice")).to_contain_text("Copied")
+        return str(studio.page.evaluate("navigator.clipboard.readText()"))
+
+    environment = {**os.environ, "HIRESFIX_API_KEY": studio.server.key}
+    answer = subprocess.run(
+        ["bash", "-c", copied("curl")], env=environment, capture_output=True, text=True, timeout=120
+    )
+    job = studio.server.job(json.loads(answer.stdout)["jobId"])
+    assert (job["model"], job["input"]["sharpen"]) == ("faithful-upscale", 1)
+    result = subprocess.run(
+        [sys.executable, "-c", copied("python")], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert httpx.get(result.stdout.strip()).headers["content-type"] == "image/png", result.stderr
+    assert "sharpen" in copied("javascript")
+
+
+def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench().arrive()
+    studio.bring(photo)
+    studio.choose("line-art")
+    studio.at("#variants summary").click()
+    studio.at("#variant-count").select_option("3")
+    expect(studio.at("#run")).to_have_text("Make 3 variants")
+    expect(studio.at("#preview")).to_contain_text("3 credits")
+    studio.run()
+    studio.wait_for_result(panes=4)
+    expect(studio.at(".view .tag")).to_have_text(["Before", "Sharpening 0.5", "Sharpening 1.25", "Sharpening 2"])
+    studio.has_no_violations()
+    studio.at(".view button.tag", has_text="1.25").click()
+    studio.wait_for_result(panes=2)
+    chooser = studio.at("[data-side=left]")
+    chooser.select_option(index=1)
+    expect(studio.at(".view .tag")).to_have_text(["Left", "Right"])
+    assert studio.at(".view:nth-child(1) img").evaluate("image => image.naturalWidth") == 96
+
+
+def test_history_reuses_settings_and_deletes_files(bench: Callable[..., Bench], photo: Path) -> None:
+    studio = bench().arrive()
+    studio.bring(photo)
+    studio.choose("text")
+    studio.run()
+    studio.wait_for_result()
+    shot = studio.at("#shots li").first
+    expect(shot.locator("img")).to_be_visible()
+    expect(shot).to_contain_text("Files go in 8")  # 89 days, or 90
+    studio.choose("general")
+    shot.locator("[data-action=reuse]").click()
+    expect(studio.at("#preset-text")).to_be_checked()
+    expect(studio.at("#param-sharpen")).to_have_value("1")
+    shot.locator("[data-action=details]").click()
+    expect(studio.at("#details-body")).to_contain_text("Sharpening")
+    studio.has_no_violations()
+    studio.page.keyboard.press("Escape")
+    studio.page.on("dialog", lambda dialog: dialog.accept())
+    shot.locator("[data-action=erase]").click()
+    expect(shot).to_contain_text("Files deleted")
+    expect(studio.at("#viewer")).to_have_attribute("data-count", "1")
+
+
+def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench], photo: Path, site: Site) -> None:
+    studio = bench().arrive()
+    site.answers = [410]
+    job = studio.server.submit(site.add("/p.png", photo.read_bytes()), webhookUrl=f"{site.url}/hook")
+    studio.server.finished(job)
+    studio.at("#open-account").click()
+    expect(studio.at("#account-panel")).to_contain_text(job[:8])
+    studio.has_no_violations()
+    studio.at("#account-keys").click()
+    studio.at("#key-name").fill("for a test")
+    studio.page.keyboard.press("Enter")
+    expect(studio.at("#account-panel .secret")).to_contain_text("afk_")
+    secret = studio.at("#account-panel .secret code").inner_text()
+    assert httpx.get(f"{studio.server.url}/v2/me", headers={"X-API-Key": secret}).status_code == 200
+    studio.has_no_violations()
+    studio.page.on("dialog", lambda dialog: dialog.accept())
+    studio.at("#account-keys").click()
+    studio.at("tr", has_text="for a test").get_by_role("button").click()
+    expect(studio.at("tr", has_text="for a test")).to_have_count(0)
+    assert httpx.get(f"{studio.server.url}/v2/me", headers={"X-API-Key": secret}).status_code == 401
+    studio.at("#account-webhooks").click()
+    row = studio.at("#account-panel tbody tr", has_text=job[:8])
+    expect(row).to_contain_text("Gave up (410)")
+    studio.has_no_violations()
+    row.get_by_role("button", name="Send again").click()
+    expect(row).to_contain_text("Waiting")
+    studio.at("#account-device").click()
+    studio.at("#account-panel button", has_text="Sign out and forget").click()
+    expect(studio.at("#open-signin")).to_be_visible()
+    assert studio.page.evaluate("sessionStorage.length") == 0
+
+
+def test_another_browser_sees_the_results_too(bench: Callable[..., Bench], photo: Path, site: Site) -> None:
+    studio = bench()
+    job = studio.server.submit(site.add("/p.png", photo.read_bytes()))
+    studio.server.finished(job)
+    studio.arrive()
+    studio.at(f"#shots li[data-id='{job}'] [data-action=look]").click()
+    studio.wait_for_result(panes=1)
+    assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
+    expect(studio.at(".strip-add")).to_be_visible()  # a picture of one's own can still be added
