@@ -33,6 +33,7 @@ ERRORS: Mapping[str, str] = {
     "invalid_prompt": mark("The prompt is too long or cannot be read. Shorten it."),
     "fetch_failed": mark("The picture could not be fetched from that address. Check it, or upload the file."),
     "weights_error": mark("A file that the engine needs is missing or damaged. Tell the operator of this server."),
+    "not_understood": mark("A newer release made this job, and no worker here reads it yet. Try again in a moment."),
     "engine_failed": mark("The engine made no picture. Your credits are returned; try other settings."),
     "bad_result": mark("The result did not pass its check. Your credits are returned; try other settings."),
     "configuration_error": mark("The server is not set up correctly. Tell the operator."),
