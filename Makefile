@@ -1,6 +1,7 @@
 # make demo   upscale a real picture through the HTTP API, on a server started for it
 # make test   check and test everything
 # make fuzz   send thousands of generated requests and hold the answers against the OpenAPI document
+# make chaos  break everything around 200 jobs, for a few minutes, and look whether anything was lost
 # make serve  run the service here
 # make docs   build the documentation into site/
 # The first of them creates .venv and installs into it; later ones find it done.
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test fuzz check serve docs install clean
+.PHONY: demo test fuzz chaos check serve docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -26,6 +27,10 @@ fuzz: CASES ?= 350
 fuzz: install
 	@OMP_NUM_THREADS=1 HIRESFIX_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/conformance/test_fuzz.py \
 	    --override-ini timeout=3600 --show-capture=no --numprocesses auto --maxprocesses 8
+
+chaos: SEED ?= 1
+chaos: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seed $(SEED)
 
 check: install
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .

@@ -1,6 +1,7 @@
 """The API process, killed by its own hand after the commit of a submission and before a byte of the answer.
 
-Run as a script by the journey tests; the product has no such hook.
+Run as a script by the journey and chaos tests; the product has no such hook. With CRASH_FUSE, the path of a file, it
+dies only if that file exists, and takes it along: one file, one death.
 """
 
 from __future__ import annotations
@@ -8,29 +9,42 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
-import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hiresfix.server import config
-from hiresfix.server.app import create_app
+from hiresfix.server import config, logs
+from hiresfix.server.app import Server, create_app
 
 
 class KillBeforeAnswer:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, fuse: Path | None) -> None:
         self._app = app
+        self._fuse = fuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_or_die(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 202:
+            if message["type"] == "http.response.start" and message["status"] == 202 and self._burns():
                 os.kill(os.getpid(), signal.SIGKILL)
             await send(message)
 
         await self._app(scope, receive, send_or_die)
 
+    def _burns(self) -> bool:
+        if self._fuse is None:
+            return True
+        try:
+            self._fuse.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
 
 if __name__ == "__main__":
     settings = config.load()
+    logs.configure(settings.log_level)
     assert settings.database_url is not None
-    app = KillBeforeAnswer(create_app(settings, database_url=settings.database_url))
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[-1]), log_config=None)
+    fuse = os.environ.get("CRASH_FUSE")
+    app = create_app(settings, database_url=settings.database_url)
+    app.add_middleware(KillBeforeAnswer, fuse=Path(fuse) if fuse else None)
+    Server(app, host="127.0.0.1", port=int(sys.argv[-1])).run()

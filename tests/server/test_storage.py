@@ -385,7 +385,47 @@ def test_a_folder_that_vanished_is_a_failed_store_and_not_a_missing_file(local: 
     assert not folder.exists()
 
 
-async def expect_failure(asked: Awaitable[None], folder: Path) -> None:
+async def told_of_a_full_store() -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def moved_away(folder: Path) -> Iterator[None]:
+    """As if the file system that is mounted there were not: an empty folder."""
+    away = folder.rename(folder.with_name("away"))
+    folder.mkdir()
+    yield
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    away.rename(folder)
+
+
+async def test_an_empty_place_where_a_store_should_be_mounted_keeps_nothing_and_misses_nothing(folder: Path) -> None:
+    storage = Storage.open(folder.as_uri(), is_new=told_of_a_full_store)
+    with pytest.raises(StorageFailed):
+        await storage.put("results/1/a", b"1", "image/png")
+    await Storage.open(folder.as_uri()).put("results/1/a", b"1", "image/png")
+
+    with moved_away(folder):
+        opened = Storage.open(folder.as_uri(), is_new=told_of_a_full_store)
+        for one in (storage, opened):
+            for asked in (
+                one.put("results/1/b", b"1", "image/png"),
+                one.get("results/1/a"),
+                one.head("results/1/a"),
+                one.delete("results/1/a"),
+                one.delete_prefix("results/1"),
+                one.check(),
+            ):
+                await expect_failure(asked, folder)
+            assert not one.is_there
+
+    assert await storage.get("results/1/a") == b"1"
+    with pytest.raises(NotFound):
+        await storage.get("results/1/b")
+
+
+async def expect_failure(asked: Awaitable[object], folder: Path) -> None:
     with pytest.raises(HiresfixError) as caught:
         await asked
     assert type(caught.value) is StorageFailed

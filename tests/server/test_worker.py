@@ -17,10 +17,12 @@ from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 from hiresfix.server.worker import Worker
 from tests.conftest import png
-from tests.server.conftest import Api
+from tests.server.conftest import Api, wait_until
 
 
-async def attempt(api: Api, *, upscaler: Any = None, times: int = 1, **terms: Any) -> None:
+async def attempt(
+    api: Api, *, upscaler: Any = None, times: int = 1, stop: asyncio.Event | None = None, **terms: Any
+) -> None:
     """Let a worker of the API's own database and store take the next job, at once, so many times.
 
     terms: of its quarantine.
@@ -31,10 +33,11 @@ async def attempt(api: Api, *, upscaler: Any = None, times: int = 1, **terms: An
             made = Worker(
                 settings,
                 database=database,
-                storage=Storage.open(settings.storage_location),
+                storage=uploads.store(settings, database),
                 queue=Queue(api.database_url),
                 quarantine=quarantine,
             )
+            made._stop = stop or made._stop
             if upscaler is not None:
                 made._upscaler = upscaler
             for _ in range(times):
@@ -150,3 +153,32 @@ async def test_a_task_of_the_first_release_names_a_job_and_is_understood(api: Ap
                 quarantine=quarantine,
             )
             await made._run_task(job_id="00000000-0000-0000-0000-000000000000")
+
+
+async def test_while_the_store_is_away_no_attempt_is_lost_and_no_other_job_taken(api: Api, photo: str) -> None:
+    for _ in range(2):
+        assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    folder = api.settings.home / "files"
+    away = await asyncio.to_thread(folder.rename, folder.with_name("away"))
+    await asyncio.to_thread(folder.mkdir)
+    working = asyncio.create_task(attempt(api))
+    given_back = "select count(*) from jobs where started_at is not null and state = 'QUEUED' and attempt = 0"
+    await asyncio.to_thread(wait_until, lambda: api.value(given_back) == 1)
+    await asyncio.sleep(2 * worker.RETRY_SECONDS)
+    assert api.value("select count(*) from jobs where started_at is null and state = 'QUEUED'") == 1
+    assert not working.done()
+    await asyncio.to_thread(away.rename, folder)
+    await working
+    await attempt(api, times=2)
+    assert api.value("select count(*) from jobs where state = 'COMPLETED' and attempt = 1") == 2
+
+
+async def test_who_waits_for_the_store_is_stopped_at_once(api: Api, photo: str) -> None:
+    assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
+    await asyncio.to_thread((api.settings.home / "files").rename, api.settings.home / "away")
+    stop = asyncio.Event()
+    working = asyncio.create_task(attempt(api, stop=stop))
+    await asyncio.to_thread(wait_until, lambda: api.value("select started_at from jobs where state = 'QUEUED'"))
+    stop.set()
+    async with asyncio.timeout(30):
+        await working

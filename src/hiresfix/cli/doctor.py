@@ -129,8 +129,13 @@ def _storage() -> Iterator[Finding]:
     from hiresfix.server.storage import Storage
 
     settings = config.load()
-    asyncio.run(Storage.open(settings.storage_location).check())
     text = settings.storage_location.partition("?")[0]
+    storage = Storage.open(settings.storage_location)
+    if not storage.is_there:
+        text += ", empty: the first picture makes it a store. If yours should be there, mount it"
+        yield Finding(what="storage", verdict="note", text=text)
+        return
+    asyncio.run(storage.check())
     if text.startswith("file:"):
         text += f", {shutil.disk_usage(settings.home).free / 1e9:.1f} GB free"
     yield Finding(what="storage", verdict="ok", text=text)

@@ -65,7 +65,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
             changes.listening(),
             _disk(settings) as disk,
         ):
-            storage = Storage.open(settings.storage_location)
+            storage = uploads.store(settings, database)
             health = _health(settings, database, storage, disk)
             app.state.service = Service(
                 settings=settings,

@@ -46,6 +46,9 @@ UNKNOWN_WAIT = 30
 LONGEST_WAIT = 600
 """Seconds after which to try again where the queue is full: when no pace is known, and at most."""
 
+HINDERED_PAUSE = timedelta(seconds=5)
+"""Before a job that was hindered may be tried again, perhaps by a worker that is hindered too."""
+
 CONTESTED_SECONDS = (0.005, 0.25)
 """The longest pause before asking again for a contested turn: at first, and where doubling it ends."""
 
@@ -121,7 +124,12 @@ class Foreign:
     error: str
 
 
-Outcome = Completed | Failed | Refused | Foreign
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindered:
+    """An attempt's end: nothing is known of the job, because what every job needs is away. It costs no attempt."""
+
+
+Outcome = Completed | Failed | Refused | Foreign | Hindered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +412,12 @@ async def is_held(tx: Tx, held: Claim) -> bool:
     )
 
 
+async def _is_ours(tx: Tx, held: Claim) -> bool:
+    """As `is_held`, and it stays so until `tx` ends."""
+    query: LiteralString = "select 1 from jobs where id = %(job)s and token = %(token)s for update"
+    return await db.value(tx, query, job=held.id, token=held.token) is not None
+
+
 async def renew(tx: Tx, held: Claim, *, progress: int, lease_seconds: float) -> bool:
     """Prolong the lease and note progress (0..99, never backwards); False: the job is no longer ours."""
     return (
@@ -440,10 +454,7 @@ async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_
 
     A retryable failure with attempts left puts the job back into the queue, invisibly to the caller.
     """
-    ours = await db.value(
-        tx, "select 1 from jobs where id = %(job)s and token = %(token)s for update", job=held.id, token=held.token
-    )
-    if ours is None:
+    if not await _is_ours(tx, held):
         return None
     match outcome:
         case Completed(result=result):
@@ -457,8 +468,12 @@ async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_
             await db.execute(tx, "update jobs set refused = true where id = %(job)s", job=held.id)
             await _requeue(tx, queue, held.id)
             return State.QUEUED
+        case Hindered():
+            await _uncount(tx, held.id)
+            await _requeue(tx, queue, held.id, pause=HINDERED_PAUSE)
+            return State.QUEUED
         case Foreign() if not await _is_overdue(tx, held.id):
-            await db.execute(tx, "update jobs set attempt = attempt - 1 where id = %(job)s", job=held.id)
+            await _uncount(tx, held.id)
             await _requeue(tx, queue, held.id, pause=FOREIGN_PAUSE)
             return State.QUEUED
         case Failed(error=error) | Refused(error=error) | Foreign(error=error):
@@ -481,15 +496,11 @@ async def _is_overdue(tx: Tx, job: UUID) -> bool:
 
 async def give_back(tx: Tx, queue: Queue, held: Claim) -> bool:
     """Return an unfinished job to the queue because this worker shuts down; it does not cost an attempt."""
-    ours = await db.execute(
-        tx,
-        "update jobs set attempt = attempt - 1 where id = %(job)s and token = %(token)s",
-        job=held.id,
-        token=held.token,
-    )
-    if ours:
-        await _requeue(tx, queue, held.id)
-    return bool(ours)
+    if not await _is_ours(tx, held):
+        return False
+    await _uncount(tx, held.id)
+    await _requeue(tx, queue, held.id)
+    return True
 
 
 async def cancel(tx: Tx, queue: Queue, job: UUID, *, public_url: str, caller: Caller | None = None) -> Job:
@@ -504,6 +515,11 @@ async def cancel(tx: Tx, queue: Queue, job: UUID, *, public_url: str, caller: Ca
         raise Conflict(f"The job is {state.value} already and cannot be cancelled. Submit another one instead.")
     await _finish(tx, queue, job, State.CANCELLED, public_url=public_url, error=CANCELLED)
     return await get(tx, job)
+
+
+async def _uncount(tx: Tx, job: UUID) -> None:
+    """The attempt that ends here was none."""
+    await db.execute(tx, "update jobs set attempt = attempt - 1 where id = %(job)s", job=job)
 
 
 async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta = timedelta()) -> None:

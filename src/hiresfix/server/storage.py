@@ -5,6 +5,10 @@ killed. When `put` returns, the bytes survive a power cut: cloud stores promise 
 obstore's LocalStore renames into place but never calls fsync (traced with obstore 0.12.1). What a killed writer
 leaves in a folder lies in `.staging`, which no listing shows, and is removed a day later by the next `open`.
 
+`.staging` also tells a store from the empty place where one should be mounted: without it no key is missing, all of
+them are out of reach (StorageFailed), and nothing is written that the returning mount would hide. It is made with the
+first file, if whoever opened the store says that there was none before (`is_new`).
+
 Errors are NotFound and StorageFailed, whose texts name neither paths nor hosts; the cause is attached for the log.
 This module does not know what the bytes are, who may read them or how long they stay. A folder keeps no media
 types, so whoever needs one writes it down elsewhere.
@@ -18,7 +22,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -60,6 +64,10 @@ class Stored:
     modified: datetime
 
 
+async def _is_new() -> bool:
+    return True
+
+
 class Storage:
     """One place to keep bytes; safe to share between tasks and, for all but memory://, between processes.
 
@@ -67,14 +75,20 @@ class Storage:
     made by us and never by callers.
     """
 
-    def __init__(self, store: ObjectStore, *, folder: Path | None = None) -> None:
-        """`folder` is where `store` keeps its files when it is a LocalStore."""
+    def __init__(
+        self, store: ObjectStore, *, folder: Path | None = None, is_new: Callable[[], Awaitable[bool]] = _is_new
+    ) -> None:
+        """`folder` is where `store` keeps its files when it is a LocalStore; `is_new` as in `open`."""
         self._store = store
         self._folder = folder
+        self._is_new = is_new
 
     @classmethod
-    def open(cls, location: str, **options: str) -> Storage:
+    def open(cls, location: str, *, is_new: Callable[[], Awaitable[bool]] = _is_new, **options: str) -> Storage:
         """The store at a file://, s3://, gs://, az:// or memory:// URL; a missing folder is created with mode 0700.
+
+        is_new: asked before the first file is put into a folder that no store was in: whether there can be none yet.
+        By default there can.
 
         `options` are obstore's settings of that kind of store, say `endpoint`; what they leave out comes from the
         usual environment (AWS_*, GOOGLE_*, AZURE_*). An endpoint given as http:// is used as such.
@@ -84,7 +98,7 @@ class Storage:
         if scheme == "file":
             if host or not path.startswith("/"):
                 raise ConfigurationError("A file store needs an absolute path. Use file:///path/to/folder.")
-            return cls._open_folder(Path(url2pathname(path)))
+            return cls._open_folder(Path(url2pathname(path)), is_new)
         if scheme == "memory":
             return cls(MemoryStore())
         if scheme not in ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss"):
@@ -100,7 +114,7 @@ class Storage:
             ) from error
 
     @classmethod
-    def _open_folder(cls, folder: Path) -> Storage:
+    def _open_folder(cls, folder: Path, is_new: Callable[[], Awaitable[bool]]) -> Storage:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for leftover in (folder / STAGING).glob("*"):
@@ -109,7 +123,12 @@ class Storage:
                         leftover.unlink()
         except OSError as error:
             raise ConfigurationError(f"Cannot use the folder {folder}: {error.strerror}. Choose another.") from error
-        return cls(LocalStore(folder, automatic_cleanup=True), folder=folder)
+        return cls(LocalStore(folder, automatic_cleanup=True), folder=folder, is_new=is_new)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a store is in the folder, and not only a place for one; a cloud's is taken to be."""
+        return self._folder is None or (self._folder / STAGING).is_dir()
 
     async def put(self, key: str, data: bytes, media_type: str, *, name: str | None = None) -> None:
         """Keep `data` under `key`, in place of what was there; a reader sees the old bytes or the new.
@@ -118,9 +137,13 @@ class Storage:
         In a folder, cancelling does not stop a write that has begun: the key may still appear.
         """
         _check(key)
-        with _explained("keep", missing=False):
+        with self._explained("keep", missing=False):
             if self._folder is not None:
-                await asyncio.to_thread(_write, self._folder, key, data)
+                try:
+                    await asyncio.to_thread(_write, self._folder, key, data)
+                except FileNotFoundError:
+                    await self._found(self._folder)
+                    await asyncio.to_thread(_write, self._folder, key, data)
                 return
             # In one request: parts of an aborted multipart upload would stay, invisible and paid for.
             attributes: dict[str, str] = {"Content-Type": media_type}
@@ -128,14 +151,19 @@ class Storage:
                 attributes["Content-Disposition"] = f'inline; filename="{name}"'
             await obstore.put_async(self._store, key, data, attributes=attributes, use_multipart=False)
 
+    async def _found(self, folder: Path) -> None:
+        if not await self._is_new():
+            raise OSError(f"no store in {folder}: mount it there or, if it is there, create {folder / STAGING}")
+        (folder / STAGING).mkdir(mode=0o700, exist_ok=True)
+
     async def get(self, key: str) -> bytes:
         _check(key)
-        with _explained("read"):
+        with self._explained("read"):
             return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
 
     async def head(self, key: str) -> Stored:
         _check(key)
-        with _explained("read"):
+        with self._explained("read"):
             return _stored(await obstore.head_async(self._store, key))
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -149,7 +177,7 @@ class Storage:
         end = found.size if end is None else min(end, found.size)
         while start < end:
             stop = min(start + CHUNK_BYTES, end)
-            with _explained("read"):
+            with self._explained("read"):
                 answer = await obstore.get_async(
                     self._store, key, options={"range": (start, stop), "if_match": found.etag}
                 )
@@ -172,13 +200,15 @@ class Storage:
     async def delete(self, key: str) -> None:
         """Forget `key`; no error when there is none."""
         _check(key)
-        with _explained("delete"), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(NotFound), self._explained("delete"):
             await obstore.delete_async(self._store, key)
 
     async def delete_prefix(self, prefix: str) -> None:
         """Forget every key under the folder `prefix` (`results/7` takes `results/7/a`, not `results/77`)."""
         _check(prefix)
-        with _explained("delete"):
+        with self._explained("delete"):
+            if not self.is_there:
+                raise OSError("no store to delete from")
             async for page in self._pages(prefix):
                 keys = [meta["path"] for meta in page]
                 try:
@@ -191,7 +221,7 @@ class Storage:
         """Every key under the folder `prefix`, or all, in no particular order; what changes meanwhile may be missed."""
         if prefix:
             _check(prefix)
-        with _explained("list"):
+        with self._explained("list"):
             async for page in self._pages(prefix):
                 for meta in page:
                     if not meta["path"].startswith(f"{STAGING}/"):
@@ -199,6 +229,19 @@ class Storage:
 
     def _pages(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
         return obstore.list(self._store, prefix or None, chunk_size=1000)
+
+    @contextlib.contextmanager
+    def _explained(self, action: str, *, missing: bool = True) -> Iterator[None]:
+        """Turns the store's errors into ours.
+
+        missing: a file that is not there is the key's fault, not the store's, as long as the store is there.
+        """
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            if missing and isinstance(error, FileNotFoundError) and self.is_there:
+                raise NotFound("The file does not exist or was deleted. Check its address.") from error
+            raise StorageFailed(f"The file store could not {action} a file. Try again later.") from error
 
     async def check(self) -> None:
         """Readiness: keeps, reads back and deletes a small file; raises StorageFailed."""
@@ -223,22 +266,12 @@ def _stored(meta: ObjectMeta) -> Stored:
     return Stored(key=meta["path"], size=meta["size"], etag=meta["e_tag"], modified=meta["last_modified"])
 
 
-@contextlib.contextmanager
-def _explained(action: str, *, missing: bool = True) -> Iterator[None]:
-    """Turns the store's errors into ours; `missing`: a file that is not there is the key's fault, not the store's."""
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        if missing and isinstance(error, FileNotFoundError):
-            raise NotFound("The file does not exist or was deleted. Check its address.") from error
-        raise StorageFailed(f"The file store could not {action} a file. Try again later.") from error
-
-
 def _write(folder: Path, key: str, data: bytes) -> None:
-    """Write aside, sync, rename into place, sync the directories: complete and durable, or absent."""
-    staging = folder / STAGING
-    staging.mkdir(mode=0o700, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=staging)
+    """Write aside, sync, rename into place, sync the directories: complete and durable, or absent.
+
+    Raises FileNotFoundError exactly if there is no `.staging`.
+    """
+    descriptor, name = tempfile.mkstemp(dir=folder / STAGING)
     written, target = Path(name), folder / key
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -21,7 +21,7 @@ from hiresfix.recipe import Recipe
 from hiresfix.server import db, outbound
 from hiresfix.server.accounts import Caller
 from hiresfix.server.config import Settings
-from hiresfix.server.db import Tx
+from hiresfix.server.db import Database, Tx
 from hiresfix.server.outbound import Policy
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.storage import Storage
@@ -71,6 +71,16 @@ def policy(settings: Settings) -> Policy:
         ports=frozenset(settings.outbound_ports),
         proxy=settings.outbound_proxy,
     )
+
+
+def store(settings: Settings, database: Database) -> Storage:
+    """Where this service's files are; a folder becomes it only as long as no job and no upload was ever accepted."""
+
+    async def is_new() -> bool:
+        async with database.transaction() as tx:
+            return bool(await db.value(tx, "select not exists (select from jobs) and not exists (select from uploads)"))
+
+    return Storage.open(settings.storage_location, is_new=is_new)
 
 
 async def fetch(url: str, settings: Settings) -> bytes:

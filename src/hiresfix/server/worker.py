@@ -46,7 +46,7 @@ from hiresfix.server import (
 )
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
-from hiresfix.server.jobs import Claim, Completed, Failed, Foreign, Outcome, Refused, Result
+from hiresfix.server.jobs import Claim, Completed, Failed, Foreign, Hindered, Outcome, Refused, Result
 from hiresfix.server.quarantine import Quarantine
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
@@ -122,6 +122,7 @@ class Worker:
         self.member = _member(settings, self._upscaler)
         self._exact = False
         self._beat: Beat | None = None
+        self._stop = asyncio.Event()
         queue.on(turns.TASK, queue=turns.QUEUE, run=self._run_task)
         queue.on(webhooks.TASK, queue=webhooks.QUEUE, run=self._deliver_task)
 
@@ -142,6 +143,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then let the running job finish, or give it back after `drain_seconds`."""
+        self._stop = stop
         upkeep = Upkeep(settings=self.settings, database=self.database, storage=self.storage, queue=self.queue)
         await self._join()
         everybodys, own = turns.queues(self.member.capacity)
@@ -237,6 +239,8 @@ class Worker:
             megapixels = outcome.result.width * outcome.result.height / images.MEGAPIXEL
             metrics.observe_stage(held.model, "total", megapixels, held.age + seconds)
         log.info("job.settled", state=state, seconds=round(seconds, 3))
+        if isinstance(outcome, Hindered):
+            await self._wait_for_store()
 
     async def _keep(self, held: Claim, beat: Beat) -> None:
         """Prolong the lease every fifth of it, for as long as the engine is heard of, and see at once if it is lost."""
@@ -298,11 +302,28 @@ class Worker:
             log.warning("job.result_refused", reason=error.message)
             return Refused(error=REFUSED)
         except StorageFailed as error:
-            log.warning("job.attempt_failed", reason=error.message)
+            log.warning("job.attempt_failed", reason=error.message, cause=str(error.__cause__).partition("\n")[0])
+            if not await self._store_works():
+                return Hindered()
             return Failed(error="The picture could not be stored. Your credits were returned.", retryable=True)
         except Exception as error:
             log.exception("job.attempt_failed")
             return Failed(error=UNEXPECTED, retryable=not isinstance(error, HiresfixError) or error.retryable)
+
+    async def _store_works(self) -> bool:
+        try:
+            await self.storage.check()
+        except (StorageFailed, *db.OUTAGE):
+            return False
+        return True
+
+    async def _wait_for_store(self) -> None:
+        """Take no job as long as none could be read or stored; the line would go round and round."""
+        log.error("store.away")
+        while not self._stop.is_set() and not await self._store_works():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), RETRY_SECONDS)
+        log.info("store.waited_for")
 
     def _be_exact(self, exact: bool) -> None:
         """Load the networks in full precision, or again in the usual one: both at once may not fit."""
@@ -351,7 +372,10 @@ class Worker:
         async with self.database.transaction() as tx:
             job = await jobs.get(tx, held.id)
         if job.result is None or job.result["key"] != key:
-            await self.storage.delete(key)
+            try:
+                await self.storage.delete(key)
+            except StorageFailed as error:
+                log.warning("file.not_purged", key=key, reason=error.message)
 
 
 def _member(settings: Settings, upscaler: Upscaler) -> fleet.Worker:
@@ -405,7 +429,7 @@ async def serve(settings: Settings, *, database_url: str) -> None:
         worker = Worker(
             settings,
             database=database,
-            storage=Storage.open(settings.storage_location),
+            storage=uploads.store(settings, database),
             queue=Queue(database_url),
             quarantine=quarantine,
         )
