@@ -19,6 +19,8 @@ import psycopg
 
 from tests.chaos.stage import LEASE_SECONDS, Kept, Stage
 
+TAKEN_SECONDS = 120.0
+
 
 class Kind(StrEnum):
     KILL_WORKER = "worker killed (kill -9)"
@@ -61,13 +63,13 @@ class Plan:
 
 
 def full(seed: int, *, jobs: int = 200) -> Plan:
-    """Everything at once, for four minutes."""
+    """Everything at once, for a good three minutes."""
     chance = random.Random(seed)
 
     def pauses(low: float, high: float) -> Callable[[], float]:
         return lambda: round(chance.uniform(low, high), 2)
 
-    kill, freeze, often, seldom = pauses(3, 7), pauses(15, 30), pauses(8, 25), pauses(15, 30)
+    kill, freeze, often, seldom = pauses(3, 7), pauses(12, 25), pauses(8, 25), pauses(15, 30)
     frozen = 2.5 * LEASE_SECONDS
     api = [Kind.KILL_API_BEFORE_ANSWER] * 6 + [Kind.KILL_API] * 4
     database = [
@@ -82,10 +84,10 @@ def full(seed: int, *, jobs: int = 200) -> Plan:
     return Plan(
         seed=seed,
         jobs=jobs,
-        seconds=240,
+        seconds=200,
         workers=3,
         lanes=(
-            [Fault(kind=Kind.KILL_WORKER, pause=kill()) for _ in range(60)],
+            [Fault(kind=Kind.KILL_WORKER, pause=kill()) for _ in range(35)],
             [Fault(kind=Kind.FREEZE_WORKER, pause=freeze(), seconds=frozen) for _ in range(6)],
             [Fault(kind=kind, pause=often()) for kind in api],
             [Fault(kind=kind, pause=seldom(), seconds=seconds) for kind, seconds in database],
@@ -183,10 +185,20 @@ class Saboteur:
         self.damage.frozen.add(victim.pid)
 
         def wake() -> None:
+            self._wait_until_its_job_is_taken(victim)
             victim.signal(signal.SIGCONT)
             victim.frozen = False
 
         return wake
+
+    def _wait_until_its_job_is_taken(self, victim: Kept) -> None:
+        """Past its lease is past its lease, on a slow machine too."""
+        deadline = time.monotonic() + TAKEN_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError):
+                if victim.pid not in busy_workers(self._stage.database.url):
+                    return
+            time.sleep(0.1)
 
     def _catch_a_busy_worker(self, stop: threading.Event) -> Kept | None:
         """A worker stopped with a job in its hand, waited for; None when there is nothing to wait for any more."""

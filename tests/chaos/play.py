@@ -18,7 +18,7 @@ from tests.chaos.verdict import Examination, Figures, Finding
 
 TEAMS = 2
 CALLERS = 4
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 CLOSING_JOBS = 4
 """For each worker, after the last fault: each of them must have a share."""
 

@@ -1,15 +1,17 @@
-"""Fair turns and caps: any mixture of submissions, workers, failures, crashes and cancellations, checked at each step.
+"""Jobs, turns and caps: any mixture of submissions, workers, failures, crashes and cancellations, checked at each step.
 
-A model (`Life`) walks real transactions on a real PostgreSQL in the order Hypothesis chooses; beside it are the races
-that need several connections at once.
+A machine (`Life`) walks real transactions on a real PostgreSQL in the order Hypothesis chooses, and keeps a model of
+what must come of them (`Expected`), which knows no SQL; beside it are the races that need several connections at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
@@ -28,7 +30,7 @@ from hiresfix.errors import Conflict, InsufficientCredits
 from hiresfix.server import credits, db, gate, jobs, turns
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
-from hiresfix.server.jobs import Claim, Failed, Refused, State
+from hiresfix.server.jobs import Claim, Failed, Hindered, Refused, State
 from hiresfix.server.queue import Queue
 from tests.server.conftest import commit
 from tests.server.test_jobs import URL, Town, result, submission, town
@@ -73,6 +75,80 @@ async def settle_in(tx: Tx, *, name: str, running: int | None, plan: str = "free
     return Caller(user=user, team=team, key=key, role="OWNER")
 
 
+@dataclass(slots=True, kw_only=True)
+class Expected:
+    """What a job must be, by all that was done to it; `token` is the claim that may still write."""
+
+    cost: int
+    max_attempts: int
+    state: State = State.QUEUED
+    attempt: int = 0
+    refused: bool = False
+    token: UUID | None = None
+    lapsed: bool = False
+
+    def claimed(self, token: UUID, *, lapsed: bool) -> None:
+        assert self.state is State.QUEUED
+        self.state, self.token, self.lapsed, self.attempt = State.PROCESSING, token, lapsed, self.attempt + 1
+
+    def ended(self, state: State) -> None:
+        """The attempt is over: the job waits again, or is over too."""
+        assert self.state in (State.QUEUED, State.PROCESSING)
+        self.state, self.token, self.lapsed = state, None, False
+
+    def uncounted(self) -> None:
+        self.attempt -= 1
+        self.ended(State.QUEUED)
+
+    def retried(self) -> None:
+        self.ended(State.QUEUED if self.attempt < self.max_attempts else State.FAILED)
+
+    def settled(self, how: str) -> None:
+        match how:
+            case "completed":
+                self.ended(State.COMPLETED)
+            case "hindered":
+                self.uncounted()
+            case "retryable":
+                self.retried()
+            case "refused" if not self.refused and self.attempt < self.max_attempts:
+                self.refused = True
+                self.ended(State.QUEUED)
+            case _:
+                self.ended(State.FAILED)
+
+    @property
+    def row(self) -> tuple[str, int, UUID | None, bool]:
+        return self.state.value, self.attempt, self.token, self.refused
+
+    @property
+    def booked(self) -> list[tuple[str, int]]:
+        refund = [("refund", self.cost)] if self.state in (State.FAILED, State.CANCELLED) else []
+        return [("charge", -self.cost), *refund]
+
+    @property
+    def told(self) -> list[str]:
+        """The events that there must be of it."""
+        if self.state not in jobs.TERMINAL:
+            return []
+        return ["completed" if self.state is State.COMPLETED else "failed"]
+
+
+def outcome(held: Claim, how: str) -> jobs.Outcome:
+    match how:
+        case "completed":
+            return result(held)
+        case "hindered":
+            return Hindered()
+        case "refused":
+            return Refused(error="e")
+        case _:
+            return Failed(error="e", retryable=how == "retryable")
+
+
+HOW = ["completed", "failed", "retryable", "refused", "hindered"]
+
+
 class Life(RuleBasedStateMachine):
     """Teams, workers and what befalls them. What must hold is in the invariants and in `teardown`."""
 
@@ -84,13 +160,11 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.callers: dict[str, Caller] = {}
         self.accepted: dict[UUID, str] = {}
-        self.cancelled: set[UUID] = set()
-        self.ended: Counter[UUID] = Counter()
+        self.model: dict[UUID, Expected] = {}
         self.held: list[Claim] = []
         self.late: list[Claim] = []
         self.keys: dict[str, tuple[bytes, UUID]] = {}
         self.turns: list[str] = []
-        self.refused: Counter[UUID] = Counter()
         self.lost_a_task = False
 
     def commit(self, work: Callable[[Tx], Awaitable[T]]) -> T:
@@ -140,6 +214,7 @@ class Life(RuleBasedStateMachine):
         else:
             assert key is None or before is None
             self.accepted[new.id] = team
+            self.model[new.id] = Expected(cost=cost, max_attempts=attempts)
             if key:
                 self.keys[f"{team}/{key}"] = fingerprint, new.id
 
@@ -177,6 +252,8 @@ class Life(RuleBasedStateMachine):
         assert held.id == self.oldest_of(team, held.id)
         self.turns.append(team)
         self.held.append(held)
+        self.model[held.id].claimed(held.token, lapsed=lapsed)
+        assert held.refused == self.model[held.id].refused
 
     def oldest_of(self, team: str, taken: UUID) -> UUID:
         """The job that was first in the line before this one left it."""
@@ -196,43 +273,48 @@ class Life(RuleBasedStateMachine):
     def renew(self, data: st.DataObject, progress: int) -> None:
         held = self.held[data.draw(st.integers(0, len(self.held) - 1))]
         ours = self.is_ours(held)
-        assert self.commit(lambda tx: jobs.renew(tx, held, progress=progress, lease_seconds=60)) == ours
         assert self.commit(lambda tx: jobs.is_held(tx, held)) == ours
+        assert self.commit(lambda tx: jobs.renew(tx, held, progress=progress, lease_seconds=60)) == ours
+        if ours:
+            self.model[held.id].lapsed = False
 
     def is_ours(self, held: Claim) -> bool:
-        return bool(self.value("select token = %(t)s from jobs where id = %(j)s", t=held.token, j=held.id))
+        return self.model[held.id].token == held.token
 
     @precondition(lambda self: self.held)
-    @rule(
-        data=st.data(), how=st.sampled_from(["completed", "failed", "retryable", "refused"]), comes_back=st.booleans()
-    )
+    @rule(data=st.data(), how=st.sampled_from(HOW), comes_back=st.booleans())
     def settle(self, data: st.DataObject, how: str, comes_back: bool) -> None:
         held = self.pick(data, self.held)
-        failed = Refused(error="e") if how == "refused" else Failed(error="e", retryable=how == "retryable")
-        if how == "refused" and self.is_ours(held):
-            assert held.refused == (held.id in self.refused)
-            self.refused[held.id] += 1
-            assert self.refused[held.id] <= 2  # one second chance, whatever else happens between
-        self.settle_one(held, result(held) if how == "completed" else failed)
-        if comes_back:
+        self.settle_one(held, how)
+        if comes_back:  # the commit was not acknowledged, so the worker says it again
             self.late.append(held)
 
-    def settle_one(self, held: Claim, outcome: jobs.Outcome) -> None:
+    def settle_one(self, held: Claim, how: str) -> None:
         ours = self.is_ours(held)
-        state = self.commit(lambda tx: jobs.settle(tx, self.queue, held, outcome, public_url=URL))
-        assert (state is not None) == ours
-        self.note(held.id, state)
-
-    def note(self, job: UUID, state: State | None) -> None:
-        if state in jobs.TERMINAL:
-            self.ended[job] += 1
+        state = self.commit(lambda tx: jobs.settle(tx, self.queue, held, outcome(held, how), public_url=URL))
+        if ours:
+            self.model[held.id].settled(how)
+        assert state == (self.model[held.id].state if ours else None)
 
     @precondition(lambda self: self.late)
-    @rule(data=st.data())
-    def come_back_late(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), how=st.sampled_from(HOW))
+    def come_back_late(self, data: st.DataObject, how: str) -> None:
         held = self.pick(data, self.late)
         assert not self.is_ours(held)
-        self.settle_one(held, result(held))
+        self.settle_one(held, how)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), how=st.sampled_from(HOW))
+    def die_before_the_commit(self, data: st.DataObject, how: str) -> None:
+        """Everything was said, and nothing happened; the claim is as good as it was."""
+        held = self.held[data.draw(st.integers(0, len(self.held) - 1))]
+
+        async def die(tx: Tx) -> None:
+            await jobs.settle(tx, self.queue, held, outcome(held, how), public_url=URL)
+            raise ConnectionAbortedError
+
+        with contextlib.suppress(ConnectionAbortedError):
+            self.commit(die)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -240,34 +322,37 @@ class Life(RuleBasedStateMachine):
         held = self.pick(data, self.held)
         ours = self.is_ours(held)
         assert self.commit(lambda tx: jobs.give_back(tx, self.queue, held)) == ours
+        if ours:
+            self.model[held.id].uncounted()
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def die_at_work(self, data: st.DataObject) -> None:
-        """The worker is killed, or frozen until it is too late; its lease lapses."""
-        held = self.pick(data, self.held)
-        self.late.append(held)
+    @rule(data=st.data(), dies=st.booleans())
+    def fall_silent(self, data: st.DataObject, dies: bool) -> None:
+        """The worker is killed, or frozen and wakes up late: before a sweep finds its lapsed lease, or after."""
+        held = self.held[data.draw(st.integers(0, len(self.held) - 1))]
         self.value("update jobs set lease_until = now() where token = %(t)s returning 1", t=held.token)
-        self.sweep()
+        if self.is_ours(held):
+            self.model[held.id].lapsed = True
+        if dies:
+            self.held.remove(held)
+            self.sweep()
+            self.late.append(held)
 
     @rule()
     def sweep(self) -> None:
-        while True:
-            lapsed = self.value(
-                "select id from jobs where state = 'PROCESSING' and lease_until < clock_timestamp()"
-                " order by lease_until limit 1"
-            )
-            swept = self.commit(lambda tx: jobs.sweep(tx, self.queue, public_url=URL))
-            if swept is None:
-                return
-            assert swept.id == lapsed
-            self.note(lapsed, swept.state)
+        lapsed = {job: expected for job, expected in self.model.items() if expected.lapsed}
+        for expected in lapsed.values():
+            expected.retried()
+        handed_on = {}
+        while swept := self.commit(lambda tx: jobs.sweep(tx, self.queue, public_url=URL)):
+            handed_on[swept.id] = swept.state
+        assert handed_on == {job: expected.state for job, expected in lapsed.items()}
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(list(self.accepted)))
-        over = self.ended[job]
+        over = self.model[job].state in jobs.TERMINAL
         try:
             after = self.commit(lambda tx: jobs.cancel(tx, self.queue, job, public_url=URL))
         except Conflict:
@@ -275,8 +360,7 @@ class Life(RuleBasedStateMachine):
         else:
             assert not over
             assert (after.state, after.error) == ("CANCELLED", "Job was cancelled")
-            self.cancelled.add(job)
-            self.note(job, State.CANCELLED)
+            self.model[job].ended(State.CANCELLED)
 
     @rule()
     def die_before_claiming(self) -> None:
@@ -296,19 +380,36 @@ class Life(RuleBasedStateMachine):
             " select 1 from u"
         )
 
+    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        """Of this example's jobs; those of examples before are on the same database."""
+
+        async def look(tx: Tx) -> list[tuple[Any, ...]]:
+            return await (await tx.execute(query, {"ids": list(self.accepted)})).fetchall()
+
+        return self.commit(look)
+
+    @invariant()
+    def every_job_is_what_was_made_of_it(self) -> None:
+        found = self.rows("select id, state, attempt, token, refused from jobs where id = any(%(ids)s)")
+        assert {job: tuple(row) for job, *row in found} == {job: should.row for job, should in self.model.items()}
+
+    @invariant()
+    def every_job_is_booked_and_told_of_once(self) -> None:
+        booked, told = defaultdict(list), defaultdict(list)
+        for job, kind, amount in self.rows("select job_id, kind, amount from ledger where job_id = any(%(ids)s)"):
+            booked[job].append((kind, amount))
+        for job, event in self.rows("select job_id, event from webhook_deliveries where job_id = any(%(ids)s)"):
+            told[job].append(event)
+        for job, should in self.model.items():
+            assert (sorted(booked[job]), told[job]) == (should.booked, should.told)
+
     @invariant()
     def the_books_are_right(self) -> None:
-        for caller in self.callers.values():
-            booked = self.value(
-                "select credits - (select sum(amount) from ledger l where l.team_id = t.id) from teams t"
-                " where id = %(t)s",
-                t=caller.team,
-            )
-            assert booked == 0
-        assert self.value(
-            "select count(*) from jobs j where (state in ('FAILED', 'CANCELLED'))::int <>"
-            " (select count(*) from ledger l where l.job_id = j.id and l.kind = 'refund')"
-        ) == 0  # fmt: skip
+        for name, caller in self.callers.items():
+            booked = self.value("select sum(amount) from ledger where team_id = %(t)s", t=caller.team)
+            spent = sum(-amount for job, team in self.accepted.items() if team == name
+                        for _, amount in self.model[job].booked)  # fmt: skip
+            assert self.value("select credits from teams where id = %(t)s", t=caller.team) == booked == GRANTED - spent
 
     @invariant()
     def nobody_runs_more_than_allowed(self) -> None:
@@ -326,41 +427,24 @@ class Life(RuleBasedStateMachine):
         )
         assert self.lost_a_task or tasks >= self.value(_ELIGIBLE)
 
-    @invariant()
-    def only_who_cancels_cancels(self) -> None:
-        # ANY of an empty list is fine: no row has that state then.
-        strangers = self.value(
-            "select count(*) from jobs where (state = 'CANCELLED') <> (id = any(%(ids)s))", ids=list(self.cancelled)
-        )
-        assert strangers == self.others_cancelled()
-
-    def others_cancelled(self) -> int:
-        """Cancelled in an example before this one, on the same database."""
-        found: int = self.value(
-            "select count(*) from jobs where state = 'CANCELLED' and not id = any(%(ids)s)", ids=list(self.accepted)
-        )
-        return found
-
     def teardown(self) -> None:
         """From anywhere, with workers that only do what tasks tell them, every job comes to its one end."""
         for held in self.held:
-            self.value("update jobs set lease_until = now() where token = %(t)s returning 1", t=held.token)
+            if self.is_ours(held):
+                self.value("update jobs set lease_until = now() where token = %(t)s returning 1", t=held.token)
+                self.model[held.id].lapsed = True
         self.held.clear()
-        self.pass_time()
         self.sweep()
+        self.pass_time()
         self.reconcile()
         while self.take_task():
             if held := self.run(jobs.claim(self.database, worker="w", lease_seconds=60)):
-                self.settle_one(held, result(held))
-        assert {job for job, times in self.ended.items() if times == 1} == set(self.accepted)
-        assert max(self.ended.values(), default=1) == 1
-        open_jobs = self.value("select count(*) from jobs where state in ('QUEUED', 'PROCESSING')")
-        events = self.value("select count(*) from webhook_deliveries where job_id = any(%(ids)s)", ids=[*self.accepted])
-        assert (open_jobs, events) == (0, len(self.accepted))
-        for name, caller in self.callers.items():
-            spent = sum(self.value("select cost from jobs where id = %(j)s and state = 'COMPLETED'", j=job) or 0
-                        for job, team in self.accepted.items() if team == name)  # fmt: skip
-            assert self.value("select credits from teams where id = %(t)s", t=caller.team) == GRANTED - spent
+                self.model[held.id].claimed(held.token, lapsed=False)
+                self.settle_one(held, "completed")
+        assert all(should.state in jobs.TERMINAL for should in self.model.values())
+        self.every_job_is_what_was_made_of_it()
+        self.every_job_is_booked_and_told_of_once()
+        self.the_books_are_right()
 
 
 @pytest.fixture
