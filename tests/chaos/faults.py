@@ -158,7 +158,7 @@ class Saboteur:
         """Returns what mends it, or None if there was nothing to break."""
         stage = self._stage
         if kind in (Kind.KILL_WORKER, Kind.FREEZE_WORKER):
-            victim = self._catch_a_busy_worker(stop)
+            victim = self._catch_a_busy_worker(stop, spare=kind is Kind.KILL_WORKER)
             return (
                 None if victim is None else self._freeze(victim) if kind is Kind.FREEZE_WORKER else self._kill(victim)
             )
@@ -200,21 +200,25 @@ class Saboteur:
                     return
             time.sleep(0.1)
 
-    def _catch_a_busy_worker(self, stop: threading.Event) -> Kept | None:
-        """A worker stopped with a job in its hand, waited for; None when there is nothing to wait for any more."""
+    def _catch_a_busy_worker(self, stop: threading.Event, *, spare: bool) -> Kept | None:
+        """A worker stopped with a job in its hand, waited for; None when there is nothing to wait for any more.
+
+        spare: only while another one is up, or a machine on which they take long to start would never finish a job.
+        """
         while not stop.is_set():
-            caught = self._try_to_catch()
+            caught = self._try_to_catch(1 if spare else 0)
             if caught is not None:
                 return caught
             stop.wait(0.05)
         return None
 
-    def _try_to_catch(self) -> Kept | None:
+    def _try_to_catch(self, spared: int) -> Kept | None:
         url = self._stage.database.url
         with contextlib.suppress(psycopg.OperationalError), self._catching:
             busy = busy_workers(url)
-            found = [kept for kept in self._stage.at_work() if kept.pid in busy]
-            if not found:
+            up = self._stage.at_work()
+            found = [kept for kept in up if kept.pid in busy]
+            if not found or len(up) <= spared:
                 return None
             victim = self._chance.choice(found)
             victim.frozen = True

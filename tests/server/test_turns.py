@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, LiteralString, TypeVar
 from uuid import UUID, uuid4
 
@@ -86,6 +86,8 @@ class Expected:
     refused: bool = False
     token: UUID | None = None
     lapsed: bool = False
+    lost: set[UUID] = field(default_factory=set)
+    """Claims that ended without a result: each may have left a picture."""
 
     def claimed(self, token: UUID, *, lapsed: bool) -> None:
         assert self.state is State.QUEUED
@@ -94,6 +96,8 @@ class Expected:
     def ended(self, state: State) -> None:
         """The attempt is over: the job waits again, or is over too."""
         assert self.state in (State.QUEUED, State.PROCESSING)
+        if self.token and state is not State.COMPLETED:
+            self.lost.add(self.token)
         self.state, self.token, self.lapsed = state, None, False
 
     def uncounted(self) -> None:
@@ -402,6 +406,12 @@ class Life(RuleBasedStateMachine):
             told[job].append(event)
         for job, should in self.model.items():
             assert (sorted(booked[job]), told[job]) == (should.booked, should.told)
+
+    @invariant()
+    def where_lost_attempts_may_have_left_a_picture_is_known(self) -> None:
+        found = self.rows("select key from strays where split_part(key, '/', 2)::uuid = any(%(ids)s)")
+        lost = {f"results/{job}/{token}" for job, should in self.model.items() for token in should.lost}
+        assert {key for (key,) in found} == lost
 
     @invariant()
     def the_books_are_right(self) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database
+from hiresfix.server.jobs import Completed
 from hiresfix.server.queue import Queue
 from hiresfix.server.storage import Storage
 from hiresfix.server.upkeep import Upkeep
@@ -41,6 +43,26 @@ async def test_a_finished_jobs_input_and_losing_pictures_go_and_its_result_stays
     assert await upkeep.purge_sources() == 1
     assert files(settings) == {f"sources/{running}", won.result.key}
     assert await upkeep.purge_sources() == 0
+
+
+async def test_what_a_dead_worker_stored_after_its_job_was_over_goes_an_hour_later(
+    upkeep: Upkeep, settings: Settings, storage: Storage, town: Town
+) -> None:
+    job = await town.submit()
+    dead = await town.claim(job, lease=-1)
+    await town.sweep()
+    held = await town.claim(job)
+    won = Completed(result=replace(result(held).result, key=held.result_key))
+    await storage.put(held.result_key, b"x", "image/png")
+    await town.settle(held, won)
+    assert await upkeep.purge_sources() == 1
+    await storage.put(dead.result_key, b"x", "image/png")  # and it dies before it hears that it was too late
+    assert await upkeep.purge_strays() == 0
+    async with town.database.transaction() as tx:
+        await tx.execute("update strays set since = since - interval '1 hour'")
+    assert await upkeep.purge_strays() == 1
+    assert files(settings) == {held.result_key}
+    assert await upkeep.purge_strays() == 0
 
 
 async def test_results_go_when_their_time_is_up(

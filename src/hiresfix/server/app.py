@@ -147,7 +147,8 @@ def _links(settings: Settings) -> Storage | None:
     if settings.result_urls == "served":
         return None
     endpoint = settings.storage_public_endpoint
-    return Storage.open(settings.storage_location, **({"endpoint": endpoint} if endpoint else {}))
+    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    return Storage.open(settings.storage_location, **options)
 
 
 async def _origins(links: Storage | None) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ Guarantees, whatever dies and when:
   can renew or settle, so a worker that comes back late changes nothing;
 - every job ends exactly once, as COMPLETED or as FAILED/CANCELLED with its credits given back in the same
   transaction that also announces the end to the caller's webhook; CANCELLED only by `cancel`;
-- `sweep` hands on jobs whose lease lapsed, and stops jobs that failed too often.
+- `sweep` hands on jobs whose lease lapsed, and stops jobs that failed too often;
+- whoever loses a claim may have stored a picture, or may yet: the place is written down in the same transaction.
 
 Everything that writes a job's state is here. Locks are taken in one order, job before team, so nobody deadlocks.
 It knows no pictures, no HTTP and no engine.
@@ -28,7 +29,7 @@ from psycopg.types.json import Jsonb
 from hiresfix import wire
 from hiresfix.errors import Conflict, NotFound, RateLimited, Unavailable
 from hiresfix.recipe import Recipe
-from hiresfix.server import budgets, credits, db, outlook, turns, webhooks
+from hiresfix.server import budgets, credits, db, outlook, strays, turns, webhooks
 from hiresfix.server.accounts import Caller
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.fleet import ANYTHING, Capacity
@@ -236,6 +237,11 @@ class Claim:
     """Seconds since the job was submitted, when it was claimed."""
     traceparent: str | None
     """The trace of the submission, which the work on the job joins."""
+
+    @property
+    def result_key(self) -> str:
+        """Where this attempt puts its picture: a name of its own, so that nobody overwrites anybody."""
+        return strays.result_key(self.id, self.token)
 
     def recipe(self) -> Recipe:
         return Recipe.from_dict(self.stored_recipe)
@@ -524,6 +530,7 @@ async def _uncount(tx: Tx, job: UUID) -> None:
 
 async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta = timedelta()) -> None:
     """Back into its team's line, where it was: before all that were submitted later."""
+    await strays.note(tx, job)
     row = await (
         await tx.execute(
             "update jobs set state = 'QUEUED', token = null, lease_until = null, worker = null,"
@@ -550,6 +557,8 @@ async def _finish(
     error: str | None = None,
 ) -> None:
     """The one place where a job ends: state, refund, announcement and the place it frees, together."""
+    if state is not State.COMPLETED:
+        await strays.note(tx, job)
     was_running = await db.value(
         tx,
         "with before as (select state from jobs where id = %(job)s)"

@@ -194,7 +194,7 @@ class Storage:
         _check(key)
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             raise StorageFailed("This file store has no addresses of its own. Use s3://, gs:// or az://.")
-        with _explained("sign the address of", missing=False):
+        with self._explained("sign the address of", missing=False):
             return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
 
     async def delete(self, key: str) -> None:

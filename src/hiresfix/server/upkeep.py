@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from hiresfix.errors import HiresfixError, StorageFailed
-from hiresfix.server import db, fleet, gate, jobs, metrics, queue, turns, uploads, webhooks
+from hiresfix.server import db, fleet, gate, jobs, metrics, queue, strays, turns, uploads, webhooks
 from hiresfix.server.config import Settings
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.jobs import Purgeable
@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 Due = TypeVar("Due", Purgeable, Upload)
 
 HOUSEKEEPING_SECONDS = 60.0
+STRAY_AGE = timedelta(hours=1)
+"""Who lost its claim longer ago has died, or will delete its picture itself when it wakes up and finds it lost."""
 ORPHAN_AGE = timedelta(hours=1)
 """A source without a job is either this moment's submission or the remains of a crash; an hour tells them apart."""
 
@@ -54,6 +56,7 @@ class Upkeep:
                 (seldom, self.purge_results),
                 (seldom, self.purge_sources),
                 (seldom, self.purge_uploads),
+                (seldom, self.purge_strays),
                 (seldom, self.purge_orphans),
                 (seldom, self.prune_webhooks),
             ):
@@ -121,6 +124,25 @@ class Upkeep:
                 await jobs.mark_source_purged(tx, job.id)
 
         return await self._purge(lambda tx, last: jobs.finished_sources(tx, retention=retention, after=last), purge)
+
+    async def purge_strays(self) -> int:
+        """Delete what attempts that lost their claim may have stored after all. Returns at how many places."""
+        purged, last = 0, ""
+        while True:
+            async with self.database.transaction() as tx:
+                keys = await strays.overdue(tx, age=STRAY_AGE, after=last)
+            if not keys:
+                return purged
+            last = keys[-1]
+            for key in keys:
+                try:
+                    await self.storage.delete(key)
+                except StorageFailed as error:
+                    log.warning("file.not_purged", key=key, reason=error.message)
+                    continue
+                async with self.database.transaction() as tx:
+                    await strays.forget(tx, key)
+                purged += 1
 
     async def purge_uploads(self) -> int:
         """Delete uploads whose time is up. Returns how many."""

@@ -341,8 +341,7 @@ class Worker:
         return upscaled, encoded
 
     async def _store(self, held: Claim, upscaled: Upscaled, encoded: Encoded, name: str) -> Result:
-        """Put the picture under a name of this attempt's own, so that nobody overwrites anybody."""
-        key = f"results/{held.id}/{held.token}"
+        key = held.result_key
         await self.storage.put(key, encoded.data, encoded.media_type, name=name)
         notes = [*upscaled.metadata.get("warnings", []), *upscaled.picture.notes, *encoded.notes]
         return Result(
