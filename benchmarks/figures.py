@@ -216,10 +216,10 @@ def _growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _peers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = ["server", "at a time", "per second", "p50 ms", "p95 ms", "p99 ms", "server ", "client"]
+    names = ["server", "at a time", "per second", "p50 ms", "p95 ms", "p99 ms", "409s each", "server ", "client"]
     lines = [
         [row["server"], str(row["connections"])]
-        + [_number(row[name]) for name in ("per_second", "p50_ms", "p95_ms", "p99_ms")]
+        + [_number(row[name]) for name in ("per_second", "p50_ms", "p95_ms", "p99_ms", "refused")]
         + [_number(row["processor_ms"][name]) for name in ("server", "client")]
         for row in rows
     ]
@@ -229,7 +229,8 @@ def _peers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "The same double of the engine, picture and client. They answer when the picture is done: to be held against",
         "the turn-around above. What they do not do: accounts, credits, limits, idempotency; a job that outlives a",
         "crash, further attempts, leases; webhooks, lists, results to fetch later; pictures decoded apart from the",
-        "process that serves everybody. Cog's server takes one prediction at a time and refuses a second.",
+        "process that serves everybody. Cog's server takes one prediction at a time and answers 409 while it",
+        "clears up after it: the client asks again until it is taken, and the latency is that of all its tries.",
         "",
         *table(names, lines),
     ]

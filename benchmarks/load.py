@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -26,7 +26,10 @@ class Load:
 
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
-    bodies: list[bytes] = field(default_factory=list)
+    refused: int = 0
+    """Tries that were answered with "busy", which are neither latencies nor statuses."""
+    last: bytes = b""
+    """The last answer's body."""
     seconds: float = 0.0
     client_seconds: float = 0.0
     """Processor time of this client."""
@@ -43,7 +46,7 @@ class Load:
     def require(self, status: int) -> None:
         """Raises SystemExit unless every answer had this status: refusals are quick and would flatter the server."""
         if set(self.statuses) != {status}:
-            example = self.bodies[-1][:300].decode(errors="replace") if self.bodies else "no body kept"
+            example = self.last[:300].decode(errors="replace")
             raise SystemExit(f"Not every answer was a {status}: {dict(self.statuses)}; the last: {example}")
 
 
@@ -60,32 +63,28 @@ def request(method: str, path: str, *, key: str = "", body: bytes = b"", more: s
 
 
 async def drive(
-    port: int,
-    requests: Iterator[bytes],
-    *,
-    connections: int,
-    seconds: float,
-    on_body: Callable[[bytes], None] | None = None,
+    port: int, requests: Iterator[bytes], *, connections: int, seconds: float, busy: int | None = None
 ) -> Load:
-    """Send `requests` for so many seconds, or until there are no more."""
+    """Send `requests` for so many seconds, or until there are no more.
+
+    busy: a status that asks to come again; the request is repeated at once, and its latency is that of all its tries.
+    """
     load = Load()
     processor, started = time.process_time(), time.perf_counter()
     deadline = started + seconds
 
     async def one() -> None:
         async with _connected(port) as (reader, writer):
-            while time.perf_counter() < deadline:
-                content = next(requests, None)
-                if content is None:
-                    return
+            while time.perf_counter() < deadline and (content := next(requests, None)) is not None:
                 asked = time.perf_counter()
-                writer.write(content)
-                status, body = await _answer(reader)
+                while True:
+                    writer.write(content)
+                    status, load.last = await _answer(reader)
+                    if status != busy:
+                        break
+                    load.refused += 1
                 load.latencies.append(time.perf_counter() - asked)
                 load.statuses[status] += 1
-                load.bodies[:] = [body]
-                if on_body:
-                    on_body(body)
 
     await asyncio.gather(*(one() for _ in range(connections)))
     load.seconds = time.perf_counter() - started

@@ -37,7 +37,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """How one is started and asked. connections: the most it takes; it refuses more."""
+    """How one is started and asked. connections: the most that is tried beside one."""
 
     name: str
     command: tuple[str, ...]
@@ -83,6 +83,7 @@ def measure(image: str, seconds: float) -> list[dict[str, Any]]:
                             "server": f"{peer.name} {_version(python, peer.name)}",
                             "connections": connections,
                             "per_second": load.rate,
+                            "refused": load.refused / len(load.latencies),
                             **{f"p{share}_ms": load.percentile(share) for share in (50, 95, 99)},
                             "processor_ms": {
                                 "server": 1000 * taken / len(load.latencies),
@@ -95,7 +96,7 @@ def measure(image: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def _run(port: int, content: bytes, connections: int, seconds: float) -> Load:
-    load = asyncio.run(drive(port, itertools.repeat(content), connections=connections, seconds=seconds))
+    load = asyncio.run(drive(port, itertools.repeat(content), connections=connections, seconds=seconds, busy=409))
     load.require(200)
     return load
 
@@ -118,6 +119,7 @@ def _running(python: Path, peer: Peer, home: Path) -> Iterator[tuple[int, psutil
     port = stack.free_port()
     environment = {
         **os.environ,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",  # cog starts its worker by the name alone
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "with_cog.py:Predictor",
         "PYTHONPATH": str(SERVERS),
