@@ -199,8 +199,8 @@ def _polling(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    heads = [f"{row['finished']:,} jobs".replace(",", " ") for row in rows]
-    heads[-1] += f", {rows[-1]['waiting']:,} waiting".replace(",", " ")
+    heads = [f"{_number(row['finished'])} jobs" for row in rows]
+    heads[-1] += f", {_number(rows[-1]['waiting'])} waiting"
     lines = [
         [step, *(f"{_number(row['milliseconds'][step])} ms, {row['blocks'][step]}" for row in rows)]
         for step in rows[0]["milliseconds"]
@@ -271,8 +271,8 @@ def fleet(results: Results) -> str:
         ),
         (
             "PostgreSQL, time",
-            f"{_number(database / 1000)} cores",
-            "steps at a million jobs, round trips included, and polls (measured)",
+            f"at most {_number(database / 1000)} cores",
+            "waiting at a million jobs, round trips and neighbours included, and polls (measured)",
         ),
         (
             "store",
