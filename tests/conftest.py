@@ -71,6 +71,18 @@ def database_named(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
+def postgres_programs() -> Path:
+    """Folder of programs as new as the tests' server (older ones refuse it): the embedded server's own, or Debian's."""
+    from hiresfix.server import embedded
+
+    if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
+        return embedded._installed() / "bin"
+    debians = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"), key=lambda path: int(path.parts[4]))
+    if not debians:
+        pytest.skip("pg_dump is not installed: apt-get install postgresql-client")
+    return debians[-1].parent
+
+
 def reachable_folder() -> Path:
     """A temporary folder that the system user of an embedded PostgreSQL can enter, as pytest's own cannot."""
     folder = Path(tempfile.mkdtemp(prefix="hiresfix-test-"))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiresfix.catalog import CLARITY, FAITHFUL, MODELS, WEIGHTS, find_model, find_weights
+from hiresfix.errors import NotUnderstood
 from hiresfix.recipe import AUTO, MAX_SEED, SCALES, Engine, OutputFormat, Recipe
 
 recipes = st.builds(
@@ -44,7 +45,7 @@ def test_a_value_out_of_range_is_named(change: dict[str, Any]) -> None:
 
 
 def test_an_unknown_key_is_not_half_understood() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(NotUnderstood, match="newer release"):
         Recipe.from_dict({"scale": 2, "from_the_future": 1})
 
 

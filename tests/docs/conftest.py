@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from psycopg import sql
 
 from hiresfix.server import accounts
 from hiresfix.server.db import Database
-from tests.conftest import Site, database_named, png, reachable_folder
+from tests.conftest import Site, database_named, png, postgres_programs, reachable_folder
 from tests.docs.examples import Reader, environment_of, wait_for
 from tests.journey.conftest import Service
 from tests.server.conftest import free_port
@@ -67,6 +68,7 @@ def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
                 "OMP_NUM_THREADS": "1",
                 "KEY": running.key,
                 "XDG_STATE_HOME": str(tmp_path / ".state"),
+                "PATH": f"{postgres_programs()}{os.pathsep}{os.environ['PATH']}",
             }
         ),
         stand_ins={

@@ -211,4 +211,5 @@ def _pattern(line: str) -> str:
 def environment_of(server: Mapping[str, str]) -> dict[str, str]:
     """The tests' own environment, with this interpreter's programs found first, and the settings of a server."""
     programs = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120", **server}
+    found = {**os.environ, "COLUMNS": "120", **server}
+    return found | {"PATH": f"{programs}{os.pathsep}{found['PATH']}"}

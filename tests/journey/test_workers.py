@@ -15,7 +15,7 @@ from tests.server.conftest import wait_until
 
 def child_of(service: Service, supervisor: int) -> psutil.Process:
     """The one worker that is up below a supervisor."""
-    wait_until(lambda: service.value("select count(*) from workers where alive_until > now()"))
+    wait_until(lambda: service.value("select count(*) from workers where alive_until > now()"), seconds=120)
     found = [child for child in psutil.Process(supervisor).children() if "worker" in child.cmdline()]
     (child,) = found
     return child

@@ -15,24 +15,17 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hiresfix.server import db, embedded, jobs
+from hiresfix.server import db, jobs
 from hiresfix.server.app import Server, create_app
 from hiresfix.server.db import Database
 from hiresfix.server.queue import Queue
-from tests.conftest import database_named
+from tests.conftest import database_named, postgres_programs
 from tests.server.conftest import Api, commit, free_port, wait_until
 from tests.server.test_worker import attempt
 
 
 def tool(name: str) -> str:
-    """A tool as new as the server, on whose newer ones it refuses to work: the embedded server's own, or Debian's."""
-    if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
-        return str(embedded._installed() / "bin" / name)
-    debians = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
-    found = str(debians[-1]) if debians else shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed: apt-get install postgresql-client")
-    return found
+    return str(postgres_programs() / name)
 
 
 def run(*words: str) -> None:
