@@ -126,13 +126,14 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
 
 @pytest.fixture
 def before(postgres: str) -> Iterator[str]:
-    """A database of the revision before the newest."""
+    """A database of the revision before the newest one that needs the jobs to itself."""
     name = f"hiresfix_before_{os.getpid()}"
-    revisions = sorted(file.name.partition("_")[0] for file in db.MIGRATIONS.glob("[0-9]*_*.py"))
+    revisions = sorted(db.MIGRATIONS.glob("[0-9]*_*.sql"))
+    newest = max(n for n, file in enumerate(revisions) if "alter table jobs " in file.read_text())
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         url = database_named(postgres, name)
-        db.migrate(url, to=revisions[-2])
+        db.migrate(url, to=revisions[newest - 1].name.partition("_")[0])
         yield url
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
