@@ -71,6 +71,9 @@ class Bench:
     def arrive(self, path: str = "/studio", *, signed_in: bool = True) -> Bench:
         if signed_in:  # as a tab does that was signed in before
             self.page.add_init_script(f"sessionStorage.setItem('hiresfix.key', {json.dumps(self.server.key)})")
+        # With a listener the browser hands choosers over from now on; else it is told only when one is waited for,
+        # which may come after the key that opens it.
+        self.page.on("filechooser", lambda _: None)
         self.visit.open(path)
         self.ready()
         return self
