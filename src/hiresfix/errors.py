@@ -12,6 +12,7 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     │   └── OverBudget          403   budget, spent, required
     ├── InsufficientCredits     402   required, available
     ├── NotFound                404
+    ├── MethodNotAllowed        405
     ├── Conflict                409
     ├── Expired                 410
     ├── RequestTimedOut         408
@@ -121,6 +122,16 @@ class OverBudget(Forbidden):
 class NotFound(HiresfixError):
     code = "not_found"
     status = 404
+
+
+class MethodNotAllowed(HiresfixError):
+    """The path is there, the method is not; the header `Allow` names those that are."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self) -> None:
+        super().__init__("Method not allowed")
 
 
 class Conflict(HiresfixError):

@@ -109,6 +109,8 @@ def upscale(
 ) -> Upscaled:
     """Enlarge a picture here and now: a path, bytes, an open file, a PIL.Image or an array.
 
+    params: scale 1, 2, 4, 8; creativity 0 to 1; resemblance 0 to 3; dynamic 1 to 50; steps 1 to 100; sharpen 0 to 10;
+    prompt, negative_prompt, seed; output_format png, jpg, webp; content photo, anime (model="faithful-upscale").
     preset: of `clarity-upscale`: offline, clarity or clarity-classic. device: auto, cpu, cuda, cuda:1, mps.
     keep_metadata False leaves EXIF and XMP out. limits: by default those of a server. `on_progress` hears of fractions
     from 0 to 1, and stops the engine by raising `hiresfix.errors.Cancelled`. May be called from any thread; one works
@@ -120,7 +122,8 @@ def upscale(
         raise InvalidRequest({"image": ["URLs are for servers. Fetch the file and pass its path or its bytes."]})
     data = pictures.source_of(image).read()
     with _one_at_a_time:
-        return enlarge(data, recipe, _warm(device), limits=limits, keep_metadata=keep_metadata, report=on_progress)
+        upscaler = _warm(device)
+        return enlarge(data, recipe, upscaler, limits=limits, keep_metadata=keep_metadata, report=on_progress)
 
 
 def enlarge(
@@ -150,7 +153,11 @@ def enlarge(
 
 @cache
 def _warm(device: str) -> Upscaler:
-    from hiresfix.engine.upscaler import Upscaler
+    try:
+        from hiresfix.engine.upscaler import Upscaler
+    except ModuleNotFoundError as error:
+        told = "hiresfix.upscale needs the engine part. Install it with: pip install 'hiresfix[engine]'"
+        raise ModuleNotFoundError(told, name=error.name) from error
 
     return Upscaler(device)
 

@@ -30,6 +30,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT = 600.0
+DEFAULT_WAIT = 45.0
+"""Seconds. Agents commonly give a tool a minute; one that hung up would not learn the id of the job it paid for."""
 INSTRUCTIONS = (
     "Enlarges pictures and invents plausible detail. `upscale` takes a file path or a URL and writes a file; large "
     "pictures can take minutes, so if it answers with a status other than COMPLETED, call `job_status` with the same "
@@ -146,7 +148,7 @@ class _Desk:
         extra: Annotated[
             dict[str, Any] | None, Field(description="Further parameters of the model, as in list_models.")
         ] = None,
-        wait_seconds: WaitSeconds = 120,
+        wait_seconds: WaitSeconds = DEFAULT_WAIT,
         overwrite: bool = False,
     ) -> JobState:
         """Enlarge a picture and save the result as a file. Costs credits, see list_models.
@@ -214,7 +216,7 @@ class _Desk:
             try:
                 await _told(job.wait)(report, timeout=seconds)
             except _JobEndedError as error:
-                return _state(error.job)
+                return _state(error.job, output)
         if job.status != "COMPLETED" or target is None:
             return _state(job.job, output)
         await _told(job.save)(target)
@@ -263,7 +265,7 @@ def _state(job: Job, output: str | None = None, *, saved: str | None = None) -> 
 def _next(job: Job, output: str | None, saved: str | None) -> str | None:
     if not job.is_over:
         where = f", output={output!r}" if output else ""
-        return f"Call job_status(job_id={job.id!r}{where}, wait_seconds=120)."
+        return f"Call job_status(job_id={job.id!r}{where}, wait_seconds={DEFAULT_WAIT:g})."
     if job.status == "COMPLETED" and saved is None:
         return f"Call job_status(job_id={job.id!r}, output=...) to get the file."
     return None

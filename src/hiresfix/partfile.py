@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -50,3 +51,13 @@ class PartFile:
         if self._file is not None:
             self._file.close()
             self._part.unlink(missing_ok=True)
+
+
+def require_writable(target: Path) -> None:
+    """Raises OSError if `target` could not be written as things are. Writes nothing, and makes no folder."""
+    if target.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    folder = next(folder for folder in target.absolute().parents if folder.exists())
+    number = errno.EACCES if folder.is_dir() else errno.ENOTDIR
+    if number == errno.ENOTDIR or not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(number, os.strerror(number), str(folder))

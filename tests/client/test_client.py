@@ -483,6 +483,62 @@ def test_a_result_that_is_cut_is_fetched_again_and_half_of_one_is_never_seen(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
 
 
+def test_a_real_servers_result_is_gone_on_with_where_it_was_cut(
+    connect: Connect, town: Town, stranger: Stranger, picture: Path, tmp_path: Path
+) -> None:
+    asked_for: list[str | None] = []
+
+    def answer(asked: Asked) -> Answer:
+        wanted = {name: asked.headers[name] for name in ("range", "if-range") if name in asked.headers}
+        answer = httpx.get(town.url + asked.path, headers={"X-API-Key": town.key, **wanted}, timeout=60)
+        if asked.path.startswith("/v2/"):
+            return answer.status_code, {}, answer.content.replace(town.url.encode(), stranger.url.encode())
+        asked_for.append(wanted.get("range"))
+        headers = {name: answer.headers[name] for name in ("Content-Length", "ETag", "Content-Range")
+                   if name in answer.headers}  # fmt: skip
+        return answer.status_code, headers, answer.content[: None if wanted else len(answer.content) // 2]
+
+    job = connect(url=town.url, api_key=town.key).images.upscale(picture)
+    whole = town.finish(job.id, png(400, 300))
+    stranger.answer = answer
+    there = connect(url=stranger.url, api_key=town.key)
+    assert there.jobs.get(job.id).save(tmp_path / "out.png").read_bytes() == whole
+    first, second = asked_for
+    assert first is None
+    assert second is not None
+    assert 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= len(whole) // 2
+    asked_for.clear()
+    assert there.jobs.get(job.id).result().data == whole
+    assert len(asked_for) == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_paid_for(
+    client: Client, town: Town, picture: Path, tmp_path: Path
+) -> None:
+    before = town.jobs
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.png"):
+        client.upscale(picture, tmp_path / "folder.png")
+    with pytest.raises(NotADirectoryError, match=r"in\.png"):
+        client.upscale(picture, picture / "new" / "out.png")
+    assert town.jobs == before
+
+
+def test_the_environments_proxy_is_asked_and_one_that_cannot_be_is_told(
+    connect: Connect, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", stranger.url)
+    stranger.answer = lambda asked: told(200, {"models": []})
+    assert connect(url="http://upscale.invalid", api_key="afk_x").models() == ()
+    assert [asked.path for asked in stranger.asked] == ["http://upscale.invalid/v2/models"]
+    for wrong in ("socks://127.0.0.1:9", "socks5://127.0.0.1:9"):
+        monkeypatch.setenv("ALL_PROXY", wrong)
+        with pytest.raises(errors.ConfigurationError, match="ALL_PROXY"):
+            connect(url="http://upscale.invalid", api_key="afk_x")
+
+
 # Other people's servers ---------------------------------------------------------------------------------------------
 
 
@@ -556,7 +612,10 @@ def test_a_model_that_only_the_server_knows_is_asked_for_as_the_server_says(
         return told(202, {"jobId": "7", "status": "QUEUED"})
 
     stranger.answer = answer
-    connect(url=stranger.url, api_key="afk_x").images.upscale(picture, model="dream-upscale", extra={"depth": 3})
+    connect(url=stranger.url, api_key="afk_x").images.upscale(
+        picture, model="dream-upscale", extra={"depth": 3}, webhook_url="https://you.example/", webhook_events="failed"
+    )
     sent = json.loads(stranger.asked[-1].body)
+    assert sent["webhookEvents"] == ["failed"]
     assert sent["model"] == "dream-upscale"
     assert sent["dreamParams"]["depth"] == 3

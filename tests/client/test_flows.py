@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hiresfix import errors
-from hiresfix.client import ServerUnreachable, Terms, flows, waiting
+from hiresfix.client import ServerUnreachable, Terms, UnexpectedAnswer, downloads, flows, waiting
 from hiresfix.client.effects import Close, Do, Flow, Give, Head, Lost, Open, Read, Request, Sleep, Tell
 from hiresfix.client.events import EventReader
 from hiresfix.client.flows import Order
@@ -146,6 +146,30 @@ def test_a_submission_keeps_its_key_over_all_attempts_and_the_next_has_another()
     assert len({request.body for request in world.requests if request.body is not None}) == 1
 
 
+def test_a_key_of_the_callers_own_is_kept_and_one_that_no_header_holds_is_refused() -> None:
+    world = World([ok({"jobId": "7", "status": "QUEUED"})])
+    world.run(flows.submit(world.terms(), ORDER, key="order-4711"))
+    assert world.requests[0].headers["Idempotency-Key"] == "order-4711"
+    for call in (flows.submit(world.terms(), ORDER, key="Schlüssel"), flows.upload(world.terms(), b"p", key="a\nb")):
+        with pytest.raises(errors.InvalidRequest, match="Idempotency-Key: Must be of printable ASCII"):
+            world.run(call)
+    assert len(world.requests) == 1
+
+
+def test_attempts_end_in_time_whatever_the_server_asks_for() -> None:
+    world = World([refused(503, retry_after="100")] * 50)
+    with pytest.raises(errors.Unavailable):
+        world.run(flows.me(world.terms(retries=49, longest_call=350)))
+    assert world.pauses == [100.5, 101, 102]
+
+
+def test_a_server_that_sends_callers_elsewhere_is_not_followed_with_the_key_and_says_where() -> None:
+    world = World([(301, {"location": "https://upscale.example/v2/me"}, b"<html>")])
+    with pytest.raises(UnexpectedAnswer, match=r"https://upscale\.example/v2/me\. Set HIRESFIX_URL"):
+        world.run(flows.me(world.terms()))
+    assert len(world.requests) == 1
+
+
 def test_attempts_end() -> None:
     world = World([AWAY] * 10)
     with pytest.raises(ServerUnreachable):
@@ -221,6 +245,81 @@ def test_a_job_that_cannot_be_seen_is_no_reason_to_wait(status: int) -> None:
     with pytest.raises(errors.HiresfixError):
         follow(world)
     assert world.pauses == []
+
+
+# Results ------------------------------------------------------------------------------------------------------------
+
+FILE = bytes(range(100))
+TAGGED = {"etag": '"one"'}
+
+
+def sent(end: int, start: int = 0, data: bytes = FILE, **headers: str) -> Answer:
+    """What comes of a file before the line breaks, or all of it: from `start` on what was asked for by Range."""
+    told = {name.replace("_", "-"): value for name, value in headers.items()}
+    if not start:
+        return 200, {"content-length": str(len(data)), **told}, data[:end]
+    span = f"bytes {start}-{len(data) - 1}/{len(data)}"
+    return 206, {"content-length": str(len(data) - start), "content-range": span, **told}, data[start:end]
+
+
+def fetched(world: World, **terms: Any) -> bytes:
+    finished = Job(id="7", status="COMPLETED", images=("/files/7.png",))
+    data: bytes = world.run(downloads.download(world.terms(**terms), finished))
+    assert all(not request.keyed for request in world.requests)
+    return data
+
+
+def ranges(world: World) -> list[str | None]:
+    return [request.headers.get("Range") for request in world.requests]
+
+
+def test_a_result_that_is_cut_is_gone_on_with_and_what_came_is_not_asked_for_again() -> None:
+    world = World([sent(30, **TAGGED), AWAY, sent(90, 30, **TAGGED), sent(100, 90, **TAGGED)])
+    assert fetched(world) == FILE
+    assert ranges(world) == [None, "bytes=30-", "bytes=30-", "bytes=90-"]
+    assert {request.headers.get("If-Range") for request in world.requests[1:]} == {'"one"'}
+
+
+def test_attempts_that_bring_something_do_not_count() -> None:
+    world = World([sent(end + 10, end, **TAGGED) for end in range(0, 100, 10)])
+    assert fetched(world, retries=1, longest_call=10) == FILE
+    assert world.now > 4
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        sent(100, data=FILE[::-1], etag='"two"'),
+        sent(100, 60, data=FILE, **TAGGED),
+        sent(100, 30, data=FILE + FILE, **TAGGED),
+        sent(100, 30, data=FILE[::-1], etag='"two"'),
+        (206, {**TAGGED}, FILE[30:]),
+        (416, {"content-range": "bytes */20"}, b""),
+    ],
+    ids=["another file", "another part", "another length", "another tag", "no range", "too short"],
+)
+def test_parts_of_two_files_are_never_put_together(second: Answer) -> None:
+    new = FILE[::-1]
+    world = World([sent(30, **TAGGED), second, sent(100, data=new, etag='"two"')])
+    assert fetched(world) == new
+
+
+@pytest.mark.parametrize("headers", [{}, {"etag": 'W/"one"'}, {**TAGGED, "content_encoding": "br"}])
+def test_where_the_server_does_not_say_which_file_it_is_all_of_it_is_asked_for(headers: dict[str, str]) -> None:
+    cut: Answer = (200, {"content-length": "100", **headers}, FILE[:30])
+    world = World([cut, AWAY, sent(100)] if "content_encoding" not in headers else [sent(100, **headers)])
+    assert fetched(world) == FILE
+    assert set(ranges(world)) == {None}
+
+
+def test_a_result_that_always_breaks_at_the_same_place_is_given_up() -> None:
+    world = World([sent(30)] * 50)
+    with pytest.raises(ServerUnreachable, match="30 of 100 bytes came"):
+        fetched(world, retries=3)
+    assert len(world.requests) == 4
+
+
+# Streams ------------------------------------------------------------------------------------------------------------
 
 
 def feed(*pieces: bytes) -> list[tuple[str, str]]:

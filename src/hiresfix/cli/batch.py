@@ -11,8 +11,10 @@ import queue
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,23 +24,37 @@ from hiresfix.cli.enlargers import Done, Enlarger
 from hiresfix.cli.errands import Errand
 from hiresfix.cli.journal import Journal
 from hiresfix.errors import Cancelled, HiresfixError
+from hiresfix.partfile import require_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 LEAVE_SECONDS = 2.0
 """How long whoever interrupts waits for what is under way to let go."""
+_COUNTED = (
+    ("done", "made"),
+    ("skipped", "made already"),
+    ("failed", "failed"),
+    ("not finished", "not finished"),
+    ("not begun", "not begun"),
+)
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """Errands being done. `again`: those that are done already, too."""
+    """Errands being done. `again`: those that are done already, too.
+
+    endless: there is always more to come, so that what may succeed later is `postponed` and no reason to stop.
+    """
 
     enlarger: Enlarger
     journal: Journal
     fingerprint: str
     again: bool
     as_json: bool
+    endless: bool = False
+    postponed: set[Path] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
     codes: list[int] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -61,12 +77,19 @@ class Batch:
         for errand in errands:
             left.put(errand)
         with Progress(*bar, console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
+            self._all = progress.add_task(f"0 of {len(errands)}", total=len(errands), visible=len(errands) > 1)
             if self.enlarger.most == 1:
                 self._work(left, progress)
             else:
                 self._work_together(left, progress, min(self.enlarger.most, len(errands)))
         self._tell_of_the_rest(left)
         return exits.together(self.codes)
+
+    def tell_counts(self) -> None:
+        """The last line for people, where there were several pictures."""
+        if self.counts.total() > 1:
+            told = ", ".join(f"{self.counts[status]} {words}" for status, words in _COUNTED if self.counts[status])
+            self._console.print(f"{told}.")
 
     def _work_together(self, left: queue.SimpleQueue[Errand], progress: Progress, workers: int) -> None:
         # Daemons: who interrupts need not wait for an answer that a server takes its time for.
@@ -92,6 +115,10 @@ class Batch:
             except queue.Empty:
                 return
             self._do(errand, progress)
+            with self.speaking:
+                progress.advance(self._all)
+                told = progress.tasks[0]
+                progress.update(self._all, description=f"{told.completed:g} of {told.total:g}")
 
     def _do(self, errand: Errand, progress: Progress) -> None:
         made = self.journal.is_made(errand, self.fingerprint)
@@ -110,9 +137,10 @@ class Batch:
             progress.update(task, completed=fraction, description=name)
 
         try:
+            require_writable(errand.target)
             done = self.enlarger.enlarge(errand, report)
         except Cancelled:
-            return
+            self._not_done(errand, "not finished")
         except (HiresfixError, OSError) as error:
             self._failed(errand, error)
         else:
@@ -123,10 +151,14 @@ class Batch:
 
     def _failed(self, errand: Errand, error: HiresfixError | OSError) -> None:
         code = exits.code_of(error)
-        self.codes.append(code)
-        if code in exits.HOPELESS:
-            self.stopping.set()
+        if code == exits.LATER and self.endless:
+            self.postponed.add(errand.source)
+        else:
+            self.codes.append(code)
+            if code in exits.HOPELESS:
+                self.stopping.set()
         with self.speaking:
+            self.counts["failed"] += 1
             self._console.print(f"{errand.source}: {error}", style="red")
             if self.as_json:
                 name = error.code if isinstance(error, HiresfixError) else "file_error"
@@ -134,6 +166,7 @@ class Batch:
 
     def _say(self, errand: Errand, status: str, text: str, done: Done | None = None) -> None:
         with self.speaking:
+            self.counts[status] += 1
             self._console.print(f"{errand.target}  {text}")
             if self.as_json:
                 facts = {"seed": done.seed, "width": done.width, "height": done.height, "job": done.job} if done else {}
@@ -148,11 +181,16 @@ class Batch:
     def _tell_of_the_rest(self, left: queue.SimpleQueue[Errand]) -> None:
         if left.empty():
             return
-        self._console.print(f"{left.qsize()} more were not begun: they would fail the same way.", style="red")
+        self._console.print(f"{left.qsize()} more were not begun: they would fail the same way. "
+            "Once that is mended, the same command goes on here.", style="red")
         while not left.empty():
-            errand = left.get_nowait()
+            self._not_done(left.get_nowait(), "not begun")
+
+    def _not_done(self, errand: Errand, status: str) -> None:
+        with self.speaking:
+            self.counts[status] += 1
             if self.as_json:
-                self._line(errand, "not begun")
+                self._line(errand, status)
 
     @staticmethod
     def _line(errand: Errand, status: str, **facts: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hiresfix.cli.errands import Errand
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hiresfix.client import Client, Job, JobHandle
     from hiresfix.engine.upscaler import Upscaler
 
+PATIENT_RETRIES, PATIENT_SECONDS = 200, 600.0
 Report = Callable[[float, str], None]
 """Hears of a fraction from 0 to 1 and of what is being done."""
 
@@ -89,6 +90,8 @@ class There:
         from hiresfix.client import JobEnded
 
         job = self._job(errand, report)
+        # Who has accepted something is the right server, and worth waiting for when the line breaks.
+        self.client.terms = replace(self.client.terms, retries=PATIENT_RETRIES, longest_call=PATIENT_SECONDS)
         try:
             job.save(errand.target, lambda state: report(state.progress / 100, _doing(state)))
         except JobEnded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def output_format(output: Path | None, wanted: str | None) -> str | None:
 def expanded(inputs: list[Path]) -> list[Path]:
     """Patterns as the files they match, for shells that leave them alone; a name that exists is no pattern."""
     found: list[Path] = []
-    for path in inputs:
+    for path in (path.expanduser() for path in inputs):
         if path.exists() or not glob.has_magic(str(path)):
             found.append(path)
             continue
@@ -46,13 +47,16 @@ def expanded(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def errands(inputs: list[Path], output: Path | None, *, scale: int, file_format: str) -> list[Errand]:
+def errands(
+    inputs: list[Path], output: Path | None, *, scale: int, file_format: str, origin: Callable[[Path], Path | None]
+) -> list[Errand]:
     """What to read and write; refuses, before any work, what would overwrite an input.
 
-    A file named twice is read once, and a result found in a folder beside its source is no input.
+    A file named twice is read once. What was made of another input is no input (`origin` tells of what, if we made it),
+    nor is what is found in a folder under the name of a result.
     """
     named = [path for path in inputs if not path.is_dir()]
-    found = [source for path in inputs if path.is_dir() for source in pictures_in(path)]
+    found = [source for path in inputs if path.is_dir() for source in _found_in(path)]
     sources = list({source.resolve(): source for source in [*map(_existing, named), *found]}.values())
     into_file = output is not None and output.suffix.lower() in FORMAT_OF_SUFFIX and not output.is_dir()
     if into_file and len(sources) > 1:
@@ -69,10 +73,11 @@ def errands(inputs: list[Path], output: Path | None, *, scale: int, file_format:
 
     targets = {source: target(source) for source in sources}
     results = {path.resolve() for path in targets.values()}
+    originals = {source.resolve() for source in sources}
     listed = [
         Errand(source=source, target=targets[source])
         for source in sources
-        if source in named or source.resolve() not in results
+        if origin(source) not in originals and (source in named or source.resolve() not in results)
     ]
     for errand in listed:
         if errand.source.resolve() in results:
@@ -89,7 +94,19 @@ def _folder(source: Path, output: Path | None) -> Path:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Hidden files are none: programs keep there what is not finished, or not a picture. Raises OSError."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _found_in(folder: Path) -> list[Path]:
+    try:
+        return pictures_in(folder)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder} cannot be read: {error.strerror}.", param_hint="IN...") from error
 
 
 def _existing(path: Path) -> Path:

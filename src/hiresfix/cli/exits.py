@@ -34,7 +34,7 @@ NOT_ACCEPTED: Final = 4
 NOT_PAID: Final = 5
 INTERRUPTED: Final = 130
 
-HOPELESS: Final = frozenset({NOT_ACCEPTED, NOT_PAID})
+HOPELESS: Final = frozenset({LATER, NOT_ACCEPTED, NOT_PAID})
 """What went wrong so once goes wrong so for every other picture."""
 
 

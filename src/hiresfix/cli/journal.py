@@ -82,6 +82,14 @@ class Journal:
         made = _state(errand.target)
         return row is not None and made is not None and row[:2] == (_named(errand.source), settings) and row[4] == made
 
+    def origin(self, path: Path) -> Path | None:
+        """The source that this very file was made of, if it was made here."""
+        for rows in self._asked("select source, made from pictures where target = ?", str(path.resolve())):
+            row: tuple[str, str | None] | None = rows.fetchone()
+            if row is not None and row[1] is not None and row[1] == _state(path):
+                return Path(row[0].rsplit(" ", 2)[0])
+        return None
+
     def begin(self, errand: Errand, settings: str) -> Entry:
         """What was begun and not finished with the same source and settings, or a new entry."""
         row = self._row(errand)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -24,6 +24,8 @@ from hiresfix.recipe import Recipe
 
 WATCH_SECONDS = 1.0
 """Between two looks at a watched folder; a file is complete when two looks find it the same."""
+POSTPONED_SECONDS = 30.0
+"""Until what a watched folder's server was too busy for, or too far away, is tried again."""
 
 
 def upscale(
@@ -87,10 +89,10 @@ def upscale(
     asked = _Asked(model=chosen, params=params, recipe=recipe, preset=preset, strip=strip, device=device, jobs=jobs)
     there = bool(os.environ.get("HIRESFIX_URL")) if remote is None else remote
     _check_options(asked, there=there, watch=watch, output=output, inputs=inputs)
-    errands = [] if not inputs else _errands(inputs, output, recipe)
-    # One picture, named alone, is wanted anew.
-    alone = len(errands) == 1 and watch is None and not any(path.is_dir() for path in inputs or ())
     with closing(Journal.of_user()) as journal:
+        errands = [] if not inputs else _errands(inputs, output, recipe, journal)
+        # One picture, named alone, is wanted anew.
+        alone = len(errands) == 1 and watch is None and not any(path.is_dir() for path in inputs or ())
         enlarger, fingerprint = _there(asked, journal) if there else _here(asked)
         with closing(enlarger):
             batch = Batch(
@@ -99,22 +101,35 @@ def upscale(
                 fingerprint=fingerprint,
                 again=again or alone,
                 as_json=as_json,
+                endless=watch is not None,
             )
             code = batch.run(errands)
+            batch.tell_counts()
             if watch is not None and not batch.stopping.is_set():
-                code = _watch(watch, output, recipe, batch)
+                code = _watch(watch, lambda: _errands([watch], output, recipe, journal), batch)
     if code:
         raise typer.Exit(code)
 
 
-def _watch(folder: Path, output: Path | None, recipe: Recipe, batch: Batch) -> int:
-    """Do what appears, until interrupted or there is no point in going on."""
-    for appeared in _appearing(folder):
-        # Of the whole folder, so that a.gif and a.png keep apart though they came at different times.
-        listed = _errands([folder], output, recipe)
-        code = batch.run([errand for errand in listed if errand.source in appeared])
+def _watch(folder: Path, listed: Callable[[], list[Errand]], batch: Batch) -> int:
+    """Do what appears, until interrupted or there is no point in going on; what may succeed later, again later.
+
+    listed: the errands of the whole folder, so that a.gif and a.png keep apart though they came at different times.
+    """
+    given: dict[Path, _State] = {}
+    for appeared in _appearing(folder, given):
+        try:
+            errands = [errand for errand in listed() if errand.source in appeared]
+        except typer.BadParameter:  # gone since the look
+            continue
+        code = batch.run(errands)
         if batch.stopping.is_set():
             return code
+        if batch.postponed:
+            time.sleep(POSTPONED_SECONDS)
+            for path in batch.postponed:
+                given.pop(path, None)
+            batch.postponed.clear()
     raise AssertionError("folders are watched for ever")
 
 
@@ -175,9 +190,13 @@ def _check_options(
         raise typer.BadParameter("A watched folder needs another one for the results.", param_hint="--output")
 
 
-def _errands(inputs: list[Path], output: Path | None, recipe: Recipe) -> list[Errand]:
+def _errands(inputs: list[Path], output: Path | None, recipe: Recipe, journal: Journal) -> list[Errand]:
     return errands_.errands(
-        errands_.expanded(inputs), output, scale=recipe.scale, file_format=str(recipe.output_format)
+        errands_.expanded(inputs),
+        output,
+        scale=recipe.scale,
+        file_format=str(recipe.output_format),
+        origin=journal.origin,
     )
 
 
@@ -213,12 +232,18 @@ def _canonical(asked: _Asked) -> dict[str, Any]:
     return {name: canonical(asked.model.param(name), raw) for name, raw in asked.params.items()}
 
 
-def _appearing(folder: Path) -> Iterator[list[Path]]:
-    """Pictures of a folder, each once it has stopped changing, and again when it has changed; forever."""
-    seen: dict[Path, tuple[int, int]] = {}
-    given: dict[Path, tuple[int, int]] = {}
+_State: TypeAlias = tuple[int, int]
+"""Of a file: its size and when it was changed."""
+
+
+def _appearing(folder: Path, given: dict[Path, _State]) -> Iterator[list[Path]]:
+    """Pictures of a folder, each once it has stopped changing, and again when it has changed; forever.
+
+    given: those that were given, as they were; who takes one out of it is given it again.
+    """
+    seen: dict[Path, _State] = {}
     while True:
-        now = {path: state for path in errands_.pictures_in(folder) if (state := _state(path))}
+        now = {path: state for path in _there_now(folder) if (state := _state(path))}
         ready = [path for path, state in now.items() if seen.get(path) == state != given.get(path)]
         seen = now
         if ready:
@@ -228,7 +253,15 @@ def _appearing(folder: Path) -> Iterator[list[Path]]:
             time.sleep(WATCH_SECONDS)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _there_now(folder: Path) -> list[Path]:
+    """Nothing, while the folder is away: disks are unplugged, and shares come back."""
+    try:
+        return errands_.pictures_in(folder)
+    except OSError:
+        return []
+
+
+def _state(path: Path) -> _State | None:
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,8 @@
 """Talking to a server: the SDK behind `hiresfix.Client` and `hiresfix.AsyncClient`.
 
-`flows` and `waiting` are the protocol, without I/O; `drivers` run them, blocking or awaited; `client` is what people
-call; `values`, `failures` and `result` are what comes back. Needs httpx, and neither a server nor an engine installed.
+`flows`, `waiting` and `downloads` are the protocol, without I/O; `drivers` run them, blocking or awaited; `client` is
+what people call; `values`, `failures` and `result` are what comes back. Needs httpx, and neither a server nor an engine
+installed.
 """
 
 from hiresfix.client.async_client import AsyncClient, AsyncJobHandle

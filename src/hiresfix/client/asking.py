@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,6 +27,7 @@ DEFAULT_MODEL = "clarity-upscale"
 TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
 
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 AnyPath: TypeAlias = str | os.PathLike[str]
 OnProgress: TypeAlias = Callable[[Job], object]
 """Called with every new state of a job. An `AsyncClient` awaits what it returns, if it can be awaited."""
@@ -61,8 +62,10 @@ def order(
     params: Params,
     extra: dict[str, Any] | None = None,
     webhook_url: str | None = None,
-    webhook_events: Sequence[Event] | None = None,
+    webhook_events: Event | Sequence[Event] | None = None,
 ) -> Order:
+    if isinstance(webhook_events, str):
+        webhook_events = (webhook_events,)
     return Order(
         image=image,
         model=model,
@@ -95,6 +98,16 @@ def _nothing(job: Job) -> None: ...
 
 def giving(job: Job) -> Effect:
     return Give(item=job)
+
+
+def opened(kind: type[H], timeout: float | httpx.Timeout | None, proxy: str | httpx.Proxy | None) -> H:
+    """An HTTP client. Raises ConfigurationError for a proxy, given or the environment's, that it cannot use."""
+    try:
+        return kind(timeout=timeouts(timeout), proxy=proxy)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise ConfigurationError(
+            f"The proxy cannot be used: {error} Correct it, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY."
+        ) from error
 
 
 def timeouts(given: float | httpx.Timeout | None) -> httpx.Timeout:

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from hiresfix.client import asking, drivers, flows, waiting
+from hiresfix.client import asking, downloads, drivers, flows, waiting
 from hiresfix.client.asking import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
 from hiresfix.client.drivers import Returned
 from hiresfix.client.effects import Flow
@@ -58,20 +58,20 @@ class AsyncJobHandle:
 
     async def refresh(self) -> Job:
         """Ask for the job as it is now."""
-        self.job = await self._client.run(flows.get(self._client.terms, self.id))
+        self.job = await self._client._run(flows.get(self._client.terms, self.id))
         return self.job
 
     async def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109  # the end of waiting is told with the job
         """As `JobHandle.wait`."""
         if self.job.status != "COMPLETED" or not self.job.images:
             watch = waiting.follow(self._client.terms, self.id, asking.telling(on_progress), seconds=timeout)
-            self.job = await self._client.run(watch)
+            self.job = await self._client._run(watch)
         return outcome(self.job)
 
     async def events(self, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: ASYNC109
         """As `JobHandle.events`."""
         watch = waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)
-        async with aclosing(self._client.each(watch)) as states:
+        async with aclosing(self._client._each(watch)) as states:
             async for job in states:
                 self.job = job
                 yield job
@@ -79,16 +79,16 @@ class AsyncJobHandle:
     async def result(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Result:  # noqa: ASYNC109
         """As `JobHandle.result`."""
         job = await self.wait(on_progress, timeout=timeout)
-        return Result(job=job, data=await self._client.run(flows.download(self._client.terms, job)))
+        return Result(job=job, data=await self._client._run(downloads.download(self._client.terms, job)))
 
     async def save(self, path: AnyPath, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Path:  # noqa: ASYNC109
         """As `JobHandle.save`."""
         job = await self.wait(on_progress, timeout=timeout)
-        return await self._client.run(flows.save(self._client.terms, job, Path(path)))
+        return await self._client._run(downloads.save(self._client.terms, job, Path(path)))
 
     async def cancel(self) -> Job:
         """As `JobHandle.cancel`."""
-        self.job = await self._client.run(flows.cancel(self._client.terms, self.id))
+        self.job = await self._client._run(flows.cancel(self._client.terms, self.id))
         return self.job
 
 
@@ -102,7 +102,7 @@ class AsyncImages:
         *,
         model: str = DEFAULT_MODEL,
         webhook_url: str | None = None,
-        webhook_events: Sequence[Event] | None = None,
+        webhook_events: Event | Sequence[Event] | None = None,
         idempotency_key: str | None = None,
         on_upload: OnUpload | None = None,
         extra: dict[str, Any] | None = None,
@@ -111,7 +111,7 @@ class AsyncImages:
         """As `Images.upscale`."""
         order = asking.order(image, model, params, extra, webhook_url, webhook_events)
         client = self._client
-        job = await client.run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload))
+        job = await client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload))
         return AsyncJobHandle(client, job)
 
     async def preview(
@@ -123,7 +123,7 @@ class AsyncImages:
         **params: Unpack[Params],
     ) -> Preview:
         """As `Images.preview`."""
-        return await self._client.run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
+        return await self._client._run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
 
 
 class AsyncJobs:
@@ -132,7 +132,7 @@ class AsyncJobs:
 
     async def get(self, id: str) -> AsyncJobHandle:  # noqa: A002
         """As `Jobs.get`."""
-        return AsyncJobHandle(self._client, await self._client.run(flows.get(self._client.terms, id)))
+        return AsyncJobHandle(self._client, await self._client._run(flows.get(self._client.terms, id)))
 
     async def list(
         self,
@@ -145,17 +145,17 @@ class AsyncJobs:
     ) -> AsyncGenerator[AsyncJobHandle]:
         """As `Jobs.list`."""
         query = flows.job_query(status=status, model=model, scope=scope, page_size=page_size)
-        async with aclosing(self._client.each(flows.listing(self._client.terms, query, limit))) as found:
+        async with aclosing(self._client._each(flows.listing(self._client.terms, query, limit))) as found:
             async for job in found:
                 yield AsyncJobHandle(self._client, job)
 
     def events(self, id: str, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: A002
         """As `Jobs.events`."""
-        return self._client.each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
+        return self._client._each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
 
     async def cancel(self, id: str) -> Job:  # noqa: A002
         """As `Jobs.cancel`."""
-        return await self._client.run(flows.cancel(self._client.terms, id))
+        return await self._client._run(flows.cancel(self._client.terms, id))
 
 
 class AsyncUploads:
@@ -167,11 +167,15 @@ class AsyncUploads:
     ) -> Upload:
         """As `Uploads.create`."""
         client = self._client
-        return await client.run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
+        return await client._run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
 
 
 class AsyncClient:
-    """As `Client`, to be awaited, on asyncio or trio."""
+    """As `Client`, whose help has all the calls and knobs; here they are awaited, on asyncio or trio.
+
+    async with hiresfix.AsyncClient() as client:
+        await client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
+    """
 
     def __init__(
         self,
@@ -187,7 +191,7 @@ class AsyncClient:
         self._server = asking.server(url, api_key)
         self.terms = terms or Terms()
         self._own = http_client is None
-        self._http = http_client or httpx.AsyncClient(timeout=asking.timeouts(timeout), proxy=proxy)
+        self._http = http_client or asking.opened(httpx.AsyncClient, timeout, proxy)
         self.images, self.jobs, self.uploads = AsyncImages(self), AsyncJobs(self), AsyncUploads(self)
 
     def __repr__(self) -> str:
@@ -223,24 +227,24 @@ class AsyncClient:
         **params: Unpack[Params],
     ) -> Path:
         """As `Client.upscale`."""
-        job = await self.images.upscale(
-            image, model=model, idempotency_key=idempotency_key, extra=extra, **asking.into(out, params)
-        )
+        params = asking.into(out, params)
+        await self._run(downloads.writable(Path(out)))
+        job = await self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return await job.save(out, on_progress, timeout=timeout)
 
     async def me(self) -> Me:
         """As `Client.me`."""
-        return await self.run(flows.me(self.terms))
+        return await self._run(flows.me(self.terms))
 
     async def models(self, modality: str | None = None) -> tuple[Model, ...]:
         """As `Client.models`."""
-        return await self.run(flows.models(self.terms, modality))
+        return await self._run(flows.models(self.terms, modality))
 
-    async def run(self, flow: Flow[T]) -> T:
+    async def _run(self, flow: Flow[T]) -> T:
         """Run a flow on this client's connections."""
         return await drivers.async_run(self._http, self._server, flow)
 
-    async def each(self, flow: Flow[Any]) -> AsyncGenerator[Job]:
+    async def _each(self, flow: Flow[Any]) -> AsyncGenerator[Job]:
         """Run a flow and yield what it gives."""
         async with aclosing(drivers.async_steps(self._http, self._server, flow)) as items:
             async for item in items:

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from hiresfix.client import asking, drivers, flows, waiting
+from hiresfix.client import asking, downloads, drivers, flows, waiting
 from hiresfix.client.asking import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
 from hiresfix.client.effects import Flow
 from hiresfix.client.failures import outcome
@@ -58,7 +58,7 @@ class JobHandle:
 
     def refresh(self) -> Job:
         """Ask for the job as it is now."""
-        self.job = self._client.run(flows.get(self._client.terms, self.id))
+        self.job = self._client._run(flows.get(self._client.terms, self.id))
         return self.job
 
     def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:
@@ -68,19 +68,19 @@ class JobHandle:
         """
         if self.job.status != "COMPLETED" or not self.job.images:
             watch = waiting.follow(self._client.terms, self.id, asking.telling(on_progress), seconds=timeout)
-            self.job = self._client.run(watch)
+            self.job = self._client._run(watch)
         return outcome(self.job)
 
     def events(self, *, timeout: float | None = None) -> Iterator[Job]:
         """Every new state of the job, to the one in which it is over, whatever that is. Raises JobTimedOut."""
-        for job in self._client.each(waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)):
+        for job in self._client._each(waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)):
             self.job = job
             yield job
 
     def result(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Result:
         """Wait, and fetch the picture into memory. Raises as `wait` does, and Expired for a result that is deleted."""
         job = self.wait(on_progress, timeout=timeout)
-        return Result(job=job, data=self._client.run(flows.download(self._client.terms, job)))
+        return Result(job=job, data=self._client._run(downloads.download(self._client.terms, job)))
 
     def save(self, path: AnyPath, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Path:
         """Wait, and write the picture to `path`, whole or not at all; into a folder under the job's id.
@@ -88,15 +88,17 @@ class JobHandle:
         Returns where it is. Raises as `result` does, and OSError.
         """
         job = self.wait(on_progress, timeout=timeout)
-        return self._client.run(flows.save(self._client.terms, job, Path(path)))
+        return self._client._run(downloads.save(self._client.terms, job, Path(path)))
 
     def cancel(self) -> Job:
         """End the job; its credits come back. Raises Conflict if it is over already."""
-        self.job = self._client.run(flows.cancel(self._client.terms, self.id))
+        self.job = self._client._run(flows.cancel(self._client.terms, self.id))
         return self.job
 
 
 class Images:
+    """`client.images`."""
+
     def __init__(self, client: Client) -> None:
         self._client = client
 
@@ -106,7 +108,7 @@ class Images:
         *,
         model: str = DEFAULT_MODEL,
         webhook_url: str | None = None,
-        webhook_events: Sequence[Event] | None = None,
+        webhook_events: Event | Sequence[Event] | None = None,
         idempotency_key: str | None = None,
         on_upload: OnUpload | None = None,
         extra: dict[str, Any] | None = None,
@@ -115,12 +117,15 @@ class Images:
         """Submit a picture; returns as soon as the job is accepted and paid for.
 
         image: a path, URL, bytes, open file, PIL.Image or array; what is large is uploaded first, streamed.
+        params: the knobs, see `help(hiresfix.Client)`; what is not given is at its default.
+        webhook_url: where the server is to tell what becomes of the job (`hiresfix.verify_webhook`). webhook_events:
+        which of progress, completed, failed; the last two by default.
         idempotency_key: pass your own to get the same job for the same call, also from another process, for a day.
-        extra: parameters that this release has no name for.
+        on_upload: called with bytes sent and bytes in all. extra: parameters that this release has no name for.
         """
         order = asking.order(image, model, params, extra, webhook_url, webhook_events)
         client = self._client
-        return JobHandle(client, client.run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload)))
+        return JobHandle(client, client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload)))
 
     def preview(
         self,
@@ -131,16 +136,18 @@ class Images:
         **params: Unpack[Params],
     ) -> Preview:
         """What `upscale` would cost and make; nothing is charged."""
-        return self._client.run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
+        return self._client._run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
 
 
 class Jobs:
+    """`client.jobs`."""
+
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def get(self, id: str) -> JobHandle:  # noqa: A002  # the API's own name
         """A job by its id. Raises NotFound."""
-        return JobHandle(self._client, self._client.run(flows.get(self._client.terms, id)))
+        return JobHandle(self._client, self._client._run(flows.get(self._client.terms, id)))
 
     def list(
         self,
@@ -153,19 +160,21 @@ class Jobs:
     ) -> Iterator[JobHandle]:
         """Jobs, the newest first, page after page as they are asked for; at most `limit` of them."""
         query = flows.job_query(status=status, model=model, scope=scope, page_size=page_size)
-        for job in self._client.each(flows.listing(self._client.terms, query, limit)):
+        for job in self._client._each(flows.listing(self._client.terms, query, limit)):
             yield JobHandle(self._client, job)
 
     def events(self, id: str, *, timeout: float | None = None) -> Iterator[Job]:  # noqa: A002
         """Every new state of a job, to its end."""
-        return self._client.each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
+        return self._client._each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
 
     def cancel(self, id: str) -> Job:  # noqa: A002
         """End a job; its credits come back. Raises Conflict if it is over already, NotFound."""
-        return self._client.run(flows.cancel(self._client.terms, id))
+        return self._client._run(flows.cancel(self._client.terms, id))
 
 
 class Uploads:
+    """`client.uploads`."""
+
     def __init__(self, client: Client) -> None:
         self._client = client
 
@@ -174,11 +183,37 @@ class Uploads:
     ) -> Upload:
         """Hand in a picture, streamed from where it is; submissions can name its `url` for a while."""
         client = self._client
-        return client.run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
+        return client._run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
 
 
 class Client:
-    """A server, asked and waited for. May be shared by threads; close it, or use it in a `with`."""
+    """A server that enlarges pictures. May be shared by threads; close it, or use it in a `with`.
+
+        with hiresfix.Client() as client:  # HIRESFIX_URL and HIRESFIX_API_KEY say where, and who asks
+            client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
+
+    What there is, each with help of its own:
+
+        client.upscale(image, out)              submit, wait and save in one call
+        client.images.upscale(image)            submit; a JobHandle to wait(), save(path), result(), events(), cancel()
+        client.images.preview(image)            what that would cost, and make
+        client.jobs.get(id), .list(), .events(id), .cancel(id)
+        client.uploads.create(image)            hand a picture in once, name its url often
+        client.me(), client.models()            whose the key is and the credits left; what is on offer
+
+    The knobs, all optional, as keyword arguments of `upscale` and `preview`:
+
+        scale            1, 2, 4, 8 (default 2): how many times wider and higher
+        creativity       0 to 1 (0.35): how much detail may be invented
+        resemblance      0 to 3 (0.6): how tightly to follow the picture
+        dynamic          1 to 50 (6): contrast and crispness
+        steps            1 to 100 (18): refinement steps
+        sharpen          0 to 10 (0): sharpening at the end
+        prompt, negative_prompt                 what kind of detail to add, and to avoid
+        seed             the same one makes the same picture again
+        output_format    png, jpg, webp (png)
+        content          photo, anime (photo); of the model faithful-upscale, which has scale, sharpen and output_format
+    """
 
     def __init__(
         self,
@@ -192,14 +227,14 @@ class Client:
     ) -> None:
         """url, api_key: by default HIRESFIX_URL, or this machine's `hiresfix serve`, and HIRESFIX_API_KEY.
 
-        timeout: seconds of silence, 60 by default (10 to connect). proxy: by default HTTPS_PROXY and its like. terms:
-        retries, patience and so on. http_client: your own, with whatever else httpx can do; it is not closed here.
-        Raises ConfigurationError.
+        timeout: seconds of silence, 60 by default (10 to connect). proxy: by default HTTPS_PROXY, HTTP_PROXY or
+        ALL_PROXY, but for hosts in NO_PROXY. terms: retries, patience and so on. http_client: your own, with whatever
+        else httpx can do; it is not closed here. Raises ConfigurationError.
         """
         self._server = asking.server(url, api_key)
         self.terms = terms or Terms()
         self._own = http_client is None
-        self._http = http_client or httpx.Client(timeout=asking.timeouts(timeout), proxy=proxy)
+        self._http = http_client or asking.opened(httpx.Client, timeout, proxy)
         self.images, self.jobs, self.uploads = Images(self), Jobs(self), Uploads(self)
 
     def __repr__(self) -> str:
@@ -236,25 +271,27 @@ class Client:
     ) -> Path:
         """Submit, wait, and save as `out`, whose suffix says the format. Returns where it is.
 
-        Raises JobFailed, JobCancelled, JobTimedOut; ValueError for a suffix that cannot be written.
+        image, knobs: as `images.upscale`. on_progress: called with every new state (`Job`). timeout: seconds that the
+        job may take once it is accepted, None for as long as it takes. Raises JobFailed, JobCancelled, JobTimedOut;
+        before anything is sent ValueError for a suffix, and OSError for a place, that cannot be written.
         """
-        job = self.images.upscale(
-            image, model=model, idempotency_key=idempotency_key, extra=extra, **asking.into(out, params)
-        )
+        params = asking.into(out, params)
+        self._run(downloads.writable(Path(out)))
+        job = self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return job.save(out, on_progress, timeout=timeout)
 
     def me(self) -> Me:
         """Whose the key is, and the team's credits."""
-        return self.run(flows.me(self.terms))
+        return self._run(flows.me(self.terms))
 
     def models(self, modality: str | None = None) -> tuple[Model, ...]:
         """What is on offer, with prices and parameters."""
-        return self.run(flows.models(self.terms, modality))
+        return self._run(flows.models(self.terms, modality))
 
-    def run(self, flow: Flow[T]) -> T:
+    def _run(self, flow: Flow[T]) -> T:
         """Run a flow on this client's connections."""
         return drivers.run(self._http, self._server, flow)
 
-    def each(self, flow: Flow[Any]) -> Iterator[Job]:
+    def _each(self, flow: Flow[Any]) -> Iterator[Job]:
         """Run a flow and yield what it gives."""
         yield from drivers.steps(self._http, self._server, flow)

@@ -17,8 +17,8 @@ import httpx
 from hiresfix.client.effects import Body, Close, Do, Effect, Flow, Give, Head, Lost, Open, Read, Request, Sleep, Tell
 
 T = TypeVar("T")
-LINK_PIECE = 1 << 20
-"""Bytes of a file that are handled at once."""
+LINK_PIECE = 1 << 15
+"""Bytes of a file that are handled at once. What came of a piece that was cut is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

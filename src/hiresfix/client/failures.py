@@ -1,7 +1,7 @@
 """Answers that are refusals, as the same classes the server raised; jobs that ended without a result, as errors.
 
-The class is chosen by `code`, else by status, so that servers which send no codes are understood as well. Knows no
-HTTP library.
+The class is chosen by `code`, else by status, so that servers which send no codes, or some of their own, are understood
+as well. Knows no HTTP library.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hiresfix.errors import (
     InsufficientCredits,
     InvalidJobId,
     InvalidRequest,
+    MethodNotAllowed,
     NotFound,
     NotOffered,
     OverBudget,
@@ -81,6 +82,7 @@ _WITH_MORE: Mapping[type[HiresfixError], Callable[[_Refusal], HiresfixError]] = 
     RequestTimedOut: lambda refusal: RequestTimedOut.told(refusal.text),
     RequestTooLarge: lambda refusal: RequestTooLarge(),
     NotOffered: lambda refusal: NotOffered(),
+    MethodNotAllowed: lambda refusal: MethodNotAllowed(),
 }
 """How classes are made whose errors hold more than a message."""
 
@@ -90,6 +92,7 @@ _BY_STATUS: Mapping[int, type[HiresfixError]] = {
     402: InsufficientCredits,
     403: Forbidden,
     404: NotFound,
+    405: MethodNotAllowed,
     408: RequestTimedOut,
     409: Conflict,
     410: Expired,
@@ -105,16 +108,17 @@ _BY_STATUS: Mapping[int, type[HiresfixError]] = {
 
 
 def _every(kind: type[HiresfixError]) -> Iterator[type[HiresfixError]]:
+    """What a server can raise, of classes that share a code the widest first; not what clients and callers add."""
     yield kind
     for narrower in kind.__subclasses__():
-        yield from _every(narrower)
+        if narrower.__module__ == HiresfixError.__module__:
+            yield from _every(narrower)
 
 
 def error_of(head: Head, body: bytes) -> HiresfixError:
     """The error that an answer of status 400 or more stands for, with the id of its request."""
     refusal = _read(head, body)
     code = refusal.body.get("code")
-    # Of classes that share a code the widest, which comes first.
     kind = next((kind for kind in _every(HiresfixError) if kind.code == code), None) or _BY_STATUS.get(head.status)
     if kind is None:
         error: HiresfixError = UnexpectedAnswer(f"The server answered {head.status}: {refusal.text}")

@@ -2,8 +2,8 @@
 
 Guarantees: what is asked again is either harmless to ask twice or carries an Idempotency-Key, made once for a call and
 sent with every attempt. Pauses are random between nothing and a bound that doubles, on top of what `Retry-After` asks
-for; a server that asks for longer than `Terms.longest_pause` is refused at once. An answer that is a refusal is raised
-as the error it stands for. A result is under its name only when all of it has come.
+for; a server that asks for longer than `Terms.longest_pause` is refused at once, and no attempt begins later than
+`Terms.longest_call` after the first. An answer that is a refusal is raised as the error it stands for.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from random import uniform
-from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Self, TypeAlias
 
 from hiresfix import catalog
 from hiresfix.client import pictures
@@ -26,8 +24,7 @@ from hiresfix.client.errors import ServerUnreachable, UnexpectedAnswer
 from hiresfix.client.failures import error_of, retry_after
 from hiresfix.client.pictures import Image, Source
 from hiresfix.client.values import Job, JobPage, Me, Model, Preview, Upload, spelled_out
-from hiresfix.errors import Expired, HiresfixError, InvalidRequest, NotFound
-from hiresfix.partfile import PartFile
+from hiresfix.errors import HiresfixError, InvalidRequest
 
 Report: TypeAlias = Callable[[int, int], object]
 """Hears of bytes sent, of how many in all."""
@@ -52,13 +49,15 @@ def _random_key() -> str:
 class Terms:
     """On which terms a client asks. Times are seconds.
 
-    retries: attempts after the first. longest_pause: the most that a `Retry-After` may ask for. patience: how long a
-    server may be away while a job is waited for. inline_bytes: pictures up to this size travel inside the submission,
-    larger ones are uploaded first; 0 uploads all. `clock`, `jitter` (0 to its argument) and `new_key` are the world's.
+    retries: attempts after the first. longest_pause: the most that a `Retry-After` may ask for. longest_call: how long
+    after its first attempt a call may still be tried again. patience: how long a server may be away while a job is
+    waited for. inline_bytes: pictures up to this size travel inside the submission, larger ones are uploaded first; 0
+    uploads all. `clock`, `jitter` (0 to its argument) and `new_key` are the world's.
     """
 
     retries: int = 5
     longest_pause: float = 120.0
+    longest_call: float = 900.0
     patience: float = 300.0
     inline_bytes: int = 192 * 1024
     clock: Callable[[], float] = time.monotonic
@@ -97,9 +96,36 @@ def unreachable(lost: Lost) -> ServerUnreachable:
     return ServerUnreachable(f"The server did not answer: {lost}. Check HIRESFIX_URL and that the server is running.")
 
 
+@dataclass(slots=True)
+class Attempts:
+    """How often one call was tried, and since when."""
+
+    terms: Terms
+    began: float
+    failed: int = 0
+
+    @classmethod
+    def of(cls, terms: Terms) -> Self:
+        return cls(terms, terms.clock())
+
+    def begin_anew(self) -> None:
+        """There was progress: what failed before counts no more."""
+        self.began, self.failed = self.terms.clock(), 0
+
+    def rest(self, error: HiresfixError, *, again: bool, asked: float | None) -> Flow[None]:
+        """Sleep until the next attempt; raises the error where there is to be none."""
+        pause = self.terms.pause(self.failed, asked)
+        if not again or self.failed >= self.terms.retries or pause is None:
+            raise error
+        if self.terms.clock() + pause - self.began > self.terms.longest_call:
+            raise error
+        self.failed += 1
+        yield Sleep(seconds=pause)
+
+
 def call(terms: Terms, request: Request) -> Flow[Any]:
     """The JSON that a request is answered with, asked for as often as `terms` allow. Raises HiresfixError."""
-    attempt = 0
+    attempts = Attempts.of(terms)
     while True:
         try:
             head, body = yield from exchange(request)
@@ -111,14 +137,13 @@ def call(terms: Terms, request: Request) -> Flow[Any]:
                 return _json(head, body)
             error, asked = error_of(head, body), retry_after(head.headers)
             again = head.status == 429 or (request.repeatable and head.status in REPEATED)
-        pause = terms.pause(attempt, asked)
-        if not again or attempt >= terms.retries or pause is None:
-            raise error
-        yield Sleep(seconds=pause)
-        attempt += 1
+        yield from attempts.rest(error, again=again, asked=asked)
 
 
 def _json(head: Head, body: bytes) -> Any:
+    if 300 <= head.status < 400:  # not followed: the key is for the server that was named
+        there = head.headers.get("location", "somewhere else")
+        raise UnexpectedAnswer(f"The server sends callers on to {there}. Set HIRESFIX_URL to the address it has there.")
     try:
         return json.loads(body)
     except ValueError as error:
@@ -181,10 +206,18 @@ def job_path(job: str) -> str:
 # Pictures in --------------------------------------------------------------------------------------------------------
 
 
+def _key(terms: Terms, given: str | None) -> str:
+    """The caller's Idempotency-Key, or a new one. Raises InvalidRequest for one that no header can hold."""
+    if given and not (given.isascii() and given.isprintable()):
+        raise InvalidRequest({"Idempotency-Key": ["Must be of printable ASCII characters, for example a UUID."]})
+    return given or terms.new_key()
+
+
 def upload(terms: Terms, image: Image, *, key: str | None = None, report: Report | None = None) -> Flow[Upload]:
     """Hand a picture in, streamed from where it is; `report(sent, total)` hears of bytes, anew with each attempt."""
+    key = _key(terms, key)
     source = yield Do(work=partial(pictures.source_of, image))
-    return (yield from _upload(terms, source, key or terms.new_key(), report))
+    return (yield from _upload(terms, source, key, report))
 
 
 def _upload(terms: Terms, source: Source, key: str, report: Report | None) -> Flow[Upload]:
@@ -211,7 +244,7 @@ class Order:
 
 def submit(terms: Terms, order: Order, *, key: str | None = None, report: Report | None = None) -> Flow[Job]:
     """Submit, uploading first what is too large to go along; `key` is made here if the caller has none."""
-    key = key or terms.new_key()
+    key = _key(terms, key)
     body = yield from _body(terms, order, key, report)
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     request = Request(method="POST", url="/v2/images/upscale", headers=headers, body=body)
@@ -271,84 +304,3 @@ def _params_key(terms: Terms, model: str) -> Flow[str]:
             return entry.params_key
     names = ", ".join(entry.id for entry in offered if entry.params_key)
     raise InvalidRequest({"model": [f"Expected one of {names}"]})
-
-
-# Pictures out -------------------------------------------------------------------------------------------------------
-
-
-def picture_url(job: Job, number: int = 0) -> str:
-    """Raises NotFound for a job without a result, Expired where it is deleted."""
-    if job.expired:
-        raise Expired(f"The result of job {job.id} is deleted: its time is over. Submit the picture again.")
-    if len(job.images) <= number:
-        raise NotFound(f"Job {job.id} has no result ({job.status}). Wait for its end first.")
-    return job.images[number]
-
-
-def download(terms: Terms, job: Job) -> Flow[bytes]:
-    """The result's bytes."""
-    pieces: list[bytes] = []
-
-    def restart() -> None:
-        pieces.clear()
-
-    yield from _fetch(terms, picture_url(job), restart=restart, take=pieces.append)
-    return b"".join(pieces)
-
-
-def save(terms: Terms, job: Job, path: Path) -> Flow[Path]:
-    """The result as a file: `path`, or under the job's id in the folder `path`. Never half of one."""
-    url = picture_url(job)
-    into_folder: bool = yield Do(work=path.is_dir)
-    target = path / (job.id + Path(urlsplit(url).path).suffix) if into_folder else path
-    part = PartFile(target)
-
-    def restart() -> None:
-        part.abandon()
-        part.open()
-
-    try:
-        yield from _fetch(terms, url, restart=restart, take=part.write)
-        yield Do(work=part.finish)
-    finally:
-        part.abandon()
-    return target
-
-
-def _fetch(terms: Terms, url: str, *, restart: Callable[[], None], take: Callable[[bytes], object]) -> Flow[None]:
-    """All of a file, from the beginning with each attempt; the key is not shown to whoever serves it."""
-    attempt = 0
-    while True:
-        yield Do(work=restart)
-        try:
-            head: Head = yield Open(request=Request(method="GET", url=url, keyed=False))
-            if head.status < 400:
-                return (yield from _all(head, take))
-            error: HiresfixError = error_of(head, (yield from rest()))
-            again, asked = head.status == 429 or head.status in REPEATED, retry_after(head.headers)
-        except Lost as lost:
-            error = ServerUnreachable(f"The result could not be fetched from {_host(url)}: {lost}. Try again.")
-            again, asked = True, None
-        pause = terms.pause(attempt, asked)
-        if not again or attempt >= terms.retries or pause is None:
-            raise error
-        yield Sleep(seconds=pause)
-        attempt += 1
-
-
-def _all(head: Head, take: Callable[[bytes], object]) -> Flow[None]:
-    """Raises Lost if the file is not as long as it was said to be."""
-    length = 0
-    while piece := (yield Read()):
-        length += len(piece)
-        yield Do(work=partial(take, piece))
-    yield Close()
-    told = head.headers.get("content-length", "")
-    if told.isdigit() and int(told) != length and "content-encoding" not in head.headers:
-        raise Lost(f"{length} of {told} bytes came")
-    if not length:
-        raise Lost("an empty file came")
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc or "the server"

@@ -26,7 +26,16 @@ from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from hiresfix import wire
-from hiresfix.errors import HiresfixError, InvalidRequest, NotOffered, StorageFailed, Unavailable
+from hiresfix.errors import (
+    HiresfixError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    NotOffered,
+    RequestTooLarge,
+    StorageFailed,
+    Unavailable,
+)
 from hiresfix.server import api, config, db, downloads, fleet, gate, monitoring, tracing, uploads, web
 from hiresfix.server.api.context import Service
 from hiresfix.server.census import Census
@@ -48,7 +57,7 @@ log = structlog.get_logger(__name__)
 DECODING = 4
 STORE_SECONDS = 10.0
 """Between two looks at the store, which may charge for them."""
-_TEXT_FOR_STATUS = {404: "Not found", 405: "Method not allowed", 413: "Request body too large"}
+_OF_THE_FRAMEWORK = {404: NotFound("Not found"), 405: MethodNotAllowed(), 413: RequestTooLarge()}
 
 
 def create_app(settings: Settings, *, database_url: str) -> FastAPI:
@@ -190,16 +199,17 @@ class Server(uvicorn.Server):
 async def _render(request: Request, error: Exception) -> Response:
     """The one place where an error becomes an answer."""
     request_id = request.state.request_id
+    known: HiresfixError
     match error:
         case HTTPException(status_code=404) if page := await web.missing(request):
             return page
         case HTTPException(status_code=status, headers=headers):
-            text = _TEXT_FOR_STATUS.get(status, str(error.detail))
+            known = _OF_THE_FRAMEWORK.get(status) or InvalidRequest({"_root": [str(error.detail)]})
             if status == 405:
                 headers = {**(headers or {}), "Allow": _allowed(request)}
-            return _answer(status, {"error": text, "code": _code(text), "requestId": request_id}, headers or {})
+            return _answer(status, wire.error_body(known, request_id=request_id), headers or {})
         case RequestValidationError():
-            known: HiresfixError = InvalidRequest({"_root": ["The request could not be read."]})
+            known = InvalidRequest({"_root": ["The request could not be read."]})
         case HiresfixError():
             known = error
         case _:
@@ -218,10 +228,6 @@ def _allowed(request: Request) -> str:
     routes = (route for route in iter_route_contexts(request.app.routes) if isinstance(route.original_route, APIRoute))
     methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
     return ", ".join(sorted(methods))
-
-
-def _code(text: str) -> str:
-    return text.lower().replace(" ", "_")
 
 
 def _answer(status: int, body: dict[str, Any], headers: Mapping[str, str]) -> JSONResponse:

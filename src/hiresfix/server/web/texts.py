@@ -23,7 +23,6 @@ ERRORS: Mapping[str, str] = {
     "expired": mark("The time for which this was kept is over. Make the picture again."),
     "request_timed_out": mark("The upload took too long. Try a smaller file or a better connection."),
     "request_too_large": mark("That is too large to be sent. Choose a smaller file."),
-    "request_body_too_large": mark("That is too large to be sent. Choose a smaller file."),
     "rate_limited": mark("That was too much in a short time. Wait a moment and try again."),
     "not_offered": mark("This server does not offer that."),
     "storage_failed": mark("The server's file store does not answer. Try again in a moment."),
