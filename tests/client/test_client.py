@@ -27,7 +27,7 @@ from hiresfix.client import (
     Terms,
     UnexpectedAnswer,
 )
-from tests.client.conftest import HASTY, Answer, Asked, Connect, Line, Stranger, Town, told
+from tests.client.conftest import HASTY, Answer, Asked, Connect, Line, Stranger, Town, passed_on, told
 from tests.conftest import Site, png
 from tests.server.conftest import Api, wait_until
 
@@ -372,7 +372,7 @@ def test_an_answer_that_is_lost_after_the_job_was_made_is_the_same_job_when_aske
     lost: list[str] = []
 
     def answer(asked: Asked) -> Answer | None:
-        given = _passed_on(town, asked)
+        given = passed_on(town, asked)
         if not lost:
             lost.append(json.loads(given[2])["jobId"])
             return None
@@ -386,13 +386,6 @@ def test_an_answer_that_is_lost_after_the_job_was_made_is_the_same_job_when_aske
     assert len({asked.headers["idempotency-key"] for asked in stranger.asked}) == 1
 
 
-def _passed_on(town: Town, asked: Asked) -> Answer:
-    headers = {name: asked.headers[name] for name in ("x-api-key", "content-type", "idempotency-key")
-               if name in asked.headers}  # fmt: skip
-    answer = httpx.request(asked.method, town.url + asked.path, content=asked.body, headers=headers, timeout=60)
-    return answer.status_code, {"Content-Type": answer.headers["content-type"]}, answer.content
-
-
 def test_a_storm_of_429s_is_weathered_and_every_call_makes_one_job(
     connect: Connect, town: Town, stranger: Stranger, picture: Path
 ) -> None:
@@ -403,7 +396,7 @@ def test_a_storm_of_429s_is_weathered_and_every_call_makes_one_job(
         if len(attempts) < 3:
             refused.add(key(asked))
             return told(429, {"error": "Rate limit exceeded", "code": "rate_limited"}, **{"Retry-After": "0"})
-        return _passed_on(town, asked)
+        return passed_on(town, asked)
 
     def key(asked: Asked) -> str:
         return str(asked.headers["idempotency-key"])

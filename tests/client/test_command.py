@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hiresfix import cli
-from tests.client.conftest import Stranger, Town, told
+from hiresfix.cli import upscale
+from hiresfix.client import flows
+from tests.client.conftest import Answer, Asked, Stranger, Town, passed_on, told
 from tests.conftest import png
 from tests.server.conftest import wait_until
 
@@ -126,6 +129,27 @@ def test_a_pattern_names_files_and_one_picture_alone_is_made_anew_each_time(
     assert "Nothing matches" in err
 
 
+@pytest.mark.usefixtures("worker")
+def test_results_beside_their_sources_are_no_pictures_to_enlarge_and_what_is_not_ours_is_not_overwritten(
+    town: Town, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, before = folder(tmp_path, "a.png", "b.png", "._b.png"), town.jobs
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("~/in/*.png", *FAITHFUL)[0] == 0
+    code, _, err = run(*source.glob("[!.]*.png"), *FAITHFUL, "--jobs", "2")  # as a shell names them the second time
+    assert code == 0, err
+    assert "2 made already." in err
+    assert run(source, *FAITHFUL, "--scale", "4")[0] == 0
+    names = {"a.png", "b.png", "._b.png", "a-2x.png", "b-2x.png", "a-4x.png", "b-4x.png"}
+    assert {path.name for path in source.iterdir()} == names
+    assert town.jobs == before + 4
+    (source / "a-2x.png").write_bytes(png(50, 50))
+    code, _, err = run(*source.glob("a*.png"), *FAITHFUL)
+    assert code == 2
+    assert "would overwrite the input" in " ".join(err.split())
+    assert town.jobs == before + 4
+
+
 def test_what_was_interrupted_is_gone_on_with_and_paid_for_once(town: Town, tmp_path: Path, run: Run) -> None:
     source, before = folder(tmp_path, "a.png", "b.png"), town.jobs
     command = [sys.executable, "-m", "hiresfix", "upscale", str(source), "-o", "out", "--jobs", "2", *FAITHFUL]
@@ -144,6 +168,74 @@ def test_what_was_interrupted_is_gone_on_with_and_paid_for_once(town: Town, tmp_
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2x.png", "b-2x.png"]
     assert town.jobs == before + 2
+
+
+def test_who_is_killed_before_the_answer_came_gets_the_same_job_from_the_next_run(
+    town: Town, run: Run, worker: None, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The worst moment: the server has made the job and was paid, and nobody knows its name."""
+    source, before, dead = folder(tmp_path, "a.png"), town.jobs, threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        given = passed_on(town, asked)
+        if asked.path == "/v2/images/upscale":
+            dead.wait(60)
+        return given
+
+    stranger.answer = answer
+    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
+    command = [sys.executable, "-m", "hiresfix", "upscale", str(source), "-o", "out", *FAITHFUL]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: town.jobs == before + 1)
+        process.kill()
+    dead.set()
+    code, _, err = run(source, "-o", "out", *FAITHFUL)
+    assert code == 0, err
+    assert (tmp_path / "out" / "a-2x.png").stat().st_size
+    submitted = [asked for asked in stranger.asked if asked.path == "/v2/images/upscale"]
+    assert len(submitted) == 2
+    assert len({asked.headers["idempotency-key"] for asked in submitted}) == 1
+    assert town.jobs == before + 1
+
+
+def test_a_picture_is_given_once_it_is_whole_and_again_when_it_has_changed_or_came_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, given = folder(tmp_path), dict[Path, tuple[int, int]]()
+    meanwhile: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: (source / "a.png").write_bytes(b"half"),
+            lambda: (source / "a.png").write_bytes(b"half and half"),
+            lambda: (source / ".b.png").write_bytes(b"somebody's own"),
+            lambda: source.rename(tmp_path / "unplugged"),
+            lambda: (tmp_path / "unplugged").rename(source),
+            lambda: None,
+            lambda: (source / "a.png").write_bytes(b"another picture"),
+            lambda: None,
+        ]
+    )
+    monkeypatch.setattr(upscale, "time", SimpleNamespace(sleep=lambda seconds: next(meanwhile)()))
+    appearing = upscale._appearing(source, given)
+    for size in (len(b"half and half"), len(b"another picture")):
+        assert [path.name for path in next(appearing)] == ["a.png"]
+        assert given[source / "a.png"][0] == size
+    given.clear()
+    assert [path.name for path in next(appearing)] == ["a.png"]
+
+
+def test_while_it_watches_what_a_busy_server_refused_is_tried_again_later(
+    run: Run, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = folder(tmp_path, "a.png")
+    busy = told(503, {"error": "Service temporarily unavailable"}, **{"Retry-After": "9999"})
+    stranger.answer = lambda asked: busy if len(stranger.asked) < 3 else told(401, {"error": "Invalid API key"})
+    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
+    monkeypatch.setattr(upscale, "POSTPONED_SECONDS", 0.0)
+    monkeypatch.setattr(upscale, "WATCH_SECONDS", 0.01)
+    code, out, _ = run("--watch", source, "-o", tmp_path / "out", "--json")
+    assert code == 4
+    assert [line["code"] for line in objects(out)] == ["unavailable", "unavailable", "unauthenticated"]
+    assert len({asked.headers["idempotency-key"] for asked in stranger.asked}) == 1
 
 
 def test_a_watched_folder_is_enlarged_as_it_fills(town: Town, tmp_path: Path, worker: None) -> None:
@@ -188,11 +280,37 @@ def test_the_exit_code_says_what_kind_of_trouble_it_was(
     ended, out, err = run(folder(tmp_path, "a.png", "b.png"), "--json")
     assert ended == code
     lines = objects(out)
-    hopeless = code in (4, 5)
+    hopeless = code != 1
     assert [line["status"] for line in lines] == ["failed", "not begun" if hopeless else "failed"]
     assert lines[0]["code"] == name
     assert ("1 more were not begun" in err) == hopeless
     assert len(stranger.asked) == (1 if hopeless else 2)
+    assert ("1 failed, 1 not begun." if hopeless else "2 failed.") in err
+
+
+def test_a_line_that_breaks_for_longer_once_the_server_was_there_is_waited_for(
+    run: Run, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ten times in a row, where a first contact is given six attempts."""
+    monkeypatch.setattr(flows, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(flows, "LONGEST_BACKOFF", 0.001)
+    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
+    broken = [False, *[True] * 10]
+
+    def answer(asked: Asked) -> Answer | None:
+        if asked.path == "/v2/images/upscale":
+            return None if broken and broken.pop(0) else told(202, {"jobId": "7", "status": "QUEUED"})
+        finished = {"id": "7", "status": "COMPLETED", "result": {"images": ["/r.png"]}}
+        return (200, {}, b"picture") if asked.path == "/r.png" else told(200, finished)
+
+    stranger.answer = answer
+    code, _, err = run(folder(tmp_path, "a.png", "b.png"), "-o", "out")
+    assert code == 0, err
+    assert "2 made." in err
+    broken[:] = [True] * 10
+    code, _, err = run(folder(tmp_path / "out", "c.png", "d.png"), "-o", "out")
+    assert code == 3
+    assert "1 failed, 1 not begun." in err
 
 
 def test_a_failed_job_fails_its_picture_and_is_submitted_anew_the_next_time(

@@ -38,7 +38,7 @@ KINDS = list(kinds())
 
 def made(kind: type[HiresfixError]) -> HiresfixError:
     if kind in WITHOUT_MESSAGE:
-        return kind()  # type: ignore[call-arg] # theirs is the class's own
+        return kind()
     return kind(**MORE.get(kind, {"message": "It broke. Mend it."}))
 
 

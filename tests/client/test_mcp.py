@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from mcp.client import Client as Agent
 from mcp.client.stdio import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 
+from hiresfix.client import AsyncClient
+from hiresfix.mcp import build
 from tests.client.conftest import Town
 from tests.conftest import png
 from tests.server.conftest import free_port, wait_until
@@ -65,25 +69,40 @@ async def over_stdio(desk: Path, environment: dict[str, str]) -> AsyncIterator[A
 
 
 @asynccontextmanager
+async def agent_of(url: str, key: str, desk: Path) -> AsyncIterator[Agent]:
+    """The same tools in this process."""
+    async with AsyncClient(url=url, api_key=key) as client, Agent(build(client, folder=desk)) as agent:
+        yield agent
+
+
+@asynccontextmanager
 async def over_http(desk: Path, environment: dict[str, str]) -> AsyncIterator[Agent]:
     port = free_port()
     process = subprocess.Popen(  # noqa: ASYNC220  # quick, and nobody else waits here
-        [sys.executable, "-m", "hiresfix", "mcp", "--http", "--port", str(port)], env=environment, cwd=desk
+        [sys.executable, "-m", "hiresfix", "mcp", "--http", "--port", str(port)],
+        env={**environment, "HIRESFIX_MCP_TOKEN": TOKEN},
+        cwd=desk,
     )
 
     def answers() -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
+            return httpx.get(f"http://127.0.0.1:{port}/").status_code == 401
         except httpx.TransportError:
             return False
 
     try:
         wait_until(answers, seconds=150)
-        async with Agent(f"http://127.0.0.1:{port}/mcp") as agent:
+        shown = httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        transport = streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=shown)
+        async with shown, Agent(transport) as agent:
             yield agent
     finally:
         process.terminate()
         process.wait(30)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def answer(result: Any) -> dict[str, Any]:
@@ -110,14 +129,22 @@ async def test_an_agent_enlarges_a_picture_follows_and_cancels(
         assert {model["id"] for model in offer["models"]} == {"clarity-upscale", "faithful-upscale"}
         assert offer["credits_left"] > 0
 
+        heard: list[tuple[float, float | None, str | None]] = []
+
+        async def hear(progress: float, total: float | None, message: str | None) -> None:
+            heard.append((progress, total, message))
+
         asked = {"image": "in.png", "output": "out/big.png", "model": "faithful-upscale", "scale": 4}
-        done = answer(await agent.call_tool("upscale", asked))
+        done = answer(await agent.call_tool("upscale", asked, progress_callback=hear))
+        assert heard[-1] == (100.0, 100.0, "COMPLETED")
         assert (done["status"], done["width"], done["next_step"]) == ("COMPLETED", 48, None)
         assert Path(done["saved_to"]) == desk / "out" / "big.png"
         assert (desk / "out" / "big.png").read_bytes() == png(48, 34)
         assert "exists already" in refusal(await agent.call_tool("upscale", asked))
 
-        slow = answer(await agent.call_tool("upscale", {"image": "in.png", "output": "slow.png", "wait_seconds": 0}))
+        assert "outside the folder" in refusal(await agent.call_tool("upscale", {**asked, "output": "../big.png"}))
+
+        slow = answer(await agent.call_tool("upscale", {"image": "in.png", "output": "slow.png", "wait_seconds": 0.1}))
         assert slow["status"] == "QUEUED"
         assert f"job_status(job_id='{slow['job_id']}', output='slow.png'" in slow["next_step"]
         await asyncio.to_thread(town.finish, slow["job_id"])
@@ -130,18 +157,21 @@ async def test_an_agent_enlarges_a_picture_follows_and_cancels(
         assert "cannot be cancelled" in refusal(await agent.call_tool("cancel_job", {"job_id": more["job_id"]}))
 
 
-async def test_what_goes_wrong_is_a_sentence_and_tells_no_secret(
-    desk: Path, environment: dict[str, str], town: Town, tmp_path: Path
-) -> None:
+async def test_what_goes_wrong_is_a_sentence_and_tells_no_secret(desk: Path, town: Town, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(9, 9))
     (desk / "link.png").symlink_to(tmp_path / "secret.png")
+    (desk / "new.png").symlink_to(tmp_path / "new.png")
+    (desk / "linked").symlink_to(tmp_path)
     before = town.jobs
-    async with over_stdio(desk, environment) as agent:
+    async with agent_of(town.url, town.key, desk) as agent:
         for image, output, hint in [
             ("../secret.png", "a.png", "outside the folder"),
             (str(tmp_path / "secret.png"), "a.png", "outside the folder"),
             ("link.png", "a.png", "outside the folder"),
+            ("linked/secret.png", "a.png", "outside the folder"),
             ("in.png", "../a.png", "outside the folder"),
+            ("in.png", "new.png", "outside the folder"),
+            ("in.png", "linked/a.png", "outside the folder"),
             ("in.png", "a.tiff", "ends in .png"),
             ("missing.png", "a.png", "cannot be read"),
         ]:
@@ -149,13 +179,27 @@ async def test_what_goes_wrong_is_a_sentence_and_tells_no_secret(
         wrong = refusal(await agent.call_tool("upscale", {"image": "in.png", "output": "a.png", "scale": 3}))
         assert "Expected one of 1, 2, 4, 8" in wrong
         assert "Invalid job id" in refusal(await agent.call_tool("job_status", {"job_id": "nonsense"}))
-    stranger = {**environment, "HIRESFIX_API_KEY": "afk_secret_of_nobody"}
-    async with over_stdio(desk, stranger) as agent:
+    async with agent_of(town.url, "afk_secret_of_nobody", desk) as agent:
         told = refusal(await agent.call_tool("list_models"))
         assert "Invalid API key" in told
         assert "afk_" not in told
     assert town.jobs == before
-    assert not (tmp_path / "a.png").exists()
+    assert names_in(tmp_path) == ["desk", "secret.png"]
+
+
+async def test_a_job_that_failed_or_expired_is_told_as_what_it_is(town: Town, desk: Path) -> None:
+    async with agent_of(town.url, town.key, desk) as agent:
+        asked = {"image": "in.png", "output": "x.png", "wait_seconds": 0}
+        failed, gone = [answer(await agent.call_tool("upscale", asked))["job_id"] for _ in range(2)]
+        town.fail(failed, "It broke. Try another picture.")
+        told = answer(await agent.call_tool("job_status", {"job_id": failed, "output": "x.png", "wait_seconds": 5}))
+        assert (told["status"], told["saved_to"], told["next_step"]) == ("FAILED", None, None)
+        assert told["notes"] == ["It broke. Try another picture."]
+        await asyncio.to_thread(town.finish, gone)
+        town.do("update jobs set purged_at = now() where id = %s", gone)
+        late = await agent.call_tool("job_status", {"job_id": gone, "output": "x.png"})
+        assert "Submit the picture again" in refusal(late)
+        assert names_in(desk) == ["in.png"]
 
 
 async def test_with_a_token_only_who_shows_it_is_let_in() -> None:

@@ -23,6 +23,7 @@ from hiresfix.server.config import Settings
 from hiresfix.wire.params import canonical
 from tests.docs import pages
 from tests.docs.pages import ROOT, Page, page
+from tests.server.test_languages import BELOW_THE_ROUTES
 
 if TYPE_CHECKING:
     import click
@@ -74,6 +75,7 @@ def commands(of: click.Command | None = None, path: tuple[str, ...] = ()) -> Ite
 
 
 COMMANDS = dict(commands())
+ROOT_OPTIONS = {name for param in get_command(cli.app).params for name in param.opts} | {"--help"}
 _MENTION = re.compile(r"(?:^|`|[;&|(] *|\$\()(?:\.venv/bin/)?hiresfix ((?:[^`\n#;&|)\\]|\\\n)+)", re.MULTILINE)
 
 
@@ -97,7 +99,7 @@ def test_only_commands_and_options_that_exist_are_shown(page: Page) -> None:
     for words in mentions(page.text):
         # `teams | users | keys` and `hiresfix models` name groups.
         path = named(words)
-        assert path or (words[0],) in groups or words[0] == "--help", f"{page.name}: hiresfix {' '.join(words)}"
+        assert path or (words[0],) in groups or words[0] in ROOT_OPTIONS, f"{page.name}: hiresfix {' '.join(words)}"
         known = {name for param in COMMANDS[path].params for name in param.opts} | {"--help"} if path else set()
         for word in words:
             if path and re.match(r"--?[a-z]", word):
@@ -209,7 +211,7 @@ def _kinds(of: type[HiresfixError] = HiresfixError) -> Iterator[type[HiresfixErr
 
 
 def test_every_error_code_is_in_the_callers_tables_with_its_status_and_no_other() -> None:
-    known: dict[str, set[int]] = {"method_not_allowed": {405}}  # the framework's
+    known: dict[str, set[int]] = {code: {400} for code in BELOW_THE_ROUTES}
     for kind in _kinds():
         if kind.__module__ == "hiresfix.errors":
             known.setdefault(kind.code, set()).add(kind.status)

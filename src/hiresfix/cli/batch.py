@@ -181,8 +181,11 @@ class Batch:
     def _tell_of_the_rest(self, left: queue.SimpleQueue[Errand]) -> None:
         if left.empty():
             return
-        self._console.print(f"{left.qsize()} more were not begun: they would fail the same way. "
-            "Once that is mended, the same command goes on here.", style="red")
+        self._console.print(
+            f"{left.qsize()} more were not begun: they would fail the same way. "
+            "Once that is mended, the same command goes on here.",
+            style="red",
+        )
         while not left.empty():
             self._not_done(left.get_nowait(), "not begun")
 

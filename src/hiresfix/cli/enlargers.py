@@ -91,7 +91,9 @@ class There:
 
         job = self._job(errand, report)
         # Who has accepted something is the right server, and worth waiting for when the line breaks.
-        self.client.terms = replace(self.client.terms, retries=PATIENT_RETRIES, longest_call=PATIENT_SECONDS)
+        self.client.terms = replace(
+            self.client.terms, retries=PATIENT_RETRIES, longest_call=PATIENT_SECONDS, patience=PATIENT_SECONDS
+        )
         try:
             job.save(errand.target, lambda state: report(state.progress / 100, _doing(state)))
         except JobEnded:

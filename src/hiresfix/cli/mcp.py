@@ -25,20 +25,21 @@ def mcp(
     Talks to the server at HIRESFIX_URL with HIRESFIX_API_KEY. With --http, HIRESFIX_MCP_TOKEN is what agents have to
     show; elsewhere than on this machine they must.
     """
-    from hiresfix.client import AsyncClient
     from hiresfix.errors import ConfigurationError
-    from hiresfix.mcp import WithToken, build
 
     if folder is not None and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--folder")
     token = os.environ.get("HIRESFIX_MCP_TOKEN", "")
-    if not http:
-        build(AsyncClient(), folder=folder).run("stdio")
-        return
-    if host not in LOOPBACK and not token:
+    if http and host not in LOOPBACK and not token:
         raise ConfigurationError(
             f"Anybody who reaches {host} could spend your credits. Set HIRESFIX_MCP_TOKEN, or listen on 127.0.0.1."
         )
+    from hiresfix.client import AsyncClient
+    from hiresfix.mcp import WithToken, build
+
+    if not http:
+        build(AsyncClient(), folder=folder).run("stdio")
+        return
     import uvicorn
 
     app = build(AsyncClient(), folder=folder or Path.cwd()).streamable_http_app(host=host)
