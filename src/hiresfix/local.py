@@ -26,6 +26,7 @@ from hiresfix.client.values import Params, spelled_out
 from hiresfix.errors import InvalidRequest
 from hiresfix.partfile import PartFile
 from hiresfix.recipe import MAX_SEED, OutputFormat, Recipe
+from hiresfix.suffixes import FORMAT_OF_SUFFIX
 from hiresfix.wire.params import canonical
 from hiresfix.wire.problems import Problems
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from hiresfix.engine.upscaler import Upscaler
     from hiresfix.images import Encoded, Limits, Picture
 
-_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _one_at_a_time = threading.Lock()
 
 
@@ -87,9 +87,9 @@ class Upscaled:
         Raises ValueError for a suffix that cannot be written, PictureError for a picture the format cannot hold.
         """
         target = Path(path)
-        if target.suffix.lower() not in _FORMATS:
+        if target.suffix.lower() not in FORMAT_OF_SUFFIX:
             raise ValueError(f"Cannot write {target.suffix or 'a file without a suffix'}; use .png, .jpg or .webp.")
-        encoded = self.encode(_FORMATS[target.suffix.lower()])
+        encoded = self.encode(FORMAT_OF_SUFFIX[target.suffix.lower()])
         with PartFile(target) as part:
             part.write(encoded.data)
             part.finish()

@@ -25,6 +25,8 @@ import hiresfix
 from hiresfix.client import AsyncClient, AsyncJobHandle, Job, JobEnded, Params, pictures
 from hiresfix.client.asking import DEFAULT_MODEL
 from hiresfix.errors import HiresfixError
+from hiresfix.partfile import require_writable
+from hiresfix.suffixes import FORMAT_OF_SUFFIX
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,10 +103,14 @@ class Files:
 
     def target(self, named: str, *, overwrite: bool) -> Path:
         path = self.path(named)
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        if path.suffix.lower() not in FORMAT_OF_SUFFIX:
             raise ToolError(f"Cannot write {named}. Use a name that ends in .png, .jpg or .webp.")
         if path.exists() and not overwrite:
             raise ToolError(f"{named} exists already. Use another name, or overwrite=true.")
+        try:
+            require_writable(path)
+        except OSError as error:
+            raise ToolError(f"{named} cannot be written: {error.strerror}. Use another name.") from error
         return path
 
 
@@ -158,7 +164,7 @@ class _Desk:
         """
         target = self.files.target(output, overwrite=overwrite)
         source = image if pictures.url_of(image) else self.files.path(image)
-        params: Params = {"scale": scale, "output_format": target.suffix[1:].lower().replace("jpeg", "jpg")}
+        params: Params = {"scale": scale, "output_format": FORMAT_OF_SUFFIX[target.suffix.lower()]}
         if creativity is not None:
             params["creativity"] = creativity
         if resemblance is not None:

@@ -67,7 +67,13 @@ def test_a_job_is_submitted_waited_for_and_saved(client: Client, town: Town, pic
     assert saved.read_bytes() == png(48, 34)
     assert [path.name for path in saved.parent.iterdir()] == ["out.png"]
     assert job.save(tmp_path).name == f"{job.id}.png"
+    for name in ("out.jpg", "out.TIFF"):
+        with pytest.raises(ValueError, match=r"The result is a png file\. Name it out\.png"):
+            job.save(tmp_path / name)
     result = job.result()
+    assert (result.width, result.height) == (48, 34)
+    with pytest.raises(ValueError, match="is a png file"):
+        result.save(tmp_path / "out.webp")
     assert (result.image.size, result.seed, result.metadata["engine"]) == ((48, 34), 7, "test")
     assert result.save(tmp_path / "again.png").read_bytes() == result.data
 
@@ -154,8 +160,9 @@ def test_a_turned_cmyk_image_of_pillow_arrives_as_it_is_seen(client: Client, tow
         (io.StringIO("text"), TypeError, "mode 'rb'"),
         (7, TypeError, "not int"),
         (".", errors.PictureError, "not a file"),
+        (np.zeros((4, 5, 3)), TypeError, r"uint8, and this one is \(4, 5, 3\) of float64\. Convert it"),
     ],
-    ids=["missing", "empty", "text", "number", "folder"],
+    ids=["missing", "empty", "text", "number", "folder", "floats"],
 )
 def test_what_is_no_picture_is_refused_here(client: Client, image: Any, error: type[Exception], hint: str) -> None:
     with pytest.raises(error, match=hint):
@@ -193,6 +200,24 @@ def test_waiting_ends_when_the_time_is_up_and_can_go_on(
     assert (caught.value.job.id, caught.value.job.status) == (job.id, "QUEUED")
     town.finish(job.id)
     assert job.wait(timeout=60).status == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("job", "line"),
+    [
+        (Job(id="7", status="QUEUED", queue_position=3, eta_seconds=12), "QUEUED, 3 before it, about 12 s"),
+        (Job(id="7", status="QUEUED"), "QUEUED"),
+        (Job(id="7", status="PROCESSING", progress=40, eta_seconds=0), "PROCESSING 40 %, about 0 s"),
+        (Job(id="7", status="COMPLETED", progress=100, images=("u",), eta_seconds=0), "COMPLETED"),
+        (
+            Job(id="7", status="FAILED", error="It broke. Try another picture."),
+            "FAILED: It broke. Try another picture.",
+        ),
+    ],
+    ids=lambda value: value.status if isinstance(value, Job) else None,
+)
+def test_a_job_is_printed_in_a_line(job: Job, line: str) -> None:
+    assert str(job) == line
 
 
 def test_events_are_told_one_by_one_and_end_with_the_job(client: Client, town: Town, picture: Path) -> None:
@@ -249,6 +274,7 @@ def test_an_upload_is_streamed_and_told_of_and_can_be_named_again(client: Client
     assert list(sent) == sorted(sent)
     assert set(totals) == {sent[-1]}
     assert client.images.upscale(upload.url).status == "QUEUED"
+    assert client.images.upscale(upload).status == "QUEUED"
 
 
 def test_the_same_key_is_the_same_job_even_with_an_upload(client: Client, town: Town, large: Path) -> None:
@@ -278,6 +304,8 @@ def test_what_the_server_refuses_is_raised_as_what_the_server_raised(
         client.jobs.get("nonsense")
     with pytest.raises(errors.InvalidRequest, match="no job's id"):
         client.jobs.get("../me")
+    with pytest.raises(TypeError, match="by its id, a str, not int"):
+        client.jobs.get(7)  # type: ignore[arg-type] # the mistake is the test
     with pytest.raises(errors.NotFound):
         client.jobs.get("00000000-0000-4000-8000-000000000000").wait()
     with pytest.raises(errors.NotFound):
@@ -573,6 +601,7 @@ def test_a_server_with_nothing_but_the_contract_is_enough(
         (401, b'{"error": "Invalid API key"}', errors.Unauthenticated),
         (402, b'{"error": "Insufficient credits", "creditsRequired": "3"}', errors.InsufficientCredits),
         (404, b"<html>", errors.NotFound),
+        (405, b"{}", errors.MethodNotAllowed),
         (409, b"{}", errors.Conflict),
         (418, b'{"error": "teapot"}', UnexpectedAnswer),
         (500, b"", errors.HiresfixError),

@@ -18,6 +18,8 @@ from tests.client.conftest import Stranger, told
 from tests.conftest import png
 
 ROOT = Path(__file__).parents[2]
+MOST_SECONDS = 0.3
+"""Of processor, for `import hiresfix`; it takes a tenth of that."""
 
 
 def required(name: str, seen: dict[str, Distribution]) -> Iterator[Distribution]:
@@ -74,12 +76,13 @@ def test_it_imports_and_brings_only_what_is_used(python: Path) -> None:
         "heavy = {'torch', 'fastapi', 'numpy', 'PIL', 'pydantic', 'httpx', 'typer'}\n"
         "print(sorted(heavy & set(sys.modules)), hiresfix.__file__.split('site-packages')[0])\n"
         "hiresfix.Client; print(sorted({'torch', 'fastapi', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)))\n"
-        "print(f'import hiresfix: {took:.3f} s of CPU', file=sys.stderr)",
+        "print(took)",
     )
     assert done.returncode == 0, done.stderr
-    print(done.stderr)
-    imported, place = done.stdout.splitlines()[0].split("] ")
-    assert (imported, done.stdout.splitlines()[1]) == ("[", "[]")
+    first, then, took = done.stdout.splitlines()
+    imported, place = first.split("] ")
+    assert (imported, then) == ("[", "[]")
+    assert float(took) < MOST_SECONDS
     assert Path(place) == python.parent.parent / "lib" / python.parent.parent.glob("lib/python*").__next__().name
     for missing in ("torch", "fastapi", "numpy", "PIL"):
         assert run(python, "-c", f"import {missing}").returncode == 1
@@ -100,9 +103,11 @@ def test_the_client_and_the_command_work_there(python: Path, stranger: Stranger,
     done = run(python, "-m", "hiresfix", "upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "b.png"), **server)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() == b"picture"
-    done = run(python, "-m", "hiresfix", "upscale", "--local", str(tmp_path / "in.png"), **server)
-    assert done.returncode == 1
-    assert "pip install 'hiresfix[engine]'" in done.stderr
+    alone = f"import hiresfix; hiresfix.upscale({str(tmp_path / 'in.png')!r})"
+    for arguments in (("-m", "hiresfix", "upscale", "--local", str(tmp_path / "in.png")), ("-c", alone)):
+        done = run(python, *arguments, **server)
+        assert done.returncode == 1
+        assert "pip install 'hiresfix[engine]'" in done.stderr
 
 
 SNIPPET = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from PIL import Image
 
 import hiresfix
 from hiresfix import errors
+from hiresfix.catalog import MODELS
+from hiresfix.client import Params
+from hiresfix.client.values import SHORT
 from tests.conftest import png
 
 
@@ -87,6 +91,20 @@ def test_what_cannot_be_read_or_written_says_so(photo: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"use \.png"):
         small(photo).save(tmp_path / "out.tiff")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png"]
+
+
+@pytest.mark.parametrize("told", [hiresfix.Client, hiresfix.upscale], ids=["client", "upscale"])
+def test_help_tells_every_knob_with_its_range(told: Any) -> None:
+    text = " ".join((told.__doc__ or "").split())
+    short = {long: brief for brief, long in SHORT.items()}
+    for param in (param for model in MODELS for param in model.params if param.name != "image"):
+        name = short.get(param.name, param.name)
+        assert name in Params.__annotations__
+        if param.choices:
+            span = ", ".join(map(str, param.choices))
+        else:
+            span = f"{param.minimum} to {param.maximum}" if param.kind != "string" and param.name != "seed" else ""
+        assert re.search(rf"\b{name} {re.escape(span)}" if span else rf"\b{name}\b", text), f"{name} {span}"
 
 
 def test_the_package_offers_what_it_lists_and_nothing_else() -> None:

@@ -173,6 +173,7 @@ async def test_what_goes_wrong_is_a_sentence_and_tells_no_secret(desk: Path, tow
             ("in.png", "new.png", "outside the folder"),
             ("in.png", "linked/a.png", "outside the folder"),
             ("in.png", "a.tiff", "ends in .png"),
+            ("in.png", "in.png/a.png", "cannot be written: Not a directory"),
             ("missing.png", "a.png", "cannot be read"),
         ]:
             assert hint in refusal(await agent.call_tool("upscale", {"image": image, "output": output}))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS = 2.0
 """How long whoever interrupts waits for what is under way to let go."""
+MOST_NAMED = 10
+"""Pictures that are named once more at the end."""
 _COUNTED = (
     ("done", "made"),
     ("skipped", "made already"),
@@ -54,6 +56,7 @@ class Batch:
     as_json: bool
     endless: bool = False
     postponed: set[Path] = field(default_factory=set)
+    failed: list[Path] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     codes: list[int] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
@@ -90,6 +93,8 @@ class Batch:
         if self.counts.total() > 1:
             told = ", ".join(f"{self.counts[status]} {words}" for status, words in _COUNTED if self.counts[status])
             self._console.print(f"{told}.")
+        if 1 <= len(self.failed) <= MOST_NAMED and self.counts.total() > MOST_NAMED:
+            self._console.print(f"Failed: {', '.join(map(str, self.failed))}", style="red")
 
     def _work_together(self, left: queue.SimpleQueue[Errand], progress: Progress, workers: int) -> None:
         # Daemons: who interrupts need not wait for an answer that a server takes its time for.
@@ -159,6 +164,7 @@ class Batch:
                 self.stopping.set()
         with self.speaking:
             self.counts["failed"] += 1
+            self.failed.append(errand.source)
             self._console.print(f"{errand.source}: {error}", style="red")
             if self.as_json:
                 name = error.code if isinstance(error, HiresfixError) else "file_error"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import typer
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"})
-FORMAT_OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+from hiresfix.suffixes import FORMAT_OF_SUFFIX, SUFFIXES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from hiresfix.cli.errands import Errand
 from hiresfix.cli.journal import Journal
 from hiresfix.errors import InvalidRequest
 from hiresfix.recipe import Recipe
+from hiresfix.suffixes import SUFFIXES
 
 WATCH_SECONDS = 1.0
 """Between two looks at a watched folder; a file is complete when two looks find it the same."""
@@ -186,7 +187,7 @@ def _check_options(
         return
     if not watch.is_dir():
         raise typer.BadParameter(f"{watch} is not a folder.", param_hint="--watch")
-    if output is None or output.suffix.lower() in errands_.SUFFIXES or output.resolve() == watch.resolve():
+    if output is None or output.suffix.lower() in SUFFIXES or output.resolve() == watch.resolve():
         raise typer.BadParameter("A watched folder needs another one for the results.", param_hint="--output")
 
 

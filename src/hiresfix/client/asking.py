@@ -20,6 +20,7 @@ from hiresfix.client.flows import Order
 from hiresfix.client.pictures import Image
 from hiresfix.client.values import Event, Job, Params
 from hiresfix.errors import ConfigurationError
+from hiresfix.suffixes import FORMAT_OF_SUFFIX
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `hiresfix serve` listens."""
@@ -75,16 +76,13 @@ def order(
     )
 
 
-_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-
-
 def into(path: AnyPath, params: Params) -> Params:
     """Parameters with the format that the file's name says. Raises ValueError where they contradict it."""
     suffix = Path(path).suffix.lower()
-    named, wanted = _FORMATS.get(suffix), params.get("output_format")
+    named, wanted = FORMAT_OF_SUFFIX.get(suffix), params.get("output_format")
     if named is None:
         raise ValueError(f"Cannot write {suffix or 'a file without a suffix'}; use .png, .jpg or .webp.")
-    if wanted is not None and _FORMATS.get(f".{wanted.lower()}") != named:
+    if wanted is not None and FORMAT_OF_SUFFIX.get(f".{wanted.lower()}") != named:
         raise ValueError(f"{wanted} does not go into a file called {suffix}.")
     return {**params, "output_format": named}
 

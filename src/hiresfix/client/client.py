@@ -72,7 +72,7 @@ class JobHandle:
         return outcome(self.job)
 
     def events(self, *, timeout: float | None = None) -> Iterator[Job]:
-        """Every new state of the job, to the one in which it is over, whatever that is. Raises JobTimedOut."""
+        """Yields every new state of the job, to the one in which it is over, whatever that is. Raises JobTimedOut."""
         for job in self._client._each(waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)):
             self.job = job
             yield job
@@ -85,7 +85,7 @@ class JobHandle:
     def save(self, path: AnyPath, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Path:
         """Wait, and write the picture to `path`, whole or not at all; into a folder under the job's id.
 
-        Returns where it is. Raises as `result` does, and OSError.
+        Returns where it is. Raises as `result` does, ValueError for the suffix of another format, and OSError.
         """
         job = self.wait(on_progress, timeout=timeout)
         return self._client._run(downloads.save(self._client.terms, job, Path(path)))
@@ -116,7 +116,7 @@ class Images:
     ) -> JobHandle:
         """Submit a picture; returns as soon as the job is accepted and paid for.
 
-        image: a path, URL, bytes, open file, PIL.Image or array; what is large is uploaded first, streamed.
+        image: a path, URL, bytes, open file, PIL.Image, array or upload; what is large is uploaded first, streamed.
         params: the knobs, see `help(hiresfix.Client)`; what is not given is at its default.
         webhook_url: where the server is to tell what becomes of the job (`hiresfix.verify_webhook`). webhook_events:
         which of progress, completed, failed; the last two by default.

@@ -20,6 +20,7 @@ from hiresfix.client.flows import REPEATED, Attempts, Terms, rest
 from hiresfix.client.values import Job
 from hiresfix.errors import Expired, HiresfixError, NotFound
 from hiresfix.partfile import PartFile, require_writable
+from hiresfix.suffixes import FORMAT_OF_SUFFIX, SUFFIXES
 
 
 def picture_url(job: Job, number: int = 0) -> str:
@@ -38,9 +39,21 @@ def download(terms: Terms, job: Job) -> Flow[bytes]:
     return b"".join(pieces)
 
 
+def require_suffix(job: Job, path: Path) -> None:
+    """Raises ValueError if `path` has the suffix of another format than the result's, as far as its URL tells."""
+    made = Path(urlsplit(picture_url(job)).path).suffix.lower()
+    found, wanted = FORMAT_OF_SUFFIX.get(made), path.suffix.lower()
+    if found and wanted in SUFFIXES and FORMAT_OF_SUFFIX.get(wanted) != found:
+        raise ValueError(f"The result is a {found} file. Name it {path.stem}{made}, or ask for another output_format.")
+
+
 def save(terms: Terms, job: Job, path: Path) -> Flow[Path]:
-    """The result as a file: `path`, or under the job's id in the folder `path`. Never half of one."""
+    """The result as a file: `path`, or under the job's id in the folder `path`. Never half of one.
+
+    Raises ValueError for the suffix of another format.
+    """
     url = picture_url(job)
+    require_suffix(job, path)
     into_folder: bool = yield Do(work=path.is_dir)
     target = path / (job.id + Path(urlsplit(url).path).suffix) if into_folder else path
     part = PartFile(target)

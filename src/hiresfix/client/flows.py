@@ -196,8 +196,10 @@ def job_query(
     return {"status": status, "model": model, "scope": scope, "limit": None if page_size is None else str(page_size)}
 
 
-def job_path(job: str) -> str:
-    """Raises InvalidRequest for an id that would lead somewhere else."""
+def job_path(job: object) -> str:
+    """Raises InvalidRequest for an id that would lead somewhere else, TypeError for what is none."""
+    if not isinstance(job, str):
+        raise TypeError(f"A job is named by its id, a str, not {type(job).__name__}.")
     if not job or not all(character.isalnum() or character in "-_" for character in job):
         raise InvalidRequest({"id": [f"{job!r} is no job's id. Use the one that the submission was answered with."]})
     return f"/v2/jobs/{job}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 from hiresfix.client.effects import Body
+from hiresfix.client.values import Upload
 from hiresfix.errors import PictureError
 
 PIECE = 64 * 1024
@@ -42,8 +43,8 @@ class Array(Protocol):
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
-Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PillowImage | Array
-"""A path, or a URL as a str; the bytes of a picture file; such a file, open; a Pillow image; an array."""
+Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PillowImage | Array | Upload
+"""A path, or a URL as a str; the bytes of a picture file; such a file, open; a Pillow image; an array; an upload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ _URL = re.compile(r"https?://|data:", re.IGNORECASE)
 
 def url_of(image: Image) -> str | None:
     """The URL, if that is what the picture was given as."""
+    if isinstance(image, Upload):
+        return image.url
     return image if isinstance(image, str) and _URL.match(image) else None
 
 
@@ -80,14 +83,26 @@ def source_of(image: Image) -> Source:
     if isinstance(image, PillowImage):
         return _of_bytes(encoded(image), "picture")
     if isinstance(image, Array):
-        from PIL.Image import fromarray
-
-        return _of_bytes(encoded(fromarray(image)), "picture")
+        return _of_bytes(encoded(_drawn(image)), "picture")
     if hasattr(image, "read"):
         return _of_bytes(_all_of(image), Path(str(getattr(image, "name", "picture"))).name)
     raise TypeError(
         f"A picture is a path, a URL, bytes, an open file, a PIL.Image or an array, not {type(image).__name__}."
     )
+
+
+def _drawn(array: Array) -> PillowImage:
+    from PIL.Image import fromarray
+
+    try:
+        drawn: PillowImage = fromarray(array)
+    except (TypeError, ValueError) as error:
+        shape = array.__array_interface__["shape"]
+        raise TypeError(
+            f"An array is (H, W), (H, W, 3) or (H, W, 4) of uint8, and this one is {shape} of "
+            f"{getattr(array, 'dtype', 'another type')}. Convert it: (255 * array).clip(0, 255).astype('uint8')."
+        ) from error
+    return drawn
 
 
 def encoded(image: PillowImage) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiresfix.client.downloads import require_suffix
 from hiresfix.client.values import Job
 from hiresfix.partfile import PartFile
 
@@ -29,6 +30,14 @@ class Result:
         return self.job.seed
 
     @property
+    def width(self) -> int | None:
+        return self.job.width
+
+    @property
+    def height(self) -> int | None:
+        return self.job.height
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """What the engine says of its work; empty for servers that say nothing."""
         return self.job.metadata or {}
@@ -43,7 +52,11 @@ class Result:
             return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file as it is, whole or not at all; folders on the way are made. Returns the path."""
+        """Write the file as it is, whole or not at all; folders on the way are made. Returns the path.
+
+        Raises ValueError for the suffix of another format.
+        """
+        require_suffix(self.job, Path(path))
         with PartFile(Path(path)) as part:
             part.write(self.data)
             part.finish()

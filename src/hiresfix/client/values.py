@@ -82,9 +82,20 @@ class Job:
     seed: int | None = None
     width: int | None = None
     height: int | None = None
-    metadata: Mapping[str, Any] | None = None
-    input: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+    input: Mapping[str, Any] | None = field(default=None, repr=False)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """For people, in a line: `on_progress=print` will do."""
+        if self.error:
+            return f"{self.status}: {self.error}"
+        told = [self.status if self.status != "PROCESSING" else f"PROCESSING {self.progress} %"]
+        if self.queue_position:
+            told.append(f"{self.queue_position} before it")
+        if self.eta_seconds is not None and not self.is_over:
+            told.append(f"about {self.eta_seconds} s")
+        return ", ".join(told)
 
     @property
     def is_over(self) -> bool:
@@ -201,7 +212,7 @@ class Model:
     cost_max: int | None = None
     avg_seconds: float | None = None
     params_key: str | None = None
-    params: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] | None = field(default=None, repr=False)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
