@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
 import httpx
 import numpy as np
 import psycopg
@@ -25,6 +26,20 @@ from psycopg import sql
 
 _databases = count(1)
 _buckets = count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every HTTP client reads all authorities it trusts, some 150, which costs more than most requests here.
+
+    No test asks a server beyond this machine, so one will do; for the processes that tests start, too.
+    """
+    everybody, end = Path(certifi.where()).read_text(encoding="utf-8"), "-----END CERTIFICATE-----\n"
+    one = tmp_path_factory.mktemp("trust") / "authority.pem"
+    one.write_text(everybody[everybody.index("-----BEGIN") : everybody.index(end)] + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(one))
+        yield
 
 
 @pytest.fixture(scope="session")
