@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po
 
+import hiresfix
 from hiresfix import errors
 from hiresfix.catalog import MODELS
+from hiresfix.images.containers import read_container
+from hiresfix.images.values import Limits, check_output
 from hiresfix.server.web import messages, texts
 from hiresfix.server.web.languages import ENGLISH, JAPANESE, KOREAN, LANGUAGES, LOCALES, Language, preferred
 from hiresfix.server.web.wording import fill, particle, placeholders, rich
@@ -82,10 +87,42 @@ def test_every_error_code_has_a_text() -> None:
 
 
 @each_language
-def test_every_parameter_has_its_help_in_the_language(language: Language) -> None:
+def test_every_parameter_and_preset_has_its_texts_in_the_language(language: Language) -> None:
     for model in MODELS:
-        for text in (model.description, *(param.help for param in model.params)):
+        of_subjects = (text for subject in model.subjects for text in (subject.label, subject.help))
+        for text in (model.description, *(param.help for param in model.params), *of_subjects):
             assert language(text) != text
+
+
+def test_the_sentences_that_pages_know_are_those_the_server_says() -> None:
+    said = [*written_in_the_source(), *refusals()]
+    for saying in texts.SAYINGS:
+        pattern = re.sub(r"\\\{\w+\\\}", "(.+?)", re.escape(saying))
+        assert any(re.fullmatch(pattern, sentence) for sentence in said), saying
+
+
+def refusals() -> Iterator[str]:
+    """Sentences that are put together from parts."""
+    small = Limits(max_output_megapixels=0.01)
+    for refused in (
+        lambda: read_container(b"no picture"),
+        lambda: check_output((300, 200), 4, Limits(max_output_megapixels=0.3)),
+        lambda: check_output((300, 200), 4, small),
+    ):
+        with pytest.raises(errors.PictureError) as refusal:
+            refused()
+        yield refusal.value.message
+
+
+def written_in_the_source() -> Iterator[str]:
+    """Every text outside of the pages, with {} for what is filled in."""
+    for file in Path(hiresfix.__file__).parent.rglob("*.py"):
+        if "web" not in file.parts:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from pathlib import Path
 
 import httpx
 import pytest
 
+from hiresfix.catalog import MODELS
+from hiresfix.recipe import OutputFormat
 from hiresfix.server import web
 from tests.server.conftest import Api
 
@@ -48,3 +51,15 @@ def test_the_page_needs_no_key_and_is_kept_from_search_engines(api: Api, path: s
     assert not re.search(r"<script(?![^>]*(src=|application/json))|\son\w+=|\sstyle=", answer.text)
     language = {"/studio": "ko", "/en/studio": "en"}.get(path, path[1:3])
     assert f'<html lang="{language}"' in answer.text
+
+
+def test_people_read_names_for_every_parameter_and_choice(api: Api) -> None:
+    page = httpx.get(f"{api.url}/ko/studio").text
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
+    assert found
+    facts = json.loads(found[1])
+    params = [param for model in MODELS for param in model.params if param.name != "image"]
+    assert {param.name for param in params} == facts["names"].keys()
+    spoken = {str(choice) for param in params for choice in param.choices if isinstance(choice, str)}
+    assert spoken - set(OutputFormat) == facts["choices"].keys()
+    assert facts["names"]["scale_factor"] == "배율"

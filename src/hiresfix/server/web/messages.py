@@ -3,10 +3,10 @@
     python -m hiresfix.server.web
 
 brings `locales/*/LC_MESSAGES/messages.po` up to date: new messages come in empty, unused ones go. Messages are the
-first arguments of `_("...")` and `ngettext("...", "...", n)` in templates, of `t("...")`, `tn("...", "...", n)` and
-`mark("...")` in scripts, and of `language("...")`, `language.plural("...", "...", n)` and `mark("...")` in this
-package's Python, always literals; and what the catalog of
-models says of models and parameters.
+first arguments of `_("...")` and `ngettext("...", "...", n)` in templates, of `t("...")` and `tn("...", "...", n)`
+in scripts, and of `language("...")`, `language.plural("...", "...", n)` and `mark("...")` in this
+package's Python, always literals; and what the catalog of models says of models, parameters
+and presets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Message: TypeAlias = str | tuple[str, str]
 
 _TEMPLATE_FUNCTIONS = ("_", "ngettext")
 _PYTHON_FUNCTIONS: dict[str, Any] = {"language": None, "plural": (1, 2), "mark": None}
-_SCRIPT_FUNCTIONS: dict[str, Any] = {"t": None, "tn": (1, 2), "mark": None}
+_SCRIPT_FUNCTIONS: dict[str, Any] = {"t": None, "tn": (1, 2)}
 _IMPORT = re.compile(r"""^\s*(?:import|export)\b[^"';]*["']\./([\w./-]+\.js)["']""", re.MULTILINE)
 
 
@@ -85,13 +85,13 @@ def for_script(language: Language, entry: str) -> dict[str, tuple[str, ...]]:
     Texts of the catalog and of errors come along where scripts have texts at all, because these reach the browser
     as data. English needs none.
     """
-    from hiresfix.server.web.texts import ERRORS
+    from hiresfix.server.web.texts import ERRORS, SAYINGS
 
     if language is ENGLISH:
         return {}
     wanted = _texts_of_script(entry)
     if wanted:
-        wanted = (*wanted, *(message for _, message in of_catalog()), *ERRORS.values())
+        wanted = (*wanted, *(message for _, message in of_catalog()), *ERRORS.values(), *SAYINGS)
     keys = [message if isinstance(message, str) else message[0] for message in wanted]
     return {key: forms for key in keys if (forms := translated(language, key))}
 

@@ -15,6 +15,7 @@ from hiresfix.catalog import Model
 PICTURE = "https://example.com/input.jpg"
 JOB = "JOB_ID"
 KEY_VARIABLE = "HIRESFIX_API_KEY"
+REQUEST = "REQUEST"
 _SHOWN = ("image", "scale_factor", "creativity", "content")
 """Parameters of an example, where a model has them."""
 
@@ -138,6 +139,49 @@ const response = await fetch("{origin}/v2/uploads", {{
 if (!response.ok) throw new Error(await response.text());
 console.log((await response.json()).url);""",
     )
+
+
+def of_form(origin: str) -> dict[str, str]:
+    """Programs that make one picture, by language; the studio puts what its form says in place of `REQUEST`."""
+    return {
+        "curl": f"""curl -X POST {origin}/v2/images/upscale \\
+  -H "X-API-Key: ${KEY_VARIABLE}" \\
+  -H "Content-Type: application/json" \\
+  -H "Prefer: wait=20" \\
+  -d {REQUEST}""",
+        "python": f"""import os
+import time
+import requests
+
+server = "{origin}"
+session = requests.Session()
+session.headers["X-API-Key"] = os.environ["{KEY_VARIABLE}"]
+request = {REQUEST}
+
+response = session.post(f"{{server}}/v2/images/upscale", json=request)
+response.raise_for_status()
+address = f"{{server}}/v2/jobs/{{response.json()['jobId']}}"
+while (job := session.get(address).json())["status"] in ("QUEUED", "PROCESSING"):
+    time.sleep(2)
+print(job["result"]["images"][0] if job["result"] else job["error"])""",
+        "javascript": f"""const server = "{origin}";
+const headers = {{ "X-API-Key": process.env.{KEY_VARIABLE}, "Content-Type": "application/json" }};
+const request = {REQUEST};
+
+const response = await fetch(`${{server}}/v2/images/upscale`, {{
+  method: "POST",
+  headers,
+  body: JSON.stringify(request),
+}});
+if (!response.ok) throw new Error(await response.text());
+const {{ jobId }} = await response.json();
+let job;
+do {{
+  await new Promise((resolve) => setTimeout(resolve, 2000));
+  job = await (await fetch(`${{server}}/v2/jobs/${{jobId}}`, {{ headers }})).json();
+}} while (["QUEUED", "PROCESSING"].includes(job.status));
+console.log(job.result?.images[0] ?? job.error);""",
+    }
 
 
 def accepted() -> str:

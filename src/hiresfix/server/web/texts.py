@@ -1,7 +1,8 @@
 """What people are told of an error, by its code, and what they can do about it.
 
 The API speaks English whatever a browser prefers, because clients match on its texts; pages show these instead, with
-the API's own words below as the detail. A test compares the table with the codes that exist.
+the API's own words below as the detail. A test compares the table with the codes that exist. Of the API's own words,
+the sentences that people meet most are known here too; a test compares them with what the server can say.
 """
 
 from __future__ import annotations
@@ -40,3 +41,38 @@ ERRORS: Mapping[str, str] = {
     "cors_refused": mark("This page may not use the server from here. Open the server's own address."),
     "invalid_http": mark("The server could not read the request. Reload the page and try again."),
 }
+
+SAYINGS: tuple[str, ...] = (
+    # of pictures
+    mark("This is not a picture of a known format. Send PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF or HEIC."),
+    mark("The {kind} file is damaged or incomplete. Save or download it again and retry."),
+    mark("The picture is {size}, {megapixels} MP; the limit is {limit} MP. Make it smaller first."),
+    mark("{scale}x of {size} is {megapixels} MP; the limit is {limit} MP. Use {fitting}."),
+    mark("{scale}x of {size} is {megapixels} MP; the limit is {limit} MP. Make the picture smaller first."),
+    mark("{format} stores at most {largest} pixels a side; the result is {size}. Use png."),
+    mark("The file is larger than the limit of {limit} MiB. Compress it more or make it smaller."),
+    mark("Pictures with {kind} samples are not supported. Save it as 8 or 16 bit RGB and retry."),
+    # of addresses
+    mark("The URL answered {status}. Check that it is public and still exists."),
+    mark("The URL's host name could not be resolved. Check its spelling."),
+    mark("The URL's host refused the connection. Check that it is public and running."),
+    mark("The URL points to a private or local address, which this server does not connect to. Use a public one."),
+    mark("The URL did not answer completely in time. Try again, or use a faster host."),
+    mark("The file is larger than {limit}. Send a smaller one."),
+    # of jobs that failed
+    mark("The job was interrupted too often and has been stopped. Your credits were returned."),
+    mark("The picture could not be enlarged because of an internal error. Your credits were returned."),
+    mark("The result failed its quality check. Your credits were returned. Try another seed or other settings."),
+    mark("The picture could not be stored. Your credits were returned."),
+    # of results
+    mark("The offline engine does not follow prompts: prompt and negative_prompt were kept, and changed nothing."),
+    mark("The input is damaged, so its colours are followed more than its pixels; resemblance above 1 follows both."),
+    mark("Only the first frame or page was used."),
+    mark("CMYK was converted to sRGB."),
+    # in the ledger
+    mark("free credits"),
+    mark("granted by the operator"),
+    mark("granted with the team"),
+    mark("adjusted by the operator"),
+)
+"""Sentences of the server as messages; where it fills something in stands a placeholder."""

@@ -1,8 +1,12 @@
 // The account's panels: credits and their ledger, keys, webhook deliveries. All by public routes, by the key's role.
 
 import { ApiError, get, post, remove } from "./api.js";
+import { lookAtJob } from "./deeds.js";
 import { $, FACTS, fillWith, h } from "./dom.js";
+import * as keep from "./keep.js";
+import { signOut } from "./session.js";
 import { language, number, t, tn } from "./text.js";
+import { told } from "./told.js";
 
 const moments = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
 export const moment = (text) => (text ? h("time", { dateTime: text }, moments.format(new Date(text))) : h("span.muted", t("never")));
@@ -29,37 +33,25 @@ function table(heads, rows, empty) {
 
 const wrong = (error) => h("p.notice.bad", { role: "alert" }, error instanceof ApiError ? error.text : String(error));
 
-/** Fill `place` with the panels; `actions` has `signOut(everything)`, `remember(bool)`, `remembered`, `look(job)`. */
-export async function showAccount(place, me, actions) {
-  const tabs = { credits: [t("Credits"), ledger], keys: [t("API keys"), keys], webhooks: [t("Webhooks"), webhooks], device: [t("This device"), device] };
-  const body = h("div.stack", { role: "tabpanel", id: "account-panel", tabIndex: 0 });
-  const list = h("div.segments", { role: "tablist", "aria-label": t("Account") });
-  const choose = async (name, focus) => {
+/** Show the panels. */
+export async function showAccount(me) {
+  const panels = { credits: ledger, keys, webhooks, device };
+  const [body, list] = [$("account-panel"), $("account-tabs")];
+  let newest = 0;
+  const choose = async (name) => {
+    const turn = ++newest;
     for (const tab of list.children) {
-      const chosen = tab.id === `account-${name}`;
+      const chosen = tab.dataset.panel === name;
       tab.setAttribute("aria-selected", chosen);
       tab.tabIndex = chosen ? 0 : -1;
-      if (chosen && focus) tab.focus();
     }
     body.setAttribute("aria-labelledby", `account-${name}`);
     fillWith(body, h("p.muted", t("Loading …")));
-    try {
-      fillWith(body, await tabs[name][1](me, actions, () => choose(name)));
-    } catch (error) {
-      fillWith(body, wrong(error));
-    }
+    const found = await panels[name](me, () => choose(name)).catch(wrong);
+    if (turn === newest) fillWith(body, found); // else another tab was chosen meanwhile
   };
-  const names = Object.keys(tabs);
-  for (const name of names) {
-    list.append(h("button", { role: "tab", id: `account-${name}`, "aria-controls": "account-panel", onclick: () => choose(name) }, tabs[name][0]));
-  }
-  list.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!step) return;
-    const at = names.findIndex((name) => list.querySelector(`#account-${name}`) === document.activeElement);
-    choose(names[(at + step + names.length) % names.length], true);
-  });
-  fillWith(place, h("p.muted.small", `${me.team.name} · ${me.user.email}`), list, body);
+  $("account-who").textContent = `${me.team.name} · ${me.user.email}`;
+  list.onclick = ({ target }) => target.dataset.panel && choose(target.dataset.panel);
   await choose("credits");
 }
 
@@ -78,7 +70,9 @@ async function pages(heads, load, empty) {
 
 const after = (cursor) => (cursor ? `&cursor=${encodeURIComponent(cursor)}` : "");
 
-async function ledger(me, { look }) {
+const jobLink = (id) => h("button.link", { onclick: () => lookAtJob(id) }, id.slice(0, 8));
+
+async function ledger(me) {
   const scope = leads(me) ? "team" : "user";
   const load = async (cursor) => {
     const page = await get(`/v2/credits/ledger?scope=${scope}&limit=20${after(cursor)}`);
@@ -86,7 +80,7 @@ async function ledger(me, { look }) {
       moment(entry.createdAt),
       FACTS.entries[entry.kind],
       h("span", { className: entry.amount > 0 ? "gain" : "loss" }, `${entry.amount > 0 ? "+" : "−"}${number(Math.abs(entry.amount))}`),
-      entry.jobId ? h("button.link", { onclick: () => look(entry.jobId) }, entry.jobId.slice(0, 8)) : entry.reason,
+      entry.jobId ? jobLink(entry.jobId) : told(entry.reason),
     ]);
     return [rows, page.nextCursor];
   };
@@ -97,7 +91,7 @@ async function ledger(me, { look }) {
   ];
 }
 
-async function keys(me, _actions, again) {
+async function keys(me, again) {
   const scope = leads(me) ? "team" : "user";
   const { keys: found } = await get(`/v2/keys?scope=${scope}`);
   const state = (key) => {
@@ -153,12 +147,12 @@ function newKey() {
   return form;
 }
 
-async function webhooks(me, { look }) {
+async function webhooks(me) {
   const scope = leads(me) ? "team" : "user";
   const error = h("div");
   const load = async (cursor) => {
     const page = await get(`/v2/webhooks/deliveries?scope=${scope}&limit=20${after(cursor)}`);
-    return [page.deliveries.map((delivery) => deliveryRow(delivery, look, error)), page.nextCursor];
+    return [page.deliveries.map((delivery) => deliveryRow(delivery, error)), page.nextCursor];
   };
   return [
     error,
@@ -166,7 +160,7 @@ async function webhooks(me, { look }) {
   ];
 }
 
-function deliveryRow(delivery, look, error) {
+function deliveryRow(delivery, error) {
   const state = h("span", { className: delivery.status === "failed" ? "loss" : "" }, FACTS.deliveries[delivery.status], delivery.lastStatus ? ` (${delivery.lastStatus})` : "");
   const again = h("button.button.small", { disabled: delivery.event === "progress", onclick: async () => {
     try {
@@ -179,15 +173,15 @@ function deliveryRow(delivery, look, error) {
   } }, t("Send again"));
   return [
     moment(delivery.createdAt), FACTS.events[delivery.event], h("span.receiver", { title: delivery.url }, new URL(delivery.url).host), state,
-    number(delivery.attemptCount), h("button.link", { onclick: () => look(delivery.jobId) }, delivery.jobId.slice(0, 8)), again,
+    number(delivery.attemptCount), jobLink(delivery.jobId), again,
   ];
 }
 
-async function device(me, { signOut, remember, remembered }) {
+async function device() {
   const panel = prepared("device");
-  const [keep, out, forget] = panel.querySelectorAll("input, button");
-  keep.checked = remembered();
-  keep.addEventListener("change", () => remember(keep.checked));
+  const [stay, out, forget] = panel.querySelectorAll("input, button");
+  stay.checked = keep.isRemembered();
+  stay.addEventListener("change", () => keep.keepKey(keep.loadKey(), { remember: stay.checked }));
   out.addEventListener("click", () => signOut(false));
   forget.addEventListener("click", () => signOut(true));
   return panel;

@@ -2,6 +2,7 @@
 
 import { FACTS } from "./dom.js";
 import { t } from "./text.js";
+import { told } from "./told.js";
 
 const texts = FACTS.errors;
 
@@ -13,7 +14,6 @@ export class ApiError extends Error {
     this.code = body.code ?? "";
     this.body = body;
     this.details = body.details ?? {};
-    this.requestId = body.requestId;
     this.retryAfter = retryAfter;
   }
 
@@ -25,22 +25,20 @@ export class ApiError extends Error {
     return t(texts[code] ?? texts.internal_error);
   }
 
-  /** In the server's own words, English; empty where the explanation says it all. */
+  /** In the server's own words, to be put into an element; empty where the explanation says it all. */
   get detail() {
     const lines = Object.entries(this.details).flatMap(([path, messages]) =>
-      messages.map((message) => (/(^|\.)(image|file|url)$|^_root$/.test(path) ? message : `${path.split(".").pop()}: ${message}`)),
+      messages.map((message) => [/(^|\.)(image|file|url|scale_factor)$|^_root$/.test(path) ? "" : `${path.split(".").pop()}: `, told(message), " "]),
     );
     if (this.code === "insufficient_credits") {
-      return t("{required} credits are needed, {available} are there.", {
-        required: this.body.creditsRequired,
-        available: this.body.creditsAvailable,
-      });
+      return t("{required} credits are needed, {available} are there.", { required: this.body.creditsRequired, available: this.body.creditsAvailable });
     }
-    return lines.join(" ") || (["conflict", "forbidden", "unauthenticated"].includes(this.code) ? this.message : "");
+    return lines.length ? lines : ["conflict", "forbidden"].includes(this.code) ? told(this.message) : "";
   }
 
+  /** Both. */
   get text() {
-    return [this.explained, this.detail].filter(Boolean).join(" ");
+    return [this.explained, " ", this.detail];
   }
 }
 
@@ -89,7 +87,7 @@ async function refusal(response) {
   return new ApiError(response.status, body, Number(response.headers.get("Retry-After")) || 1);
 }
 
-export const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** The same file at this page's own origin, which is where it may be read from. */
 export function here(url) {

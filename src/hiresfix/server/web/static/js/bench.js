@@ -60,6 +60,9 @@ export function say(text, kind = "") {
   fillWith(notice, text, text && kind && tool(t("Dismiss"), "M6 6l12 12M18 6L6 18", () => say("")));
 }
 
+/** Told to screen readers only. */
+export const speak = (text) => ($("spoken").textContent = text);
+
 /** Do something the server may refuse; the refusal is shown. */
 export async function guarded(action) {
   try {

@@ -101,7 +101,17 @@ export class Controls {
     if (value === "" || value === undefined || Number.isNaN(value)) delete this.values[name];
     else this.values[name] = value;
     this.changed(reason);
+    this.#agree(name);
     this.#showPreset();
+  }
+
+  /** What is there twice, above and among the expert settings, says the same. */
+  #agree(name) {
+    const value = this.valueOf(name);
+    const [field, range, scale] = [$(`param-${name}`), $(`main-${name}`), name === "scale_factor" && $(`scale-${value}`)];
+    if (field && field !== document.activeElement) field.value = this.values[name] ?? (field.placeholder === undefined ? value : "");
+    if (range) [range.value, range.previousElementSibling.lastChild.textContent] = [value, number(value)];
+    if (scale) scale.checked = true;
   }
 
   #render() {
@@ -112,7 +122,7 @@ export class Controls {
       $("sliders"),
       sliders.length ? sliders.map((name) => this.#slider(name, facts[name])) : h("p.notice", t("This one invents nothing, so there is nothing to balance.")),
     );
-    const expert = Object.keys(facts).filter((name) => !["image", "scale_factor", ...MAIN].includes(name));
+    const expert = Object.keys(facts).filter((name) => name !== "image");
     fillWith($("expert-fields"), this.#modelField(), expert.map((name) => this.#field(name, facts[name])), this.#reset());
     this.#showPreset();
   }
@@ -141,31 +151,23 @@ export class Controls {
   #slider(name, facts) {
     const id = `main-${name}`;
     const value = this.valueOf(name);
-    const output = h("output", { htmlFor: id }, number(value));
-    const range = h("input", {
-      type: "range", id, min: facts.minimum, max: facts.maximum, step: stepOf(facts), "aria-describedby": `${id}-help`,
-      oninput: () => {
-        output.textContent = number(range.valueAsNumber);
-        this.set(name, range.valueAsNumber);
-      },
-    });
-    range.value = value;
     const [low, high] = FACTS.ends[name];
     return h("div.slider",
-      h("div.slider-head", h("label", { htmlFor: id }, nameOf(name)), output),
-      range,
+      h("div.slider-head", h("label", { htmlFor: id }, nameOf(name)), h("output", { htmlFor: id }, number(value))),
+      h("input", { type: "range", id, min: facts.minimum, max: facts.maximum, step: stepOf(facts), value, "aria-describedby": `${id}-help`, oninput: ({ target }) => this.set(name, target.valueAsNumber) }),
       h("div.slider-ends", { "aria-hidden": "true" }, h("span", low), h("span", high)),
       h("p.visually-hidden", { id: `${id}-help` }, t(facts.description)),
     );
   }
 
   #modelField() {
-    const select = h("select", { id: "model", onchange: () => {
-      const model = this.models.find((found) => found.id === select.value);
+    const choose = ({ target }) => {
+      const model = this.models[target.selectedIndex];
       this.#choose(model, model.presets[0]);
       $("model").focus();
-    } }, this.models.map((model) => h("option", { value: model.id, selected: model === this.model }, model.label)));
-    return h("div.field", h("label", { htmlFor: "model" }, t("Model")), select, h("p.help", t(this.model.description)));
+    };
+    const options = this.models.map((model) => h("option", { value: model.id, selected: model === this.model }, model.label));
+    return h("div.field", h("label", { htmlFor: "model" }, t("Model")), h("select", { id: "model", onchange: choose }, options), h("p.help", t(this.model.description)));
   }
 
   #field(name, facts) {
@@ -183,18 +185,14 @@ export class Controls {
     const described = { id, "aria-describedby": `${id}-help ${id}-wrong` };
     const value = this.values[name];
     if (facts.enum) {
-      const select = h("select", { ...described, onchange: () => this.set(name, typeof facts.enum[0] === "number" ? Number(select.value) : select.value) },
+      return h("select", { ...described, onchange: ({ target }) => this.set(name, facts.enum[target.selectedIndex]) },
         facts.enum.map((choice) => h("option", { value: String(choice), selected: choice === this.valueOf(name) }, shown(name, choice))));
-      return select;
     }
     if (facts.type === "string") {
-      const area = h("textarea", { ...described, rows: 2, maxLength: facts.maxLength ?? -1, placeholder: facts.default ?? "", oninput: () => this.set(name, area.value) });
-      area.value = value ?? "";
-      return area;
+      return h("textarea", { ...described, rows: 2, maxLength: facts.maxLength ?? -1, placeholder: facts.default ?? "", value: value ?? "", oninput: ({ target }) => this.set(name, target.value) });
     }
-    const field = h("input", { ...described, type: "number", inputMode: facts.type === "integer" ? "numeric" : "decimal", min: facts.minimum, max: facts.maximum, step: facts.type === "integer" ? 1 : "any", placeholder: facts.default ?? "", oninput: () => this.#number(field, name, facts) });
-    if (value !== undefined) field.value = value;
-    return field;
+    const whole = facts.type === "integer";
+    return h("input", { ...described, type: "number", inputMode: whole ? "numeric" : "decimal", min: facts.minimum, max: facts.maximum, step: whole ? 1 : "any", placeholder: facts.default ?? "", value, oninput: ({ target }) => this.#number(target, name, facts) });
   }
 
   #number(field, name, facts) {

@@ -59,7 +59,7 @@ export async function reuse(found) {
   $("settings").scrollIntoView({ block: "nearest" });
 }
 
-export async function showDetails(found) {
+export async function details(found) {
   const params = await work.input(found);
   if (!found.job || found.listed) found.job = { ...found.job, ...(await api.get(`/v2/jobs/${found.id}`)) };
   fillWith($("details-body"), facts(found, params));
@@ -69,6 +69,6 @@ export async function showDetails(found) {
 export async function lookAtJob(id) {
   await guarded(async () => {
     const job = await api.get(`/v2/jobs/${id}`);
-    await showDetails(work.runs.get(id) ?? { id, at: Date.parse(job.createdAt), picture: null, name: "", model: job.model, params: null, job });
+    await details(work.runs.get(id) ?? { id, at: Date.parse(job.createdAt), picture: null, name: "", model: job.model, params: null, job });
   });
 }

@@ -53,6 +53,25 @@ export function prepareDialogs() {
   }
 }
 
+/** Put the children in place of what is there, unless that looks the same: live regions speak up for what is new. */
+export function fillIfNew(element, ...children) {
+  const next = element.cloneNode(false);
+  fillWith(next, ...children);
+  if (!next.isEqualNode(element)) element.replaceChildren(...next.childNodes);
+}
+
+/** Arrow keys move along a list of tabs, and what they come to is chosen. */
+export function arrows(list) {
+  list.addEventListener("keydown", ({ key, target }) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    if (!step) return;
+    const tabs = [...list.children];
+    const next = tabs.at((tabs.indexOf(target) + step) % tabs.length);
+    next.click();
+    next.focus();
+  });
+}
+
 export function debounced(milliseconds, work) {
   let timer = 0;
   return (...given) => {

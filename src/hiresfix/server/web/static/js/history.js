@@ -1,17 +1,19 @@
-// The history: what was made, newest first, with small pictures, what can still be done with it, and how long it stays.
+// The history: what was made, newest first, what can still be done with it, and how long it stays.
 
 import { fromNow, moment } from "./account.js";
 import { here, isOver } from "./api.js";
+import { guarded } from "./bench.js";
 import { nameOf, shown } from "./controls.js";
 import { $, FACTS, fillWith, h, icon, tool } from "./dom.js";
 import { number, t } from "./text.js";
+import { told } from "./told.js";
 import { stage } from "./work.js";
 
 export class History {
-  /** `actions`: look(run), reuse(run), compare(run), cancel(run), erase(run), details(run). */
-  constructor(work, actions) {
+  /** `deeds`: look(run), reuse(run), compare(run), cancel(run), erase(run), details(run). */
+  constructor(work, deeds) {
     this.work = work;
-    this.actions = actions;
+    this.deeds = deeds;
     this.items = new Map();
     this.seen = new IntersectionObserver((entries) => {
       for (const entry of entries) if (entry.isIntersecting) this.#loadThumbnail(entry.target);
@@ -55,7 +57,7 @@ export class History {
     const place = h("span.thumb", run.thumb ? h("img", { src: this.work.addressOf(`thumb-${run.id}`, run.thumb), alt: "" }) : icon("M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4"));
     if (job && !isOver(job)) place.append(h("progress", { max: 100, value: job.progress, "aria-label": stage(job) }));
     if (!done) return h("div.thumb-place", { "data-state": job?.status ?? "QUEUED" }, place);
-    return h("button.thumb-place", { "data-action": "look", onclick: () => this.actions.look(run), "aria-label": t("Look at {name}", { name: this.#title(run) }) }, place);
+    return h("button.thumb-place", { "data-action": "look", onclick: () => guarded(() => this.deeds.look(run)), "aria-label": t("Look at {name}", { name: this.#title(run) }) }, place);
   }
 
   #title(run) {
@@ -75,7 +77,7 @@ export class History {
 
   #tools(run) {
     const job = run.job;
-    const button = (action, label, path) => tool(label, path, () => this.actions[action](run), { "data-action": action, "aria-label": `${label}: ${this.#title(run)}` });
+    const button = (action, label, path) => tool(label, path, () => guarded(() => this.deeds[action](run)), { "data-action": action, "aria-label": `${label}: ${this.#title(run)}` });
     if (!job || !isOver(job)) return h("div.tools", button("cancel", t("Cancel"), "M6 6l12 12M18 6L6 18"));
     const done = job.status === "COMPLETED" && !job.expired;
     return h("div.tools",
@@ -109,7 +111,7 @@ export function facts(run, params) {
   ];
   return [
     h("dl.facts", rows.filter(Boolean).flatMap(([term, value]) => [h("dt", term), h("dd", ...[value].flat())])),
-    job.error && h("p.notice.bad", job.error),
-    (job.metadata?.warnings ?? []).map((warning) => h("p.notice", warning)),
+    job.error && job.status === "FAILED" && h("p.notice.bad", told(job.error)),
+    (job.metadata?.warnings ?? []).map((warning) => h("p.notice", told(warning))),
   ];
 }

@@ -4,15 +4,15 @@ import { credits } from "./account.js";
 import * as api from "./api.js";
 import { bench, redraw, remember, say, selected, work } from "./bench.js";
 import { nameOf, shown } from "./controls.js";
-import { $, debounced, FACTS, fillWith, h } from "./dom.js";
+import { $, arrows, debounced, fillIfNew, fillWith, h } from "./dom.js";
 import { askForKey, refreshMeSoon } from "./session.js";
-import { SNIPPETS } from "./snippets.js";
+import { LANGUAGES, program } from "./snippets.js";
 import { number, t, tn } from "./text.js";
 
 const scaleOf = () => bench.controls.valueOf("scale_factor");
 const variantCount = () => Number($("variant-count").value);
 
-export const previewKey = () => [bench.selected, bench.controls.model.id, scaleOf(), bench.controls.valueOf("output_format")].join();
+export const previewKey = () => [bench.selected, work.pictures.size, bench.controls.model.id, scaleOf(), bench.controls.valueOf("output_format")].join();
 
 export function updatePreview() {
   drawPreview();
@@ -29,8 +29,9 @@ const askPreview = debounced(200, async () => {
     const { output_format: format, scale_factor: scale } = bench.controls.values;
     const params = Object.fromEntries(Object.entries({ output_format: format, scale_factor: scale }).filter(([, value]) => value !== undefined));
     const answer = await work.preview(bench.controls.model, picture, params);
+    const cost = await costOfAll(picture, answer, params);
     if (key !== previewKey()) return;
-    bench.preview = { key, answer };
+    bench.preview = { key, answer, cost };
     if (!picture.width) [picture.width, picture.height] = [answer.input.width, answer.input.height];
   } catch (error) {
     if (!(error instanceof api.ApiError)) throw error;
@@ -41,23 +42,37 @@ const askPreview = debounced(200, async () => {
   drawCode();
 });
 
-/** How many jobs a press of the button makes. */
-const jobCount = () => work.pictures.size * variantCount();
+/** What all pictures cost together where their sizes decide, so that each has to be asked for; else null. */
+async function costOfAll(picture, { creditCost }, params) {
+  const { model } = bench.controls;
+  if (model.pricingMode === "flat") return null;
+  for (const other of wanted()) {
+    if (other !== picture) creditCost += (await work.preview(model, other, params).catch(() => null))?.creditCost ?? 0;
+  }
+  return creditCost;
+}
+
+/** What a press of the button enlarges: all pictures but those the server refused, unless it refused all. */
+function wanted() {
+  const pictures = [...work.pictures.values()];
+  const good = pictures.filter((picture) => picture.error?.status !== 400);
+  return good.length ? good : pictures;
+}
 
 export function drawPreview() {
   const place = $("preview");
   const run = $("run");
   const picture = selected();
-  const many = work.pictures.size;
-  const count = jobCount();
+  const many = wanted().length;
+  const count = many * variantCount();
   run.textContent = variantCount() > 1 ? tn("Make {n} variant", "Make {n} variants", count) : many > 1 ? tn("Enlarge {n} picture", "Enlarge {n} pictures", many) : t("Enlarge");
   run.setAttribute("aria-disabled", !picture);
   const known = bench.preview?.key === (bench.controls && previewKey()) ? bench.preview : null;
-  if (!picture) return fillWith(place, h("p.muted", t("Choose a picture to see size and price.")));
-  if (!api.hasKey()) return fillWith(place, h("p", sizes(picture)), h("p.muted.small", t("Sign in to see the price.")));
-  if (known?.error) return fillWith(place, h("p.wrong", known.error.explained), known.error.detail && h("p.small", known.error.detail));
+  if (!picture) return fillIfNew(place, h("p.muted", t("Choose a picture to see size and price.")));
+  if (!api.hasKey()) return fillIfNew(place, h("p", sizes(picture)), h("p.muted.small", t("Sign in to see the price.")));
+  if (known?.error) return fillIfNew(place, h("p.wrong", known.error.explained), known.error.detail && h("p.small", known.error.detail));
   const answer = known?.answer;
-  fillWith(place, h("p", sizes(picture, answer)), h("p.small", answer ? price(answer, count) : h("span.muted", picture.busy ? t("Uploading …") : t("Asking for the price …"))));
+  fillIfNew(place, h("p", sizes(picture, answer)), h("p.small", answer ? price(answer, (known.cost ?? answer.creditCost * many) * variantCount(), count) : h("span.muted", picture.busy ? t("Uploading …") : t("Asking for the price …"))));
 }
 
 function sizes(picture, answer) {
@@ -67,8 +82,7 @@ function sizes(picture, answer) {
   return [`${number(width, 0)} × ${number(height, 0)} → `, h("strong", `${number(w, 0)} × ${number(h2, 0)}`), " · ", t("{megapixels} megapixels", { megapixels: number((w * h2) / 1e6, w * h2 < 1e6 ? 2 : 1) })];
 }
 
-function price(answer, count) {
-  const total = answer.creditCost * count;
+function price(answer, total, count) {
   const there = bench.me?.team.credits ?? answer.creditsAvailable;
   const enough = total <= there && (answer.budgetAvailable === null || total <= answer.budgetAvailable);
   const parts = [h("strong", credits(total)), " · ", t("{credits} left after it", { credits: number(Math.max(there - total, 0)) })];
@@ -87,24 +101,31 @@ export async function run() {
   button.disabled = true;
   say("");
   const sets = bench.controls.variants(variantCount(), $("variant-by").value);
-  const price = bench.preview?.answer?.creditCost;
+  const pictures = wanted();
+  const refusals = [];
   Object.assign(bench, { left: null, right: null });
   try {
-    for (const picture of [...work.pictures.values()]) {
-      const group = `${picture.id}-${Date.now()}`;
-      for (const params of sets) {
-        await work.submit(bench.controls.model, picture, params, { preset: bench.controls.preset?.id ?? null, group, price });
+    for (const picture of pictures) {
+      try {
+        await submitAll(picture, sets);
+      } catch (error) {
+        if (!(error instanceof api.ApiError)) throw error;
+        refusals.push(h("p", pictures.length > 1 && h("strong", picture.name, ": "), error.text));
+        if (error.status !== 400) break; // else it is this picture's fault, and the others go on
       }
     }
     refreshMeSoon();
     if (matchMedia("(max-width: 60rem)").matches) $("stage").scrollIntoView({ block: "start" });
-  } catch (error) {
-    if (!(error instanceof api.ApiError)) throw error;
-    say(error.text, "bad");
   } finally {
+    if (refusals.length) say(h("div", refusals), "bad");
     button.disabled = false;
     redraw();
   }
+}
+
+async function submitAll(picture, sets) {
+  const about = { preset: bench.controls.preset?.id ?? null, group: `${picture.id}-${Date.now()}` };
+  for (const params of sets) await work.submit(bench.controls.model, picture, params, about);
 }
 
 export function drawVariants() {
@@ -125,8 +146,8 @@ export function drawCode() {
   if (!bench.controls) return;
   const picture = selected();
   const image = picture?.upload ?? picture?.url ?? "https://example.com/picture.jpg";
-  $("snippet").textContent = SNIPPETS[bench.language](FACTS.origin, work.body(bench.controls.model, image, bench.controls.params()));
-  for (const name of Object.keys(SNIPPETS)) {
+  $("snippet").textContent = program(bench.language, work.body(bench.controls.model, image, bench.controls.params()));
+  for (const name of LANGUAGES) {
     const chosen = name === bench.language;
     $(`tab-${name}`).setAttribute("aria-selected", chosen);
     $(`tab-${name}`).tabIndex = chosen ? 0 : -1;
@@ -135,21 +156,14 @@ export function drawCode() {
 }
 
 export function listenToCode() {
-  const names = Object.keys(SNIPPETS);
-  for (const name of names) {
+  for (const name of LANGUAGES) {
     $(`tab-${name}`).addEventListener("click", () => {
       bench.language = name;
       drawCode();
       remember();
     });
-    $(`tab-${name}`).addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (!step) return;
-      const next = $(`tab-${names[(names.indexOf(name) + step + names.length) % names.length]}`);
-      next.click();
-      next.focus();
-    });
   }
+  arrows($("tab-curl").parentElement);
   $("copy").hidden = !navigator.clipboard; // which exists under https and on loopback only
   $("copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText($("snippet").textContent);

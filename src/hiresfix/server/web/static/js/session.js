@@ -3,7 +3,7 @@
 import { credits } from "./account.js";
 import * as api from "./api.js";
 import { bench, redraw, say, work } from "./bench.js";
-import { $, debounced, open } from "./dom.js";
+import { $, debounced, fillWith, open } from "./dom.js";
 import * as keep from "./keep.js";
 import { t } from "./text.js";
 
@@ -67,7 +67,7 @@ export function showMe() {
 
 export function askForKey(problem = "") {
   $("signin-error").hidden = !problem;
-  $("signin-error").textContent = problem;
+  fillWith($("signin-error"), problem);
   $("remember").checked = keep.isRemembered();
   open($("signin"));
 }
@@ -83,7 +83,7 @@ export async function signIn(event) {
     say(t("You are signed in."), "good");
   } catch (error) {
     $("signin-error").hidden = false;
-    $("signin-error").textContent = error.text ?? String(error);
+    fillWith($("signin-error"), error.text ?? String(error));
     $("key").focus();
   }
 }

@@ -2,16 +2,17 @@
 
 import { fromNow } from "./account.js";
 import * as api from "./api.js";
-import { bench, guarded, isShowable, newestFirst, ownRuns, redraw, remember, rightRuns, say, select, selected, work } from "./bench.js";
+import { bench, guarded, isShowable, newestFirst, ownRuns, redraw, remember, rightRuns, select, selected, speak, work } from "./bench.js";
 import { nameOf, shown } from "./controls.js";
 import { $, fillWith, h, icon } from "./dom.js";
 import { cancel } from "./deeds.js";
 import { duration } from "./order.js";
 import { t } from "./text.js";
+import { told } from "./told.js";
 import { Viewer } from "./viewer.js";
 import { stage } from "./work.js";
 
-export const viewer = new Viewer($("viewer"), $("stage-bar"), { said: (text) => say(text) });
+export const viewer = new Viewer($("viewer"), $("stage-bar"), { said: speak });
 
 /** What tells a run from its neighbours. */
 function labelOf(found, among = []) {
@@ -22,7 +23,7 @@ function labelOf(found, among = []) {
 
 let drawing = 0;
 
-/** The viewer: what was before and what came of it. Loading takes time; only the newest wish is shown. */
+/** The viewer. Loading takes time; only the newest wish is shown. */
 export async function drawStage() {
   const turn = ++drawing;
   const picture = selected();
@@ -57,19 +58,15 @@ async function paneOf(found, label, several = false) {
 /** Selects by which any two of what there is can be compared. */
 function choosers(runs) {
   const candidates = newestFirst([...work.runs.values()].filter(isShowable));
-  if (!candidates.length || !runs.length) return [];
+  if (candidates.length < 2 || !runs.length) return [];
   const name = (found) => `${found.name || found.id.slice(0, 8)} · ${found.job.width} × ${found.job.height} · ${fromNow(found.job.completedAt)}`;
-  const build = (side, label, first) => {
-    const select = h("select", { "aria-label": label, onchange: () => {
-      bench[side] = select.value || null;
-      if (side === "left" && !bench.right && runs.length > 1) bench.right = runs[runs.length - 1].id;
-      redraw();
-      viewer.extra.querySelector(`[data-side="${side}"]`)?.focus();
-    }, "data-side": side }, first && h("option", { value: "" }, first), candidates.map((found) => h("option", { value: found.id, selected: bench[side] === found.id || (side === "right" && !first && runs[0] === found) }, name(found))));
-    return select;
-  };
+  const build = (side, label, first) => h("select", { "aria-label": label, "data-side": side, onchange: ({ target }) => {
+    bench[side] = target.value || null;
+    if (side === "left" && !bench.right && runs.length > 1) bench.right = runs.at(-1).id;
+    redraw();
+    viewer.extra.querySelector(`[data-side="${side}"]`)?.focus();
+  } }, first && h("option", { value: "" }, first), candidates.map((found) => h("option", { value: found.id, selected: bench[side] === found.id || (side === "right" && !first && runs[0] === found) }, name(found))));
   const group = !bench.right && runs.length > 1;
-  if (candidates.length < 2) return [];
   return [h("span.choosers", build("left", t("Left picture"), selected() ? t("Before") : t("Nothing")), build("right", t("Right picture"), group ? t("All variants") : selected() && ownRuns().some(isShowable) ? t("Newest") : ""))];
 }
 
@@ -82,16 +79,20 @@ function drawWorking() {
   const place = $("working");
   const active = ownRuns().filter((found) => !found.job || !api.isOver(found.job)).reverse();
   const last = ownRuns()[0];
-  const failed = last?.job && ["FAILED"].includes(last.job.status) && !rightRuns().includes(last) ? [last] : [];
+  const failed = last?.job && last.job.status === "FAILED" && !rightRuns().includes(last) ? [last] : [];
   place.hidden = !active.length && !failed.length;
   const focused = document.activeElement?.closest("#working") && document.activeElement.dataset.id;
   fillWith(
     place,
     active.slice(0, 6).map((found) => progress(found, active.length)),
-    !active.length && failed.map((found) => h("div.notice.bad", h("p", t("This did not work. Your credits came back.")), h("p.small", found.job.error))),
+    !active.length && failed.map((found) => h("div.notice.bad", h("p", t("This did not work. Your credits came back.")), h("p.small", told(found.job.error)))),
   );
   if (focused) place.querySelector(`[data-id="${focused}"]`)?.focus();
+  const words = active.length ? stage(active[0].job) : "";
+  if (words !== spoken) speak((spoken = words)); // once for each stage, not with every percent
 }
+
+let spoken = "";
 
 function progress(found, among) {
   const job = found.job;
@@ -106,6 +107,8 @@ function progress(found, among) {
     h("button.button.small", { "data-id": found.id, disabled: !job, onclick: () => guarded(() => cancel(found)) }, t("Cancel")));
 }
 
+const nameWithError = ({ name, error }) => (error ? `${name}: ${error.explained}` : name);
+
 export function drawStrip() {
   const strip = $("strip");
   const pictures = [...work.pictures.values()];
@@ -114,7 +117,7 @@ export function drawStrip() {
   fillWith(
     strip,
     pictures.map((picture) => h("div.strip-item",
-      h("button.strip-pick", { "data-key": `pick-${picture.id}`, "aria-pressed": String(picture.id === bench.selected), "aria-label": picture.name, title: picture.name, onclick: () => select(picture.id) },
+      h("button.strip-pick", { "data-key": `pick-${picture.id}`, "aria-pressed": String(picture.id === bench.selected), "aria-label": nameWithError(picture), title: nameWithError(picture), onclick: () => select(picture.id) },
         picture.blob && picture.visible !== false ? h("img", { src: work.addressOf(picture.id, picture.blob), alt: "" }) : icon("M4 5h16v14H4z"),
         picture.error && h("span.strip-wrong", { "aria-hidden": "true" }, "!")),
       h("button.strip-drop", { "data-key": `drop-${picture.id}`, "aria-label": t("Take {name} off", { name: picture.name }), onclick: () => takeOff(picture.id) }, icon("M7 7l10 10M17 7L7 17")))),

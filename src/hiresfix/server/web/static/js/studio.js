@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { bench, guarded, remember, saved, say, selected, work } from "./bench.js";
 import { Controls } from "./controls.js";
 import * as deeds from "./deeds.js";
-import { $, open, prepareDialogs } from "./dom.js";
+import { $, arrows, open, prepareDialogs } from "./dom.js";
 import { History } from "./history.js";
 import { listenToDrops, take, takeAddress, takeSample } from "./intake.js";
 import * as keep from "./keep.js";
@@ -15,14 +15,7 @@ import * as session from "./session.js";
 import { drawStage, drawStrip } from "./stage.js";
 import { number, t } from "./text.js";
 
-const history = new History(work, {
-  look: deeds.look,
-  compare: deeds.compare,
-  reuse: (run) => guarded(() => deeds.reuse(run)),
-  cancel: (run) => guarded(() => deeds.cancel(run)),
-  erase: (run) => guarded(() => deeds.erase(run)),
-  details: (run) => guarded(() => deeds.showDetails(run)),
-});
+const history = new History(work, deeds);
 let cursor = null;
 
 async function loadHistory(after = null) {
@@ -47,12 +40,20 @@ function drawTitle() {
 
 function listen() {
   prepareDialogs();
+  arrows($("account-tabs"));
   listenToDrops();
   listenToCode();
   listenToKeys();
-  $("choose").addEventListener("click", () => $("files").click());
-  $("camera").addEventListener("click", () => $("capture").click());
-  $("sample").addEventListener("click", takeSample);
+  const pressed = {
+    choose: () => $("files").click(),
+    camera: () => $("capture").click(),
+    sample: takeSample,
+    "open-signin": () => session.askForKey(),
+    "open-help": () => open($("help")),
+    "open-account": () => guarded(showPanels),
+    more: () => guarded(() => loadHistory(cursor)),
+  };
+  for (const [id, deed] of Object.entries(pressed)) $(id).addEventListener("click", deed);
   $("url-form").addEventListener("submit", takeAddress);
   for (const id of ["files", "capture"]) {
     $(id).addEventListener("change", async () => {
@@ -72,10 +73,6 @@ function listen() {
     });
   }
   $("signin-form").addEventListener("submit", session.signIn);
-  $("open-signin").addEventListener("click", () => session.askForKey());
-  $("open-help").addEventListener("click", () => open($("help")));
-  $("open-account").addEventListener("click", () => guarded(showPanels));
-  $("more").addEventListener("click", () => guarded(() => loadHistory(cursor)));
   addEventListener("hashchange", session.signInByLink);
   api.whenRefused((error) => {
     bench.me = null;
@@ -99,12 +96,7 @@ function listen() {
 async function showPanels() {
   await session.refreshMe();
   open($("account"));
-  await showAccount($("account-body"), bench.me, {
-    signOut: session.signOut,
-    look: deeds.lookAtJob,
-    remembered: keep.isRemembered,
-    remember: (on) => keep.keepKey(keep.loadKey(), { remember: on }),
-  });
+  await showAccount(bench.me);
 }
 
 let scheduled = false;

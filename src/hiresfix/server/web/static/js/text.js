@@ -18,9 +18,6 @@ export function tn(one, many, n, values = {}) {
   return fill(n === 1 ? forms[0] : forms[forms.length - 1], { n: number(n), ...values });
 }
 
-/** The message itself, to be given to t() later. */
-export const mark = (message) => message;
-
 const numbers = new Map();
 
 /** A number in the page's language, with `digits` decimal places at most. */
@@ -38,7 +35,7 @@ export function fill(message, values) {
 }
 
 /** Which of two Korean particles follows a word; 로 follows ㄹ as it does a vowel. */
-export function particle(word, afterConsonant, afterVowel) {
+function particle(word, afterConsonant, afterVowel) {
   const [consonant, rieul] = final(word.replace(/[^\p{L}\p{N}_%]+$/u, ""));
   if (rieul && afterVowel.startsWith("로")) return afterVowel;
   return consonant ? afterConsonant : afterVowel;

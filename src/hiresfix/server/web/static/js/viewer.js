@@ -1,14 +1,14 @@
 // Before and after: two pictures, or up to five, under one zoom and one pan. Modes: a slider over both, side by side,
 // hold to see the other one, blink. Mouse, wheel, two fingers, pen and keyboard can do all of it.
 
-import { h, icon } from "./dom.js";
+import { h } from "./dom.js";
 import { number, t } from "./text.js";
 
 const LARGEST = 8; // 800 %
 const STEP = 1.25;
 const BLINK = 700; // milliseconds; under three flashes a second (WCAG 2.3.1)
 
-export const MODES = { slider: "s", side: "d", hold: "h", blink: "b" };
+const MODES = { slider: "s", side: "d", hold: "h", blink: "b" };
 
 export class Viewer {
   /** `place` gets the pictures, `bar` has the buttons. `said(text)` tells screen readers. */
@@ -95,18 +95,12 @@ export class Viewer {
     this.#apply();
   }
 
-  setSplit(percent) {
-    this.split = Math.min(Math.max(percent, 0), 100);
+  setSplit(wanted) {
+    this.split = Math.min(Math.max(wanted, 0), 100);
     this.place.style.setProperty("--split", `${this.split}%`);
-    this.handle.setAttribute("aria-valuenow", Math.round(this.split));
-    this.handle.setAttribute(
-      "aria-valuetext",
-      t("{percent} % {before}, the rest {after}", {
-        percent: Math.round(this.split),
-        before: this.panes[0]?.label ?? "",
-        after: this.panes[1]?.label ?? "",
-      }),
-    );
+    const [percent, before, after] = [Math.round(this.split), ...this.panes.map((pane) => pane.label), "", ""];
+    this.handle.ariaValueNow = percent;
+    this.handle.ariaValueText = t("{percent} % {before}, the rest {after}", { percent, before, after });
   }
 
   toggleFullScreen() {
@@ -114,23 +108,11 @@ export class Viewer {
     else this.place.closest(".stage").requestFullscreen?.();
   }
 
-  // Making it
+  // Finding its parts
 
   #build() {
-    this.views = h("div.views");
-    this.handle = h("div.handle", {
-      role: "slider",
-      tabIndex: 0,
-      "aria-label": t("Where before ends and after begins"),
-      "aria-valuemin": 0,
-      "aria-valuemax": 100,
-      "aria-valuenow": 50,
-      hidden: true,
-      "aria-orientation": "horizontal",
-    }, h("span.grip", icon("M9 6l-6 6 6 6M15 6l6 6-6 6")));
-    this.surface = h("div.surface", { tabIndex: 0, role: "group", "aria-label": t("Pictures; plus and minus zoom, arrows move") }, this.views);
-    this.place.replaceChildren(this.surface, this.handle);
-
+    [this.surface, this.handle] = this.place.children;
+    this.views = this.surface.firstElementChild;
     this.modes = this.bar.querySelectorAll("[data-mode]");
     for (const button of this.modes) button.addEventListener("click", () => this.setMode(button.dataset.mode));
     const deeds = { out: () => this.zoom(1 / STEP), full: () => this.zoomTo(1), in: () => this.zoom(STEP), fit: () => this.zoomToFit(), screen: () => this.toggleFullScreen() };
@@ -201,7 +183,7 @@ export class Viewer {
   // Hands
 
   #listen() {
-    this.surface.addEventListener("wheel", (event) => {
+    this.place.addEventListener("wheel", (event) => {
       event.preventDefault();
       const view = this.#viewAt(event);
       this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : event.deltaMode ? 0.05 : 0.0018)), view);
@@ -235,13 +217,15 @@ export class Viewer {
     if (event.button || !this.panes.length || event.target.closest("button")) return;
     this.surface.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, event);
-    if (this.mode === "hold" && this.pointers.size === 1 && this.fitted) this.#uncover(true);
+    this.still = this.pointers.size === 1;
+    if (this.mode === "hold" && this.still && this.fitted) this.#uncover(true);
   }
 
   #move(event) {
     const before = this.pointers.get(event.pointerId);
     if (!before) return;
     this.pointers.set(event.pointerId, event);
+    if (event.movementX || event.movementY) this.still = false;
     if (this.pointers.size === 2) {
       const [one, two] = this.pointers.values();
       const other = one.pointerId === event.pointerId ? two : one;
@@ -258,7 +242,9 @@ export class Viewer {
   }
 
   #up(event) {
-    this.pointers.delete(event.pointerId);
+    const known = this.pointers.delete(event.pointerId);
+    // A click does what dragging does (WCAG 2.5.7).
+    if (known && this.still && event.type === "pointerup" && this.fitted && this.mode === "slider") this.#splitAt(event);
     if (this.mode === "hold") this.#uncover(false);
   }
 

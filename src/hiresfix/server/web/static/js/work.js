@@ -13,7 +13,7 @@ const LARGEST_FOR_THUMBNAIL = 40e6; // pixels; decoding more only to show it sma
 const unique = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
 
 /** A picture of a few kilobytes, or null where the browser cannot read this kind. */
-export async function thumbnail(blob) {
+async function thumbnail(blob) {
   try {
     const bitmap = await createImageBitmap(blob);
     const scale = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
@@ -151,7 +151,7 @@ export class Work extends EventTarget {
   }
 
   /** Submit; returns the run. Raises ApiError, and then nothing was charged. */
-  async submit(model, picture, params, { preset, group, price }) {
+  async submit(model, picture, params, about) {
     const image = await this.uploaded(picture);
     const headers = { "Idempotency-Key": unique() };
     const body = this.body(model, image, params);
@@ -162,7 +162,7 @@ export class Work extends EventTarget {
       if (error.status) throw error;
       accepted = await post("/v2/images/upscale", body, { headers }); // the answer was lost; the same key finds the job
     }
-    const run = { id: accepted.jobId, at: Date.now(), picture: picture.id, name: picture.name, model: model.id, params, preset, group, price, job: null, thumb: null };
+    const run = { id: accepted.jobId, at: Date.now(), picture: picture.id, name: picture.name, model: model.id, params, ...about, price: null, job: null, thumb: null };
     this.runs.set(run.id, run);
     this.#keepRun(run);
     this.#changed("runs");
