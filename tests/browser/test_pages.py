@@ -21,7 +21,7 @@ MODEL = "/models/clarity-upscale"
 WIDTHS = (320, 360, 768, 1280, 3840)
 
 SPILLS = """() => [...document.querySelectorAll("body *")].filter(element => {
-    if (element.closest("pre, .table, .compare, .skip, .visually-hidden")) return false;
+    if (element.closest("pre, .table, .compare, .skip, .visually-hidden") || !element.checkVisibility()) return false;
     return element.getBoundingClientRect().right > innerWidth + 1;
 }).map(element => element.outerHTML.slice(0, 100))"""
 

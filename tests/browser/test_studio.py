@@ -5,45 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import expect
 
 from hiresfix.server import accounts, signin
 from hiresfix.server.db import Database
-from tests.browser.axe import violations
-from tests.browser.conftest import Visit, needs_browser
+from tests.browser.bench import Bench, bench, photo
+from tests.browser.conftest import needs_browser
 from tests.conftest import Site
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
+__all__ = ["bench", "photo"]
+
 pytestmark = needs_browser
-
-LONG = 120_000
-"""Milliseconds that a job may take on a machine that does much else."""
-
-expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real photograph, small enough to be enlarged in a moment."""
-    path = tmp_path_factory.mktemp("pictures") / "colosseum.png"
-    with Image.open(Path(__file__).parents[2] / "examples" / "colosseum.png") as picture:
-        picture.convert("RGB").resize((48, 36), Image.Resampling.LANCZOS).save(path)
-    return path
 
 
 def link(server: Service) -> str:
@@ -55,80 +42,6 @@ def link(server: Service) -> str:
     with ThreadPoolExecutor(1) as apart:  # this thread has Playwright's event loop
         token = apart.submit(lambda: asyncio.run(offer())).result()
     return signin.link(server.url, token).removeprefix(server.url)
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """Somebody in front of the studio."""
-
-    visit: Visit
-    server: Service
-
-    @property
-    def page(self) -> Page:
-        return self.visit.page
-
-    def arrive(self, path: str = "/studio", *, signed_in: bool = True) -> Bench:
-        if signed_in:  # as a tab does that was signed in before
-            self.page.add_init_script(f"sessionStorage.setItem('hiresfix.key', {json.dumps(self.server.key)})")
-        # With a listener the browser hands choosers over from now on; else it is told only when one is waited for,
-        # which may come after the key that opens it.
-        self.page.on("filechooser", lambda _: None)
-        self.visit.open(path)
-        self.ready()
-        return self
-
-    def ready(self) -> None:
-        expect(self.page.locator("html[data-ready]")).to_be_attached()
-
-    def at(self, selector: str, *, has_text: str | None = None) -> Locator:
-        return self.page.locator(selector, has_text=has_text)
-
-    def bring(self, *pictures: Path) -> None:
-        self.at("#files").set_input_files(list(pictures))
-        expect(self.at("#preview")).to_contain_text("×")
-
-    def choose(self, preset: str) -> None:
-        self.at(f"label[for=preset-{preset}]").click()
-
-    def run(self) -> None:
-        self.at("#run").click()
-
-    def wait_for_result(self, panes: int = 2) -> None:
-        expect(self.at(f"#viewer[data-count='{panes}']")).to_be_visible(timeout=LONG)
-
-    @property
-    def transforms(self) -> list[str]:
-        """Of all pictures at one moment."""
-        read = "frames => frames.map(frame => getComputedStyle(frame).transform)"
-        return [str(transform) for transform in self.at(".frame").evaluate_all(read)]
-
-    @property
-    def zoom(self) -> int:
-        return int(self.at(".percent").inner_text().removesuffix("%").strip())
-
-    @property
-    def credits(self) -> int:
-        headers = {"X-API-Key": self.server.key}
-        return int(httpx.get(f"{self.server.url}/v2/me", headers=headers).json()["team"]["credits"])
-
-    def forgive(self, *parts: str) -> None:
-        """Take expected complaints of the browser away: it reports every 4xx."""
-        self.visit.complaints = [line for line in self.visit.complaints if not any(part in line for part in parts)]
-
-    def has_no_violations(self) -> None:
-        assert violations(self.page) == []
-
-    def does_not_scroll_sideways(self) -> None:
-        assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-
-
-@pytest.fixture
-def bench(visit: Callable[..., Visit], working: Service) -> Callable[..., Bench]:
-    def begin(**how: Any) -> Bench:
-        return Bench(visit=visit(**how), server=working)
-
-    return begin
 
 
 @pytest.fixture
@@ -176,6 +89,14 @@ def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., 
     page.mouse.move(box["x"] + 150, box["y"] + 80, steps=4)
     page.mouse.up()
     assert int(handle.get_attribute("aria-valuenow") or 0) > 55
+    view = studio.at(".surface").bounding_box()
+    assert view
+    page.mouse.click(view["x"] + view["width"] * 0.3, view["y"] + 60)  # does what dragging does
+    assert handle.get_attribute("aria-valuenow") == "30"
+    page.mouse.move(view["x"] + view["width"] * 0.3, view["y"] + 60)  # on the handle's line
+    fitting = studio.transforms
+    page.mouse.wheel(0, -300)
+    wait_until(lambda: studio.transforms != fitting)
     studio.has_no_violations()
     with page.expect_download() as download:
         studio.at("#stage-bar a[download]").click()
@@ -275,6 +196,10 @@ def test_zoom_and_pan_move_both_pictures_alike_up_to_800_percent(bench: Callable
     assert [first for first, _ in seen] == [second for _, second in seen]
     page.keyboard.press("0")
     assert studio.transforms[0] == studio.transforms[1]
+    page.keyboard.press("f")
+    page.wait_for_function("document.fullscreenElement?.id === 'stage'")
+    page.keyboard.press("f")
+    page.wait_for_function("document.fullscreenElement === null")
 
 
 def test_on_a_phone_everything_fits_and_the_button_stays_in_sight(bench: Callable[..., Bench], photo: Path) -> None:
@@ -318,6 +243,7 @@ def test_in_japanese_it_speaks_japanese_and_enter_belongs_to_the_input_method(
     studio.at("#key").fill(studio.server.key)
     studio.page.keyboard.press("Enter")
     expect(studio.at("#notice")).to_have_text("サインインしました。")
+    assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None  # nobody asked for more than the tab
     enter = "{key: 'Enter', isComposing: true, bubbles: true, cancelable: true}"
     composing = f"field => field.dispatchEvent(new KeyboardEvent('keydown', {enter}))"
     studio.at("#expert summary").click()
@@ -373,19 +299,21 @@ def test_cancelling_gives_the_credits_back_and_says_so(
     assert studio.credits == before
 
 
-def test_a_refused_file_shows_the_reason_and_costs_nothing(bench: Callable[..., Bench], tmp_path: Path) -> None:
-    studio = bench().arrive()
+def test_a_refused_file_shows_the_reason_in_the_readers_language_and_costs_nothing(
+    bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    studio = bench(locale="ko-KR").arrive()
     before = studio.credits
     (tmp_path / "notes.txt").write_text("no picture")
     studio.at("#files").set_input_files(tmp_path / "notes.txt")
-    expect(studio.at("#notice")).to_contain_text("That is no picture.")
+    expect(studio.at("#notice")).to_contain_text("이미지가 아니에요.")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"rubbish" * 50)
     studio.at("#files").set_input_files(tmp_path / "broken.png")
-    expect(studio.at("#preview")).to_contain_text("This file cannot be used as a picture.")
-    expect(studio.at("#preview")).to_contain_text("damaged")
+    expect(studio.at("#preview")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
+    expect(studio.at("#preview")).to_contain_text("PNG 파일이 손상되었거나")
     studio.has_no_violations()
     studio.run()
-    expect(studio.at("#notice")).to_contain_text("This file cannot be used as a picture.")
+    expect(studio.at("#notice")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
     assert studio.credits == before
     studio.forgive("400")
 
@@ -428,7 +356,16 @@ def test_the_copied_code_runs(bench: Callable[..., Bench], photo: Path) -> None:
         [sys.executable, "-c", copied("python")], env=environment, capture_output=True, text=True, timeout=240
     )
     assert httpx.get(result.stdout.strip()).headers["content-type"] == "image/png", result.stderr
-    assert "sharpen" in copied("javascript")
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    result = subprocess.run(
+        ["node", "--input-type=module", "--eval", copied("javascript")],
+        env={**environment, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert httpx.get(result.stdout.strip()).headers["content-type"] == "image/png", result.stderr
 
 
 def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable[..., Bench], photo: Path) -> None:
@@ -500,10 +437,15 @@ def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench
     studio.has_no_violations()
     row.get_by_role("button", name="Send again").click()
     expect(row).to_contain_text("Waiting")
+    wait_until(lambda: len(site.received) == 2, seconds=60)
+    assert site.received[0][1] == site.received[1][1]
     studio.at("#account-device").click()
+    studio.at("#account-panel input[type=checkbox]").check()
+    assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") == studio.server.key
     studio.at("#account-panel button", has_text="Sign out and forget").click()
     expect(studio.at("#open-signin")).to_be_visible()
     assert studio.page.evaluate("sessionStorage.length") == 0
+    assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None
 
 
 def test_another_browser_sees_the_results_too(bench: Callable[..., Bench], photo: Path, site: Site) -> None:
