@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ def server(postgres: str, template_database: str) -> Iterator[Service]:
         assert key is not None
         return key
 
-    name, home = f"hiresfix_browser_{os.getpid()}", reachable_folder()
+    # A module that imports this fixture has one of its own.
+    name, home = f"hiresfix_browser_{os.getpid()}_{secrets.token_hex(4)}", reachable_folder()
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(
             sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))

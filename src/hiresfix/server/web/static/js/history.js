@@ -22,16 +22,13 @@ export class History {
   }
 
   render() {
-    const runs = [...this.work.runs.values()].sort((a, b) => this.#time(b) - this.#time(a));
+    const at = document.activeElement;
+    const focused = at.closest("#shots li");
     const list = $("shots");
-    const wanted = runs.map((run) => this.#item(run));
-    const focused = document.activeElement?.closest("#shots li")?.dataset.id;
-    const action = document.activeElement?.dataset.action;
-    if (wanted.length !== list.children.length || wanted.some((item, index) => item !== list.children[index])) {
-      list.replaceChildren(...wanted);
-      if (focused && action) list.querySelector(`[data-id="${focused}"] [data-action="${action}"]`)?.focus();
-    }
-    $("history-empty").hidden = runs.length > 0;
+    const wanted = [...this.work.runs.values()].sort((a, b) => this.#time(b) - this.#time(a)).map((run) => this.#item(run));
+    if (wanted.length !== list.children.length || wanted.some((item, index) => item !== list.children[index])) list.replaceChildren(...wanted);
+    if (focused && document.activeElement !== at) (focused.querySelector(`[data-action="${at.dataset.action}"]`) ?? focused.querySelector("[data-action]"))?.focus();
+    $("history-empty").hidden = wanted.length > 0;
   }
 
   #time(run) {

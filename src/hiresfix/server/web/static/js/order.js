@@ -93,12 +93,13 @@ function price(answer, total, count) {
 
 export const duration = (seconds) => (seconds < 90 ? t("{n} s", { n: number(Math.max(1, seconds), 0) }) : t("{n} min", { n: number(seconds / 60, 0) }));
 
+let sending = false;
+
 export async function run() {
   if (!work.pictures.size) return say(t("Choose a picture first."), "warn");
   if (!api.hasKey()) return askForKey();
-  const button = $("run");
-  if (button.disabled) return;
-  button.disabled = true;
+  if (sending) return;
+  sending = true; // a button that is disabled would lose the focus
   say("");
   const sets = bench.controls.variants(variantCount(), $("variant-by").value);
   const pictures = wanted();
@@ -118,7 +119,7 @@ export async function run() {
     if (matchMedia("(max-width: 60rem)").matches) $("stage").scrollIntoView({ block: "start" });
   } finally {
     if (refusals.length) say(h("div", refusals), "bad");
-    button.disabled = false;
+    sending = false;
     redraw();
   }
 }

@@ -87,7 +87,7 @@ function drawWorking() {
     active.slice(0, 6).map((found) => progress(found, active.length)),
     !active.length && failed.map((found) => h("div.notice.bad", h("p", t("This did not work. Your credits came back.")), h("p.small", told(found.job.error)))),
   );
-  if (focused) place.querySelector(`[data-id="${focused}"]`)?.focus();
+  if (focused) (place.querySelector(`[data-id="${focused}"]`) ?? $("run")).focus();
   const words = active.length ? stage(active[0].job) : "";
   if (words !== spoken) speak((spoken = words)); // once for each stage, not with every percent
 }

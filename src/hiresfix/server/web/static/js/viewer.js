@@ -166,8 +166,8 @@ export class Viewer {
     this.place.toggleAttribute("data-pixels", this.scale >= 4);
     this.percent.textContent = `${number(this.scale * 100, 0)} %`;
     this.percent.setAttribute("aria-label", t("{percent} %, show at 100 %", { percent: number(this.scale * 100, 0) }));
-    this.zoomOut.disabled = this.scale <= this.fit * 1.001;
-    this.zoomIn.disabled = this.scale >= Math.max(LARGEST, this.fit) * 0.999;
+    this.zoomOut.ariaDisabled = this.scale <= this.fit * 1.001;
+    this.zoomIn.ariaDisabled = this.scale >= Math.max(LARGEST, this.fit) * 0.999;
   }
 
   #uncover(before) {
