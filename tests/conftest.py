@@ -149,7 +149,7 @@ def object_store() -> Iterator[str]:
 def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A bucket of this test's own, whose variables are set."""
     made = Bucket(endpoint=object_store, name=f"pictures-{next(_buckets)}")
-    httpx.put(f"{made.endpoint}/{made.name}").raise_for_status()
+    httpx.put(f"{made.endpoint}/{made.name}", timeout=60).raise_for_status()
     for variable, value in made.environment.items():
         monkeypatch.setenv(variable, value)
     return made

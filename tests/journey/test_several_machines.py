@@ -90,7 +90,7 @@ def pair(external: str, object_store: str) -> Iterator[tuple[Service, Service]]:
         return key
 
     bucket = Bucket(endpoint=object_store, name="fleet")
-    httpx.put(f"{bucket.endpoint}/{bucket.name}").raise_for_status()
+    httpx.put(f"{bucket.endpoint}/{bucket.name}", timeout=60).raise_for_status()
     key, machines = asyncio.run(bootstrap()), []
     for _ in range(2):
         home = reachable_folder()

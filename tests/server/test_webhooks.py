@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+from psycopg import sql
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from hiresfix import signing
@@ -169,9 +171,40 @@ async def test_a_delivery_without_a_task_is_found_again(town: Town, database: Da
     await announced(town, "https://example.com/hook")
     async with town.database.transaction() as tx:
         await tx.execute("delete from procrastinate_jobs")
-        await tx.execute("update webhook_deliveries set next_attempt_at = now() - interval '1 minute'")
+        await tx.execute("update webhook_deliveries set next_attempt_at = now() - interval '6 seconds'")
     assert await commit(town.database, lambda tx: webhooks.sweep(tx, town.queue)) == 1
     assert await commit(town.database, lambda tx: webhooks.sweep(tx, town.queue)) == 0
+
+
+async def test_what_a_receiver_answered_while_the_database_was_away_is_noted_when_it_is_back(
+    town: Town, database_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "INSIST_SECONDS", 0.1)
+    database = database_url.rpartition("/")[2].partition("?")[0]
+    name, asked = sql.Identifier(database), 0
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        admin.execute(sql.SQL("alter database {} allow_connections false").format(name))
+        admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (database,))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        async with await asyncio.start_server(receive, "127.0.0.1", 0) as receiver:
+            host, port = receiver.sockets[0].getsockname()
+            _, sent = await announced(town, f"http://{host}:{port}/hook")
+            monkeypatch.setattr(town.database._pool, "timeout", 0.2)  # as if the outage were longer than that
+            delivering = asyncio.create_task(deliver(town, sent))
+            await asyncio.sleep(1)
+            assert asked == 1
+            assert not delivering.done()
+            admin.execute(sql.SQL("alter database {} allow_connections true").format(name))
+            await asyncio.wait_for(delivering, 30)
+    assert await state(town) == ("DELIVERED", 1, 204)
 
 
 # The whole schedule, with a clock that is turned instead of waited for
@@ -380,13 +413,16 @@ async def test_a_dead_receiver_holds_two_slots_and_delays_nobody(
         waited = time.monotonic() - started
         # Thirty attempts of half a second, two at a time, are 7.5 s: in turn behind them it would have taken that.
         assert hole.asked < 20, f"the healthy receiver was told after {waited:.1f} s"
-        await asyncio.to_thread(wait_until, lambda: hole.asked >= 30)
+        # Everyone has a first turn. Those that had it may be back for their second, on a slow machine.
+        for _ in range(600):
+            if not await town.count("select count(*) from webhook_deliveries where attempt = 0"):
+                break
+            await asyncio.sleep(0.1)
     finally:
         working.cancel()
         await asyncio.wait([working])
     assert hole.most_at_once == 2
-    # Everyone had a first turn, and has the schedule before it.
-    assert await town.count("select count(*) from webhook_deliveries where waiting") == 0
+    assert await town.count("select count(*) from webhook_deliveries where attempt = 0") == 0
 
 
 async def test_a_team_with_many_dead_receivers_has_four_slots(town: Town) -> None:
@@ -418,7 +454,7 @@ async def test_who_waits_for_an_attempt_whose_worker_died_is_woken_by_the_sweep(
         await commit(town.database, lambda tx, one=one: webhooks.claim(tx, one))  # type: ignore[misc] # mypy cannot type a lambda's default
     await run_due_tasks(town)
     assert await commit(town.database, lambda tx: webhooks.sweep(tx, town.queue)) == 0
-    await pass_time(town, 61)
+    await pass_time(town, webhooks.SENDING.total_seconds() + 1)
     assert await commit(town.database, lambda tx: webhooks.sweep(tx, town.queue)) == 1
     await run_due_tasks(town)
     assert len(site.received) == 1

@@ -6,9 +6,10 @@ while waiting for anything else".
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 Tx = psycopg.AsyncConnection[tuple[Any, ...]]
 Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
 Row = TypeVar("Row")
+Found = TypeVar("Found")
 
 OUTAGE = (
     psycopg.OperationalError,
@@ -36,6 +38,9 @@ OUTAGE = (
     PoolTimeout,
 )
 """What is raised while the database is away; waiting and trying again is right for all of them."""
+
+INSIST_SECONDS = 2.0
+"""Between two tries of what must not be left undone because the database was away."""
 
 LOCK_TIMEOUT = "10s"
 IDLE_TIMEOUT = "15s"
@@ -122,6 +127,19 @@ class Database:
             finally:
                 if not tx.closed:
                     await tx.set_autocommit(False)
+
+
+async def insist(step: Callable[[], Awaitable[Found]], *, postponed: str) -> Found:
+    """What `step` returns, begun anew for as long as the database is away; `postponed` is what the log calls that.
+
+    A step whose commit was not acknowledged runs twice: it has to be one that then changes nothing.
+    """
+    while True:
+        try:
+            return await step()
+        except OUTAGE as error:
+            log.warning(postponed, reason=type(error).__name__)
+            await asyncio.sleep(INSIST_SECONDS)
 
 
 async def _still_open(connection: Tx) -> None:

@@ -1,7 +1,8 @@
 """One attempt to tell a receiver: sign, POST, note how it went.
 
-Guarantees: no transaction or connection is open while a stranger's server is asked; whatever happens there, the
-attempt ends in a note. When to try, and whether again, is for `webhooks`.
+Guarantees: no transaction or connection is open while a stranger's server is asked; whatever happens there or to the
+database meanwhile, the attempt ends in a note, unless its process dies. When to try, and whether again, is for
+`webhooks`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from standardwebhooks import Webhook
 
 from hiresfix import __version__, signing
 from hiresfix.errors import FetchError
-from hiresfix.server import accounts, metrics, outbound, webhook_secrets, webhooks
+from hiresfix.server import accounts, db, metrics, outbound, webhook_secrets, webhooks
 from hiresfix.server.accounts import SigningKey
 from hiresfix.server.db import Database
 from hiresfix.server.outbound import Policy
@@ -46,8 +47,12 @@ async def deliver(database: Database, queue: Queue, delivery_id: UUID, *, policy
         key = await accounts.signing_key(tx, due.key_id) if due.key_id else None
         signers = Signers(key=key, secrets=await webhook_secrets.signing(tx, due.team_id))
     outcome = await _attempt(due, signers, policy)
-    async with database.transaction() as tx:
-        state = await webhooks.record(tx, queue, due, outcome)
+
+    async def record() -> str:
+        async with database.transaction() as tx:
+            return await webhooks.record(tx, queue, due, outcome)
+
+    state = await db.insist(record, postponed="webhook.record_postponed")
     metrics.WEBHOOK_ATTEMPTS.labels(_COUNTED_AS[state]).inc()
     metrics.WEBHOOK_SECONDS.observe(outcome.milliseconds / 1000)
     log.info("webhook.attempted", job_id=str(due.job_id), request_id=due.request_id, delivery_id=str(due.id),

@@ -30,8 +30,10 @@ PROGRESS = "progress"
 SCHEDULE = tuple(timedelta(seconds=seconds) for seconds in (10, 60, 300, 1800, 7200))
 """Pauses before the second, third, ... attempt; after the last one the delivery has failed."""
 JITTER = 0.2
-SENDING = timedelta(seconds=60)
-"""An attempt that has not reported back after so long died with its worker."""
+SENDING = timedelta(seconds=20)
+"""An attempt that has not reported back after so long, twice what a receiver is given, died with its worker."""
+UNCALLED = timedelta(seconds=5)
+"""A delivery that is due for so long and has no task has lost it; who claims one right now has taken the task."""
 PROGRESS_PAUSE = timedelta(seconds=2)
 _AT_ONCE: Final = {"per_receiver": 2, "per_team": 4}
 """Attempts under way, in all workers together; an attempt takes ten seconds at most."""
@@ -251,11 +253,11 @@ async def sweep(tx: Tx, queue: Queue) -> int:
     forgotten = await (
         await tx.execute(
             "select id from webhook_deliveries delivery where state = 'PENDING' and not waiting"
-            " and next_attempt_at < now() - interval '30 seconds'"
+            " and next_attempt_at < now() - %(uncalled)s"
             " and not exists (select from procrastinate_jobs task where task.task_name = %(task)s"
             " and task.status = 'todo' and task.args ->> 'delivery_id' = delivery.id::text)"
             " limit 100 for update skip locked",
-            {"task": TASK},
+            {"task": TASK, "uncalled": UNCALLED},
         )
     ).fetchall()
     woken = await (

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
@@ -364,7 +364,7 @@ class Worker:
                 await self._discard(held, outcome.result.key)
             return state or "lost"
 
-        return await _insist(settle)
+        return await db.insist(settle, postponed="job.settlement_postponed")
 
     async def _discard(self, held: Claim, key: str) -> None:
         """Delete a late attempt's picture, unless it is the job's after all: a commit whose answer was lost."""
@@ -402,15 +402,6 @@ def _facts(held: Claim) -> dict[str, tracing.Fact]:
         "hiresfix__attempt": held.attempt,
         "hiresfix__model": held.model,
     }
-
-
-async def _insist(step: Callable[[], Awaitable[str]]) -> str:
-    while True:
-        try:
-            return await step()
-        except db.OUTAGE as error:
-            log.warning("job.settlement_postponed", reason=type(error).__name__)
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def serve(settings: Settings, *, database_url: str) -> None:
