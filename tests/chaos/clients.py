@@ -16,12 +16,15 @@ from typing import Any
 
 import httpx
 
+from tests.chaos.stage import HTTP
 from tests.conftest import png
 
 SIDES = (16, 24, 40, 64)
 """Of the pictures: from a twentieth of a second of work to a second."""
 SCALE = 2
 PAUSE_SECONDS = 0.5
+"""Before a submission is repeated."""
+POLL_SECONDS = 2.0
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
 
 
@@ -57,7 +60,7 @@ class Notes:
 
 def sign_up(url: str, name: str) -> str:
     """A new team's key."""
-    answer = httpx.post(f"{url}/v2/signup", json={"email": f"{name}@example.com", "teamName": name}, timeout=60)
+    answer = HTTP.post(f"{url}/v2/signup", json={"email": f"{name}@example.com", "teamName": name})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["apiKey"])
 
@@ -79,7 +82,7 @@ def submit(url: str, hook: str, keys: Sequence[str], number: int, notes: Notes, 
     headers = {"X-API-Key": api_key, "Idempotency-Key": once}
     while not stop.is_set():
         try:
-            answer = httpx.post(f"{url}/v2/images/upscale", json=body, headers=headers, timeout=60)
+            answer = HTTP.post(f"{url}/v2/images/upscale", json=body, headers=headers)
         except httpx.TransportError:
             answer = None
         notes.note(answer)
@@ -96,14 +99,14 @@ def submit(url: str, hook: str, keys: Sequence[str], number: int, notes: Notes, 
 
 def look(url: str, promise: Promise) -> httpx.Response | None:
     try:
-        return httpx.get(f"{url}/v2/jobs/{promise.job}", headers={"X-API-Key": promise.api_key}, timeout=60)
+        return HTTP.get(f"{url}/v2/jobs/{promise.job}", headers={"X-API-Key": promise.api_key})
     except httpx.TransportError:
         return None
 
 
 def watch(url: str, notes: Notes, stop: threading.Event) -> None:
     """Poll the jobs that are not over, as published clients do, until told to stop."""
-    while not stop.wait(PAUSE_SECONDS):
+    while not stop.wait(POLL_SECONDS):
         with notes.lock:
             waiting = [promise for promise in notes.promises.values() if promise.job not in notes.ends]
         for promise in waiting:

@@ -43,9 +43,12 @@ def _wrong(finding: Finding) -> str | int:
 
 def _faults(outcome: Outcome) -> list[tuple[Any, ...]]:
     figures, notes, damage = outcome.figures, outcome.notes, outcome.damage
+    lost = f"{figures.lost_to_freezes} attempts"
     costs = {
         Kind.KILL_WORKER: f"{figures.lost_to_kills} attempts",
-        Kind.FREEZE_WORKER: f"{figures.lost_to_freezes} attempts",
+        Kind.FREEZE_WORKER: lost,
+        Kind.FREEZE_BEFORE_SETTLEMENT: "in the other line of freezes" if Kind.FREEZE_WORKER in damage.done else lost,
+        Kind.HUNT_JOB: f"{figures.states.get('FAILED', 0)} jobs failed, and were refunded",
         Kind.KILL_API: f"{notes.answers['no answer']} requests repeated",
         Kind.KILL_API_BEFORE_ANSWER: f"{notes.replayed} jobs found again by their Idempotency-Key",
         Kind.FILL_DISK: f"{figures.given_back} attempts given back, {notes.answers['502']} requests repeated",

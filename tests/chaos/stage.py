@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +31,9 @@ LEASE_SECONDS = 4.0
 RESTART_SECONDS = 1.0
 DISK_MEBIBYTES = 64
 CRASHING_API = Path(__file__).parents[1] / "journey" / "crashing_api.py"
+
+HTTP = httpx.Client(verify=False, timeout=60)
+"""For all who ask the service: to make a client takes longer than most of what they ask."""
 
 SETTINGS = {
     "HIRESFIX_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -225,6 +228,7 @@ class Stage:
     port: int
     api: Kept
     workers: list[Kept]
+    settings: Mapping[str, str]
     _closing: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -238,7 +242,7 @@ class Stage:
 
     def is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200
+            return HTTP.get(f"{self.url}/readyz", timeout=10).status_code == 200
         return False
 
     def has_open_jobs(self) -> bool:
@@ -256,6 +260,7 @@ class Stage:
         return {
             **os.environ,
             **SETTINGS,
+            **self.settings,
             "HIRESFIX_HOME": str(self.home),
             "HIRESFIX_DATABASE_URL": self.database.url,
             "HIRESFIX_STORAGE_URL": self.disk.folder.as_uri(),
@@ -298,7 +303,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def opened(home: Path, *, workers: int) -> Iterator[Stage]:
+def opened(home: Path, *, workers: int, settings: Mapping[str, str]) -> Iterator[Stage]:
     """The service, started but maybe not ready yet, in a folder that PostgreSQL's user can enter."""
     from hiresfix.server import db
 
@@ -322,6 +327,7 @@ def opened(home: Path, *, workers: int) -> Iterator[Stage]:
                 Kept(f"worker {number}", ["-m", "hiresfix", "worker"], home / f"worker-{number}.log")
                 for number in range(1, workers + 1)
             ],
+            settings=settings,
         )
         supervisor = threading.Thread(target=stage.keep_running, daemon=True)
         supervisor.start()

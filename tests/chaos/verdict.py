@@ -1,7 +1,7 @@
 """What must be true when the dust has settled, seen from outside: the API, the tables, the files, the receiver.
 
-`record_transitions` has the database write down every change of a job's state, so that "exactly once" is counted and
-not concluded.
+`record_transitions` has the database write down every step of a job, also one that leaves its state as it is, so that
+"exactly once" is counted and not concluded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from PIL import Image
 
 from hiresfix import signing
 from tests.chaos.clients import SCALE, Notes, Promise, look
-from tests.chaos.stage import Stage
+from tests.chaos.faults import Damage
+from tests.chaos.stage import HTTP, Stage
 
-SETTLE_SECONDS = 420.0
-"""The longest that anything may need after the last fault: a delivery that met two outages waits 300 s."""
+LAWFUL = {
+    ("QUEUED", "PROCESSING"),
+    ("PROCESSING", "QUEUED"),
+    ("PROCESSING", "COMPLETED"),
+    ("PROCESSING", "FAILED"),
+}
+"""Steps of a job that nobody cancels. One that leads where the job is already is none of them."""
 
 _RECORD: LiteralString = """
     create table chaos_transitions (
@@ -36,7 +42,7 @@ _RECORD: LiteralString = """
         return null;
     end $$;
     create trigger chaos_record after update of state on jobs
-        for each row when (old.state is distinct from new.state) execute function chaos_record();
+        for each row execute function chaos_record();
 """
 
 
@@ -75,23 +81,34 @@ def rows(url: str, query: LiteralString, *args: Any) -> list[tuple[Any, ...]]:
         return connection.execute(query, args or None).fetchall()
 
 
-def wait_for_calm(stage: Stage, notes: Notes, on_wait: Callable[[int, int], None]) -> list[str]:
+def wait_for_calm(stage: Stage, patience: float, on_wait: Callable[[int], None]) -> list[str]:
     """Wait until every job is over and every delivery has ended; returns what is stuck after all patience."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + patience
     while True:
-        stuck = _unfinished(stage.database.url)
-        on_wait(len(notes.promises), len(stuck))
+        stuck = unfinished(stage.database.url)
+        on_wait(len(stuck))
         if not stuck or time.monotonic() > deadline:
             return stuck
         time.sleep(0.5)
 
 
-def _unfinished(url: str) -> list[str]:
+def unfinished(url: str) -> list[str]:
     jobs = rows(url, "select id, state, attempt from jobs where state in ('QUEUED', 'PROCESSING')")
     told = rows(url, "select id, attempt, next_attempt_at, waiting from webhook_deliveries where state = 'PENDING'")
     return [
         *(f"job {job} is {state} in attempt {attempt}" for job, state, attempt in jobs),
         *(f"delivery {one} is PENDING after attempt {n}, due {due}, waiting {w}" for one, n, due, w in told),
+    ]
+
+
+def idle_workers(stage: Stage) -> list[str]:
+    """Those that have finished no job since they were last started."""
+    latest = rows(stage.database.url, "select distinct worker from jobs where state = 'COMPLETED'")
+    pids = {int(worker.rpartition(":")[2]) for (worker,) in latest}
+    return [
+        f"{kept.name} (process {kept.pid}) finished no job in its present life"
+        for kept in stage.workers
+        if not kept.is_running or kept.pid not in pids
     ]
 
 
@@ -112,14 +129,17 @@ class Examination:
             ("every submission was accepted, and none twice", submitted, self._unkept(submitted)),
             ("nothing is stuck", looked_at, iter(stuck)),
             ("every accepted job is COMPLETED or FAILED, exactly once", looked_at, self._ended_oddly()),
+            ("each step of a job is one of those that there are", self._steps(), self._unlawful_steps()),
             ("what a caller once saw of an end stays true", len(self._notes.ends), self._taken_back()),
             ("every result opens and has the right size", self._count("COMPLETED"), self._bad_results()),
+            ("no picture lies in the store that nobody knows of", len(self._pictures()), self._forgotten_pictures()),
             ("the ledger's sum is every balance", looked_at, self._wrong_books()),
             ("each job was charged once; who failed got it back, once", looked_at, self._wrongly_charged()),
             ("every end was told to the receiver, signed and true", looked_at, self._untold()),
             ("no caller was answered 500, or 404 for a job of theirs", sum(self._notes.answers.values()),
              iter(self._notes.broken)),
-            ("all of the workers work, and nobody touched them", len(self._stage.workers), self._idle_workers()),
+            ("all of the workers work, and nobody touched them", len(self._stage.workers),
+             iter(idle_workers(self._stage))),
         ]  # fmt: skip
         return [Finding(rule=rule, looked_at=count, wrong=tuple(wrong)) for rule, count, wrong in checks]
 
@@ -136,13 +156,20 @@ class Examination:
 
     def _ended_oddly(self) -> Iterator[str]:
         ends: Counter[str] = Counter()
-        for job, old, new in rows(self._url, "select job, old, new from chaos_transitions order by id"):
+        for job, new in rows(self._url, "select job, new from chaos_transitions"):
             ends[str(job)] += new in ("COMPLETED", "FAILED")
-            if old in ("COMPLETED", "FAILED", "CANCELLED"):
-                yield f"job {job} went from {old} to {new}"
         for job, state in self._states.items():
             if ends[job] != 1 or state not in ("COMPLETED", "FAILED"):
                 yield f"job {job} is {state} and ended {ends[job]} times"
+
+    def _steps(self) -> int:
+        found: int = rows(self._url, "select count(*) from chaos_transitions")[0][0]
+        return found
+
+    def _unlawful_steps(self) -> Iterator[str]:
+        for job, old, new in rows(self._url, "select job, old, new from chaos_transitions order by id"):
+            if (old, new) not in LAWFUL:
+                yield f"job {job} went from {old} to {new}"
 
     def _taken_back(self) -> Iterator[str]:
         for job, seen in self._notes.ends.items():
@@ -158,16 +185,33 @@ class Examination:
                 yield from self._problem_of(answer.json(), promise)
 
     def _problem_of(self, job: dict[str, Any], promise: Promise) -> Iterator[str]:
-        answer = httpx.get(job["result"]["images"][0], timeout=60)
+        try:
+            answer = HTTP.get(job["result"]["images"][0])
+        except httpx.TransportError as error:
+            yield f"job {promise.job}: its result does not arrive: {error}"
+            return
         if answer.status_code != 200:
             yield f"job {promise.job}: its result answers {answer.status_code}"
             return
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            picture.load()
-            if picture.size != (SCALE * promise.side, SCALE * promise.side):
-                yield f"job {promise.job}: its result has {picture.size}"
+        try:
+            with Image.open(io.BytesIO(answer.content)) as picture:
+                picture.load()
+        except OSError as error:
+            yield f"job {promise.job}: its result does not open: {error}"
+            return
+        if picture.size != (SCALE * promise.side, SCALE * promise.side):
+            yield f"job {promise.job}: its result has {picture.size}"
         if hashlib.sha256(answer.content).hexdigest() != answer.headers["etag"].strip('"'):
             yield f"job {promise.job}: its result is not what was recorded"
+
+    def _pictures(self) -> set[str]:
+        folder = self._stage.disk.folder
+        return {str(file.relative_to(folder)) for file in (folder / "results").rglob("*") if file.is_file()}
+
+    def _forgotten_pictures(self) -> Iterator[str]:
+        """Neither a job's result nor noted to be deleted."""
+        known = rows(self._url, "select result ->> 'key' from jobs union select key from strays")
+        yield from sorted(self._pictures() - {key for (key,) in known})
 
     def _wrong_books(self) -> Iterator[str]:
         query: LiteralString = (
@@ -205,31 +249,22 @@ class Examination:
         for one, state in rows(self._url, "select id, state from webhook_deliveries where state <> 'DELIVERED'"):
             yield f"delivery {one} is {state}"
 
-    def _idle_workers(self) -> Iterator[str]:
-        """The last jobs were submitted after the last fault, enough for all of the workers to have had some."""
-        latest = {worker for (worker,) in rows(self._url, "select distinct worker from jobs where state = 'COMPLETED'")}
-        pids = {int(worker.rpartition(":")[2]) for worker in latest}
-        for kept in self._stage.workers:
-            if not kept.is_running or kept.pid not in pids:
-                yield f"{kept.name} (process {kept.pid}) finished no job in its present life"
-
-    def figures(self, *, killed: set[int], frozen: set[int]) -> Figures:
+    def figures(self, damage: Damage) -> Figures:
         """How much work was repeated, and over whom it was lost."""
         starts = rows(self._url, "select count(*) from chaos_transitions where new = 'PROCESSING'")[0][0]
         lost: Counter[str] = Counter()
-        for worker, given_back in rows(
+        for worker, given_back, at in rows(
             self._url,
-            "select worker, given_back from chaos_transitions where old = 'PROCESSING' and new <> 'COMPLETED'",
+            "select worker, given_back, extract(epoch from at)::float8 from chaos_transitions"
+            " where old = 'PROCESSING' and new <> 'COMPLETED'",
         ):
-            pid = int(worker.rpartition(":")[2])
-            whose = "killed" if pid in killed else "frozen" if pid in frozen else "otherwise"
-            lost["given back" if given_back else whose] += 1
+            lost["given back" if given_back else damage.whose_fault(int(worker.rpartition(":")[2]), at)] += 1
         told = Counter(json.loads(received.body)["jobId"] for received in self._stage.receiver.received)
         attempts, deliveries = rows(
             self._url, "select (select count(*) from webhook_attempts), (select count(*) from webhook_deliveries)"
         )[0]
         return Figures(
-            states=Counter(self._states.values()),
+            states=dict(Counter(self._states.values())),
             attempts=starts,
             lost_to_kills=lost["killed"],
             lost_to_freezes=lost["frozen"],
