@@ -147,7 +147,15 @@ def test_results_beside_their_sources_are_no_pictures_to_enlarge_and_what_is_not
     code, _, err = run(*source.glob("a*.png"), *FAITHFUL)
     assert code == 2
     assert "would overwrite the input" in " ".join(err.split())
+    code, out, _ = run(source, *FAITHFUL, "--json")
+    assert code == 1
+    assert {Path(line["target"]).name: line["status"] for line in objects(out)} == {
+        "a-2x.png": "failed", "b-2x.png": "skipped"
+    }  # fmt: skip
+    assert (source / "a-2x.png").read_bytes() == png(50, 50)
     assert town.jobs == before + 4
+    assert run(source, *FAITHFUL, "--again")[0] == 0
+    assert (source / "a-2x.png").read_bytes() != png(50, 50)
 
 
 def test_what_was_interrupted_is_gone_on_with_and_paid_for_once(town: Town, tmp_path: Path, run: Run) -> None:

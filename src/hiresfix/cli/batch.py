@@ -130,6 +130,10 @@ class Batch:
         if made and not self.again:
             self._say(errand, "skipped", "already made")
             return
+        if not self.again and not self.journal.may_replace(errand.target):
+            told = f"{errand.target} is there already, and not as this command left it. Move it away, or use --again."
+            self._failed(errand, FileExistsError(told))
+            return
         # What was begun and not finished goes on; what is finished and wanted again is another piece of work.
         (self.journal.begin_anew if made else self.journal.begin)(errand, self.fingerprint)
         task = progress.add_task(errand.source.name, total=1.0)

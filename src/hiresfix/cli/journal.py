@@ -90,6 +90,15 @@ class Journal:
                 return Path(row[0].rsplit(" ", 2)[0])
         return None
 
+    def may_replace(self, path: Path) -> bool:
+        """Whether nothing is there but what was made or begun here: nobody else's file, and none changed since."""
+        if not path.exists():
+            return True
+        for rows in self._asked("select made from pictures where target = ?", str(path.resolve())):
+            row: tuple[str | None] | None = rows.fetchone()
+            return row is not None and row[0] in (None, _state(path))
+        return False
+
     def begin(self, errand: Errand, settings: str) -> Entry:
         """What was begun and not finished with the same source and settings, or a new entry."""
         row = self._row(errand)

@@ -65,7 +65,8 @@ def upscale(
         Path | None, typer.Option(metavar="DIR", help="Enlarge what appears in this folder, until interrupted.")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Of several pictures, make those anew too that are made already.")
+        bool,
+        typer.Option("--again", help="Of several pictures, make those anew too that are made already, or by others."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for every picture.")] = False,
 ) -> None:
