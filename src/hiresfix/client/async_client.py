@@ -1,4 +1,4 @@
-"""`AsyncClient`: what `Client` does, to be awaited, on asyncio or trio.
+"""`AsyncClient`: what `Client` does, to be awaited.
 
     async with hiresfix.AsyncClient() as client:
         job = await client.images.upscale("in.jpg", scale=4)
@@ -171,7 +171,7 @@ class AsyncUploads:
 
 
 class AsyncClient:
-    """As `Client`, whose help has all the calls and knobs; here they are awaited, on asyncio or trio.
+    """As `Client`, whose help has all the calls and knobs; here they are awaited.
 
     async with hiresfix.AsyncClient() as client:
         await client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)

@@ -150,7 +150,7 @@ def run(client: httpx.Client, server: Server, flow: Flow[T]) -> T:
 
 
 class AsyncExchange:
-    """One flow's exchange, on asyncio or trio."""
+    """One flow's exchange, awaited."""
 
     def __init__(self, client: httpx.AsyncClient, server: Server) -> None:
         self._client, self._server = client, server

@@ -1,7 +1,7 @@
 """What a flow asks of the world, and what the world answers. Values only: nothing here does I/O.
 
 A flow is a generator that yields these and is sent their answers; `hiresfix.client.drivers` has the two that run it,
-one blocking, one for asyncio and trio. A flow has at most one exchange open: `Open`, then `Read` until `b""`, `Close`.
+one blocking, one for asyncio. A flow has at most one exchange open: `Open`, then `Read` until `b""`, `Close`.
 """
 
 from __future__ import annotations
