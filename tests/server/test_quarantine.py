@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ import pytest
 from hiresfix import images
 from hiresfix.errors import PictureError, Unavailable
 from hiresfix.images import Limits, Picture
+from hiresfix.server import sittings
 from hiresfix.server.decoder import NOBODY
 from hiresfix.server.quarantine import BASE_BYTES, BYTES_PER_PIXEL, STOPPED, DecoderStopped, Quarantine
 from tests import pictures
@@ -226,3 +228,60 @@ def test_closing_ends_the_process_and_leaves_no_descriptor() -> None:
         process = process_of(quarantine)
     assert not process.is_running()
     assert open_descriptors() == descriptors
+
+
+def decoders(quarantine: Quarantine) -> set[int]:
+    return {child.pid for child in process_of(quarantine).children()}
+
+
+def test_pictures_that_one_person_sends_one_after_the_other_share_a_process_and_those_of_two_never_do(
+    quarantine: Quarantine,
+) -> None:
+    mine, yours = uuid4(), uuid4()
+    seen: dict[UUID, set[int]] = {mine: set(), yours: set()}
+    quarantine._sittings.close()
+    wait_until(lambda: not quarantine._process or not decoders(quarantine))
+    for whose in (mine, yours) * 5:
+        before = decoders(quarantine) if quarantine._process else set()
+        assert quarantine.probe(pictures.png(), whose=whose).size == (64, 48)
+        seen[whose] |= decoders(quarantine) - before
+    assert (len(seen[mine]), len(seen[yours])) == (1, 1)
+    assert not seen[mine] & seen[yours]
+    assert decoders(quarantine) == seen[mine] | seen[yours]
+
+
+def test_pictures_of_one_person_that_come_at_once_are_decoded_beside_each_other(quarantine: Quarantine) -> None:
+    whose, sizes = uuid4(), [(20 + at, 30 + at) for at in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda size: quarantine.probe(pictures.png(*size), whose=whose).size, sizes)
+        assert list(found) == sizes
+
+
+@pytest.mark.parametrize("kind", ["damaged", "large", "long"])
+def test_a_process_stays_only_after_small_and_sound_pictures(
+    quarantine: Quarantine, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whose = uuid4()
+    quarantine.probe(pictures.png(), whose=whose)
+    (kept,) = {sitting.desk for sitting in quarantine._sittings._waiting if sitting.whose == whose}
+    if kind == "damaged":
+        with pytest.raises(PictureError, match="damaged"):
+            quarantine.probe(pictures.truncated_jpeg(), whose=whose)
+    elif kind == "large":
+        assert quarantine.probe(large_flat_png(1600), whose=whose).size == (1600, 1600)
+    else:
+        monkeypatch.setattr(sittings, "_FRESH_SECONDS", 0.0)
+        assert quarantine.probe(pictures.png(), whose=uuid4()).size == (64, 48)
+    assert kept.fileno() == -1  # closed, which ends the process
+    assert quarantine.probe(pictures.png(), whose=whose).size == (64, 48)
+
+
+def test_a_kept_process_that_dies_while_it_waits_costs_its_person_nothing(quarantine: Quarantine) -> None:
+    whose = uuid4()
+    quarantine._sittings.close()
+    wait_until(lambda: not quarantine._process or not decoders(quarantine))
+    quarantine.probe(pictures.png(), whose=whose)
+    (child,) = process_of(quarantine).children()
+    child.send_signal(signal.SIGKILL)
+    wait_until(lambda: not decoders(quarantine))
+    assert quarantine.probe(pictures.png(), whose=whose).size == (64, 48)

@@ -630,3 +630,41 @@ async def test_cancelling_against_anything_has_one_winner(town: Town, rival: str
     assert await town.count("select count(*) from ledger where kind = 'refund'") == await town.count(
         "select count(*) from jobs where state = 'CANCELLED'"
     )
+
+
+_COPIES = """
+    with copied as (
+        insert into jobs (id, team_id, user_id, key_id, request_id, model, recipe, input, source, max_attempts, cost)
+        select gen_random_uuid(), team_id, user_id, key_id, request_id, model, recipe, input, source, max_attempts, 0
+        from jobs, generate_series(1, %(copies)s) where id = %(job)s returning 1
+    ), called as (
+        insert into procrastinate_jobs (queue_name, task_name) select 'engine', 'jobs.run' from copied returning 1
+    )
+    select count(*) from called
+"""
+_READ = """
+    select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) from pg_stat_xact_user_tables
+    where relname in ('jobs', 'procrastinate_jobs')
+"""
+
+
+async def test_what_upkeep_reads_to_find_lost_tasks_does_not_grow_with_what_waits(town: Town) -> None:
+    await town.allow(100_000)
+    first = await town.submit(cost=1)
+    read = []
+    for copies in (2400, 4800):
+        await town.count(_COPIES, job=first, copies=copies)
+        await _analyse(town.database)
+        async with town.database.transaction() as tx:
+            assert await turns.reconcile(tx, town.queue) == 0
+            read.append(int(await db.value(tx, _READ)))
+    assert read[1] <= read[0] + 10
+    assert read == 0
+    await town.count("with gone as (delete from procrastinate_jobs returning 1) select count(*) from gone")
+    assert await town.replace_lost_tasks() == turns.MOST_AT_ONCE
+
+
+async def _analyse(database: Database) -> None:
+    """As autovacuum does in a table that grew."""
+    async with database.looking() as tx:
+        await tx.execute("analyze jobs, procrastinate_jobs")

@@ -7,11 +7,12 @@ gives back to the month of its charge. Nothing is counted twice: what was spent 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import LiteralString
 from uuid import UUID
 
 from hiresfix.errors import OverBudget
 from hiresfix.server import db
-from hiresfix.server.db import Cursor, Tx
+from hiresfix.server.db import Tx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +42,12 @@ async def of_key(tx: Tx, key: UUID) -> Budget | None:
     return Budget(monthly=int(monthly), spent=int(spent))
 
 
-async def hold(tx: Tx, key: UUID) -> Cursor:
-    """Until `tx` ends nobody else decides what the key may spend; for `check`, which reads the answer."""
-    return await tx.execute(
-        "select 1 from api_keys where id = %(key)s and monthly_budget is not null for no key update", {"key": key}
-    )
+HELD: LiteralString = "select true from api_keys where id = %(key)s and monthly_budget is not null for no key update"
+"""Until the transaction ends nobody else decides what the key may spend. Finds a row if the key has a budget."""
 
 
-async def check(tx: Tx, key: UUID, cost: int, *, held: Cursor) -> None:
-    """Raises OverBudget if the charge of `cost` that `tx` has made after `hold` is more than was left this month."""
-    if await held.fetchone() is None:
-        return  # most keys have no budget
+async def check(tx: Tx, key: UUID, cost: int) -> None:
+    """Raises OverBudget if the charge of `cost` that `tx` has made after `HELD` is more than was left this month."""
     # A statement of its own: it sees what those committed whom the lock made us wait for.
     budget = await of_key(tx, key)
     if budget and budget.spent > budget.monthly:

@@ -83,7 +83,7 @@ class Database:
             reconnect_timeout=RECONNECT_SECONDS,
             configure=_bound,
             check=_still_open,
-            kwargs={**KEEPALIVE, "application_name": name, "row_factory": tuple_row},
+            kwargs={**KEEPALIVE, "application_name": name, "row_factory": tuple_row, "autocommit": True},
         )
 
     async def __aenter__(self) -> Self:
@@ -99,20 +99,22 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        async with self._pool.connection() as tx:
+        async with self._pool.connection() as tx, tx.transaction():
             yield tx
 
     @asynccontextmanager
     async def pipelined(self) -> AsyncIterator[Tx]:
         """A transaction whose statements do not wait for one another.
 
-        They go out together, and so does the commit; where a result is read (`fetchone`, `value`) all that was sent
-        before is answered first. What a statement raised is raised there, or at the end of the block: before that
-        nothing is known to have happened. A count of touched rows is not known: let the statement return something.
+        They go out together, its begin and its commit with them; where a result is read (`fetchone`, `value`) all that
+        was sent before is answered first. What a statement raised is raised there, or at the end of the block: before
+        that nothing is known to have happened. A count of touched rows is not known: let the statement return
+        something.
         """
-        async with self._pool.connection() as tx, tx.pipeline():
+        async with self._pool.connection() as tx, tx.pipeline():  # the former rolls back when the block raises
+            await tx.execute("begin")  # psycopg's own waits for its answer
             yield tx
-            await tx.commit()
+            await tx.execute("commit")
 
     @asynccontextmanager
     async def looking(self) -> AsyncIterator[Tx]:
@@ -121,12 +123,7 @@ class Database:
         One message to the server and one back, where a transaction takes three.
         """
         async with self._pool.connection() as tx:
-            await tx.set_autocommit(True)
-            try:
-                yield tx
-            finally:
-                if not tx.closed:
-                    await tx.set_autocommit(False)
+            yield tx
 
 
 async def insist(step: Callable[[], Awaitable[Found]], *, postponed: str) -> Found:
@@ -153,10 +150,8 @@ async def _still_open(connection: Tx) -> None:
 
 async def _bound(connection: Tx) -> None:
     """No statement waits for a lock, and no transaction for its next statement, without end."""
-    await connection.set_autocommit(True)
     await connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
     await connection.execute(f"set idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())
-    await connection.set_autocommit(False)
 
 
 async def one(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> Row | None:

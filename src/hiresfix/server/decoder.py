@@ -1,8 +1,12 @@
 """The process that decodes strangers' pictures: `python -m hiresfix.server.decoder TERMS`, started by `quarantine`.
 
-Standard input is a Unix socket. Every message on it is one byte with two or three descriptors: where to answer, the
+Standard input is a Unix socket. Every message on it is one byte with one to three descriptors: where to answer, the
 picture's bytes and, if its pixels are wanted, a file for them. This process has imported the decoders and never
 looks at a picture: it forks a child for each, so what one picture does to a child's memory, no other picture sees.
+
+Where the picture's bytes are not among the descriptors, they come through the first, and the child may stay for
+further ones: who asked sees to it that they are the same person's (`sittings`). It stays as long as pictures are small,
+sound, quickly decoded and soon followed by another, and for `SITTING_SECONDS` at most; its answers say whether it does.
 
 Guarantees for a child: bounded address space, processor and wall time, no core dump, no file it could fill beyond
 the pixels asked for, no environment worth stealing (the parent chose it), and not root where the parent was. An
@@ -20,6 +24,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -40,6 +45,17 @@ DESCRIPTORS = 64
 METADATA_BYTES = 8 * 1024 * 1024
 """More than profile, EXIF and XMP of a `Picture` can have together."""
 BLOBS = ("icc", "exif", "xmp")
+
+STAY_SECONDS = 10.0
+"""A child waits for another picture of the same person."""
+SITTING_SECONDS = 60.0
+SITTING_PROCESSOR_SECONDS = 1.0
+"""Of all pictures together: what is left of the bounds is enough for one more."""
+SMALL_BYTES = 2 * 1024 * 1024
+SMALL_PIXELS = 2 * 1024 * 1024
+"""Larger pictures end a sitting: what they took is given back with the process."""
+LENGTH = struct.Struct(">I")
+"""Goes before a picture's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +133,7 @@ class _Forks:
                 return
             child = self._children.pop(pid)
             if status:
-                late = time.monotonic() >= child.deadline or os.WTERMSIG(status) == signal.SIGXCPU
+                late = time.monotonic() >= child.deadline or os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
                 _send(child.answer, {"stopped": "time" if late else "crash", "status": status})
             child.answer.close()
 
@@ -126,10 +142,10 @@ class _Forks:
         message, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
         if not message:
             return False
-        answer, source, *pixels = descriptors
+        answer, *files = descriptors
         answering = socket.socket(fileno=answer)
-        deadline = time.monotonic() + self._terms.wall_seconds
-        bounds = _bounds(self._terms, writes=bool(pixels))  # here: a page that a child touches first is a page copied
+        deadline = time.monotonic() + self._terms.wall_seconds + (0.0 if files else SITTING_SECONDS + STAY_SECONDS)
+        bounds = _bounds(self._terms, writes=len(files) > 1)  # here: a page that a child touches first is a page copied
         try:
             pid = os.fork()
         except OSError:
@@ -137,13 +153,13 @@ class _Forks:
             answering.close()
         else:
             if pid == 0:
-                self._be_child(answering, source, pixels[0] if pixels else None, bounds)
+                self._be_child(answering, files, bounds)
             self._children[pid] = _Child(answer=answering, deadline=deadline)
-        for descriptor in (source, *pixels):
+        for descriptor in files:
             os.close(descriptor)
         return True
 
-    def _be_child(self, answer: socket.socket, source: int, pixels: int | None, bounds: Bounds) -> None:
+    def _be_child(self, answer: socket.socket, files: list[int], bounds: Bounds) -> None:
         """In the child; never returns."""
         status = 1
         try:
@@ -152,9 +168,12 @@ class _Forks:
             self._control.close()
             for child in self._children.values():
                 child.answer.close()
-            _confine(bounds, self._terms.wall_seconds)
-            line = _answer(source, pixels, self._terms.limits)
-            answer.sendall(line)
+            _confine(bounds)
+            if files:
+                _limit_time(self._terms)
+                answer.sendall(_line(_of_file(*files, limits=self._terms.limits)))
+            else:
+                _sit(answer, self._terms)
             status = 0
         finally:
             # Whatever was raised, no cleanup of a process that handled a stranger's bytes is worth running.
@@ -184,11 +203,10 @@ def _bounds(terms: Terms, *, writes: bool) -> Bounds:
     )
 
 
-def _confine(bounds: Bounds, wall_seconds: int) -> None:
+def _confine(bounds: Bounds) -> None:
     for what, most in bounds:
         with contextlib.suppress(ValueError):  # the machine's own limit is tighter already
             resource.setrlimit(what, (most, most))
-    signal.alarm(wall_seconds + 1)  # should nobody be left to kill it
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):  # a container may not let root become anybody else
             os.setgroups([])
@@ -206,21 +224,72 @@ def _address_space() -> int:
     return pages * resource.getpagesize()
 
 
-def _answer(source: int, pixels: int | None, limits: Limits) -> bytes:
+def _limit_time(terms: Terms) -> None:
+    """For the picture that comes now, should nobody be left to kill this process."""
+    signal.alarm(terms.wall_seconds + 1)
+
+
+def _sit(desk: socket.socket, terms: Terms) -> None:
+    """Probe one person's pictures, until none comes any more or one was not small, sound and quickly done."""
+    until = time.monotonic() + SITTING_SECONDS
+    desk.settimeout(STAY_SECONDS)
+    while (data := _received(desk)) is not None:
+        _limit_time(terms)
+        answer = _of(data, None, limits=terms.limits)
+        header = answer.get("header")
+        stays = (
+            header is not None
+            and header["width"] * header["height"] <= SMALL_PIXELS
+            and time.process_time() < SITTING_PROCESSOR_SECONDS
+            and time.monotonic() < until
+        )
+        desk.sendall(_line({**answer, "stays": stays}))
+        if not stays:
+            return
+        signal.alarm(0)
+
+
+def _received(desk: socket.socket) -> bytes | None:
+    """The next picture; None if there is none."""
+    with contextlib.suppress(TimeoutError, ConnectionResetError):
+        if head := _exactly(desk, LENGTH.size):
+            return _exactly(desk, *LENGTH.unpack(head))
+    return None
+
+
+def _exactly(desk: socket.socket, size: int) -> bytes | None:
+    content = bytearray()
+    while len(content) < size:
+        received = desk.recv(size - len(content))
+        if not received:
+            return None
+        content += received
+    return bytes(content)
+
+
+def _of_file(source: int, pixels: int | None = None, *, limits: Limits) -> dict[str, Any]:
     try:
         with open(source, "rb", buffering=0) as file:
             data = file.read()
+    except MemoryError:
+        return {"stopped": "memory"}
+    return _of(data, pixels, limits=limits)
+
+
+def _of(data: bytes, pixels: int | None, *, limits: Limits) -> dict[str, Any]:
+    """The answer to a picture. pixels: the file for them, None if nobody wants them."""
+    try:
         header = images.read_header(data, limits)
         picture = images.decode(data, limits)
     except PictureError as error:
         if isinstance(error.__cause__, MemoryError):
-            return _line({"stopped": "memory"})
-        return _line({"refused": error.message})
+            return {"stopped": "memory"}
+        return {"refused": error.message}
     except MemoryError:
-        return _line({"stopped": "memory"})
+        return {"stopped": "memory"}
     if pixels is None:
-        return _line({"header": asdict(header)})
-    return _line({"picture": _hand_over(picture, pixels)})
+        return {"header": asdict(header)}
+    return {"picture": _hand_over(picture, pixels)}
 
 
 def _hand_over(picture: Picture, pixels: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Guarantees: a call returns a picture, raises PictureError (`DecoderStopped` wher
 memory or took too long), or Unavailable where this machine cannot start a process; the calling process neither parses
 nor allocates what a stranger's header claims, and nothing stays behind in any of these cases: bytes and pixels travel
 in anonymous files, which vanish with their last descriptor. Calls may come from any thread, and run beside each other.
-`hiresfix.server.decoder` is the other side, and says what a decoding process may do.
+A process decodes one picture or, where it is told whose they are, small ones of one person that follow each other
+closely: never pictures of two. `hiresfix.server.decoder` is the other side, and says what a decoding process may do.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 import numpy as np
 import structlog
@@ -33,7 +35,8 @@ from hiresfix import images
 from hiresfix.errors import PictureError, Unavailable
 from hiresfix.images import Header, Limits, Picture, Samples
 from hiresfix.server import metrics
-from hiresfix.server.decoder import BLOBS, METADATA_BYTES, Terms
+from hiresfix.server.decoder import BLOBS, LENGTH, METADATA_BYTES, SMALL_BYTES, Terms
+from hiresfix.server.sittings import Sittings
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +91,7 @@ class Quarantine:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._sittings = Sittings()
 
     def __enter__(self) -> Self:
         return self
@@ -107,12 +111,18 @@ class Quarantine:
 
     def close(self) -> None:
         """End the process and what it decodes; a later call starts another."""
+        self._sittings.close()
         with self._lock:
             self._end()
 
-    def probe(self, data: bytes) -> Header:
-        """Format and upright size of a picture that decodes completely."""
-        answer = self._ask(data, None)
+    def probe(self, data: bytes, *, whose: UUID | None = None) -> Header:
+        """Format and upright size of a picture that decodes completely.
+
+        whose: the person that handed it in; the process may have decoded pictures of that person's before, and may be
+        kept for the next. None: a process for this picture alone.
+        """
+        small = len(data) <= SMALL_BYTES
+        answer = self._ask_sitting(data, whose) if whose and small else self._ask(data, None)
         with _understood():
             return Header(**answer["header"])
 
@@ -135,6 +145,56 @@ class Quarantine:
         metrics.DECODED.labels("gone").inc()
         raise Unavailable
 
+    def _ask_sitting(self, data: bytes, whose: UUID) -> dict[str, Any]:
+        """As `_ask` for a small picture, of a process that this person's last one was decoded in if there is one."""
+        for _ in range(3):  # one that waited may just have left, and the next be killed from outside
+            waited = self._sittings.take(whose)
+            desk = waited or self._seated()
+            stays = False
+            try:
+                line = self._converse_at(desk, data)
+                answer = _outcome(line) if line else None
+                stays = answer is not None and answer.get("stays") is True
+            finally:
+                if not stays:
+                    desk.close()
+            if answer is not None:
+                if stays:
+                    self._sittings.put(whose, desk)
+                return answer
+            if waited is None:
+                self._wait_for_its_end()
+        metrics.DECODED.labels("gone").inc()
+        raise Unavailable
+
+    def _seated(self) -> socket.socket:
+        """The socket of a new process that takes pictures through it."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(self.terms.wall_seconds + GRACE_SECONDS)
+        with theirs:
+            try:
+                self._hand_out(theirs)
+            except Unavailable:
+                ours.close()
+                raise
+        return ours
+
+    def _hand_out(self, theirs: socket.socket, *files: int) -> None:
+        """Ask for a process at the other end; if nobody is left to make one, the socket's end will tell."""
+        with self._lock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._started(), [b"\0"], [theirs.fileno(), *files])
+
+    def _converse_at(self, desk: socket.socket, data: bytes) -> bytes:
+        try:
+            desk.sendall(LENGTH.pack(len(data)) + data)
+            return _read_line(desk)
+        except TimeoutError:
+            log.error("quarantine.hung")
+            self.close()
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return b""
+
     def _wait_for_its_end(self) -> None:
         """What was killed may look alive for a moment still, and would be asked again."""
         with self._lock, contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,8 +205,8 @@ class Quarantine:
         """One line of answer, or b"" if nobody is left to give one."""
         ours, theirs = socket.socketpair()
         with ours:
-            with theirs, self._lock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                socket.send_fds(self._started(), [b"\0"], [theirs.fileno(), *descriptors])
+            with theirs:
+                self._hand_out(theirs, *descriptors)
             ours.settimeout(self.terms.wall_seconds + GRACE_SECONDS)
             try:
                 return _read_line(ours)

@@ -27,6 +27,7 @@ TASK = "jobs.run"
 QUEUE = "engine"
 
 MOST_AT_ONCE = 100
+"""Tasks that are made up for in one go, and counted: while so many wait, no worker is without."""
 _RECONCILING = 7_305_001
 """Key of the advisory lock that keeps two workers from replacing the same tasks."""
 
@@ -81,16 +82,33 @@ _GIVE: LiteralString = f"""{_ELIGIBLE}
     select (select id from next), exists (select from eligible)
 """  # noqa: S608 - put together from literals
 
+# How many tasks there are less than eligible jobs; of neither more than `most` are counted, so that it costs the same
+# however many wait. A look for each of the two ways in which a task is due: the index serves both, but not one "or".
 _LACKING: LiteralString = f"""{_ELIGIBLE}
     , ready as (
-        select (select count(*) from (select from jobs where {_READY} and team_id = eligible.team
-                limit eligible.room) ready) as jobs from eligible
+        select from eligible cross join lateral (
+            select from jobs where {_READY} and team_id = eligible.team limit least(eligible.room, %(most)s)) ready
+        limit %(most)s
+    ), due as (
+        (select from procrastinate_jobs where task_name = %(task)s and status = 'todo'
+         and queue_name = any(%(queues)s) and scheduled_at is null limit %(most)s)
+        union all
+        (select from procrastinate_jobs where task_name = %(task)s and status = 'todo'
+         and queue_name = any(%(queues)s) and scheduled_at <= now() limit %(most)s)
     )
-    select coalesce((select sum(jobs) from ready), 0) - (
-        select count(*) from procrastinate_jobs
-        where task_name = %(task)s and status = 'todo' and coalesce(scheduled_at, now()) <= now()
-        and queue_name = any(%(queues)s))
+    select (select count(*) from ready) - (select count(*) from (select from due limit %(most)s) due)
 """  # noqa: S608 - put together from literals
+
+# The queues of capacities that are gone; each name is found by one look into the index, however many tasks it has.
+_GONE: LiteralString = """
+    with recursive names (name) as (
+        (select queue_name from procrastinate_jobs where queue_name >= %(first)s order by queue_name limit 1)
+        union all
+        select (select queue_name from procrastinate_jobs where queue_name > names.name order by queue_name limit 1)
+        from names where names.name is not null
+    )
+    select name from names where starts_with(name, %(first)s) and not name = any(%(queues)s)
+"""
 
 
 # How many more jobs of the team may run than do, and how many are ready for each of the capacities that are there
@@ -134,7 +152,6 @@ async def give(tx: Tx, capacity: Capacity = ANYTHING) -> UUID | None:
 
 async def line_up(tx: Tx, queue: Queue, team: UUID, job: UUID) -> None:
     """A new job of the team waits; its charge has locked the team's row, so nobody frees a place meanwhile."""
-    await tx.execute("insert into turns (team_id) values (%(team)s) on conflict do nothing", {"team": team})
     await queue.enqueue_for_each(tx, _ONE_IF_IT_MAY_START, {"team": team, "job": job}, TASK, queue=QUEUE)
 
 
@@ -178,7 +195,7 @@ async def stranded(tx: Tx) -> int:
 
 
 async def reconcile(tx: Tx, queue: Queue) -> int:
-    """Enqueue as many tasks as eligible jobs lack, at most `MOST_AT_ONCE` a capacity; returns how many.
+    """Enqueue as many tasks as eligible jobs lack, up to `MOST_AT_ONCE` that wait for a capacity; returns how many.
 
     They lack some when a worker died between taking a task and claiming a job, when a team was allowed more, and when
     a worker came that can hold what no other could. Tasks for a capacity that is gone are forgotten.
@@ -186,20 +203,24 @@ async def reconcile(tx: Tx, queue: Queue) -> int:
     if not await db.value(tx, "select pg_try_advisory_xact_lock(%(key)s)", key=_RECONCILING):
         return 0
     capacities = await fleet.capacities(tx)
-    await db.execute(
-        tx,
-        "delete from procrastinate_jobs where task_name = %(task)s and status = 'todo'"
-        " and not queue_name = any(%(queues)s)",
-        task=TASK,
-        queues=[name for capacity in (ANYTHING, *capacities) for name in queues(capacity)],
-    )
+    await _forget_gone(tx, [name for capacity in (ANYTHING, *capacities) for name in queues(capacity)])
     return sum([await _make_up(tx, queue, capacity) for capacity in capacities])
+
+
+async def _forget_gone(tx: Tx, living: list[str]) -> None:
+    for (name,) in await (await tx.execute(_GONE, {"first": QUEUE, "queues": living})).fetchall():
+        await db.execute(
+            tx,
+            "delete from procrastinate_jobs where queue_name = %(name)s and task_name = %(task)s and status = 'todo'",
+            name=name,
+            task=TASK,
+        )
 
 
 async def _make_up(tx: Tx, queue: Queue, capacity: Capacity) -> int:
     """Enqueue the tasks that are lacking for jobs of this capacity; returns how many."""
-    lacking = await db.value(tx, _LACKING, task=TASK, queues=list(queues(capacity)), **capacity.to_sql())
-    missing = min(max(0, int(lacking)), MOST_AT_ONCE)
+    values = {"task": TASK, "queues": list(queues(capacity)), "most": MOST_AT_ONCE}
+    missing = max(0, int(await db.value(tx, _LACKING, **values, **capacity.to_sql())))
     if missing:
         await call(tx, queue, capacity=capacity, times=missing)
     return missing

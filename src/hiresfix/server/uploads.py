@@ -88,12 +88,12 @@ async def fetch(url: str, settings: Settings) -> bytes:
     return await outbound.fetch(url, policy(settings))
 
 
-async def probe(data: bytes, quarantine: Quarantine) -> Probed:
+async def probe(data: bytes, quarantine: Quarantine, *, whose: Caller) -> Probed:
     """Header first, then every pixel once, so that a truncated file is refused now and not by the worker.
 
     Raises PictureError. Whether its enlargement is too large is another parameter's fault: see the checks below.
     """
-    return Probed(data=data, header=await asyncio.to_thread(quarantine.probe, data))
+    return Probed(data=data, header=await asyncio.to_thread(quarantine.probe, data, whose=whose.user))
 
 
 def check_output(source: Header, recipe: Recipe, settings: Settings) -> None:
@@ -131,12 +131,26 @@ class Upload:
     media_type: str
     sha256: str
     bytes: int
+    width: int | None
+    """As the picture is seen; None in a row of a release that did not note it."""
+    height: int | None
+    several: bool | None
     expires_at: datetime
     expired: bool
 
 
+def recognised(upload: Upload, data: bytes) -> Probed | None:
+    """`data` without another look at it, if it is what was looked at when the upload was handed in."""
+    if upload.width is None or upload.height is None or hashlib.sha256(data).hexdigest() != upload.sha256:
+        return None
+    several = bool(upload.several)
+    header = Header(media_type=upload.media_type, width=upload.width, height=upload.height, several=several)
+    return Probed(data=data, header=header)
+
+
 _SELECT: LiteralString = """
-    select id, key, extension, media_type, sha256, bytes, expires_at, expires_at <= now() as expired from uploads
+    select id, key, extension, media_type, sha256, bytes, width, height, several, expires_at,
+    expires_at <= now() as expired from uploads
 """
 
 
@@ -168,8 +182,9 @@ async def record(tx: Tx, new: UUID, caller: Caller, probed: Probed, *, quota: in
     await room_for(tx, caller, len(probed.data), quota=quota)
     await db.execute(
         tx,
-        "insert into uploads (id, user_id, key, extension, media_type, sha256, bytes, expires_at) values"
-        " (%(id)s, %(user)s, %(key)s, %(extension)s, %(media_type)s, %(sha256)s, %(bytes)s, now() + %(lifetime)s)",
+        "insert into uploads (id, user_id, key, extension, media_type, sha256, bytes, width, height, several,"
+        " expires_at) values (%(id)s, %(user)s, %(key)s, %(extension)s, %(media_type)s, %(sha256)s, %(bytes)s,"
+        " %(width)s, %(height)s, %(several)s, now() + %(lifetime)s)",
         id=new,
         user=caller.user,
         key=upload_key(new),
@@ -177,6 +192,9 @@ async def record(tx: Tx, new: UUID, caller: Caller, probed: Probed, *, quota: in
         media_type=probed.header.media_type,
         sha256=probed.sha256,
         bytes=len(probed.data),
+        width=probed.header.width,
+        height=probed.header.height,
+        several=probed.header.several,
         lifetime=lifetime,
     )
     return await get(tx, new)

@@ -108,7 +108,7 @@ async def _keep(own: Service, caller: Caller, data: bytes, key: str | None, *, f
     try:
         async with own.database.transaction() as tx:
             await uploads.room_for(tx, caller, len(data), quota=own.settings.upload_quota_bytes)
-        kept = await _store(own, caller, await uploads.probe(data, own.quarantine), key)
+        kept = await _store(own, caller, await uploads.probe(data, own.quarantine, whose=caller), key)
     except (PictureError, QuotaExceeded) as error:
         raise InvalidRequest({field: [error.message]}) from error
     except StorageFailed as error:

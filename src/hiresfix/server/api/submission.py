@@ -100,7 +100,7 @@ async def upscale(request: Request) -> JSONResponse:
         return await _replay(request, own, before)
     own.disk.require_room()
     await _has_room_and_credits(own, caller, asked)
-    order = await _order(own, asked)
+    order = await _order(own, caller, asked)
     try:
         with tracing.span("submit", hiresfix__model=asked.model.id, hiresfix__cost=order.cost):
             job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
@@ -184,11 +184,11 @@ class Order:
     cost: int
 
 
-async def _order(own: Service, asked: UpscaleRequest) -> Order:
+async def _order(own: Service, caller: Caller, asked: UpscaleRequest) -> Order:
     """The one place where a price is made: the charge, a 402 and a dry run tell the same."""
     recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
     await _check_hook(own, asked)
-    picture = await _probe(own, asked, recipe)
+    picture = await _probe(own, caller, asked, recipe)
     output = picture.header.width * recipe.scale, picture.header.height * recipe.scale
     cost = own.settings.price(asked.model).of(*output)
     return Order(asked=asked, recipe=recipe, picture=picture, output=output, cost=cost)
@@ -196,7 +196,7 @@ async def _order(own: Service, asked: UpscaleRequest) -> Order:
 
 async def _preview(own: Service, caller: Caller, asked: UpscaleRequest) -> JSONResponse:
     """What the request would cost; nothing is stored or charged, and too few credits are no error."""
-    order = await _order(own, asked)
+    order = await _order(own, caller, asked)
     async with own.database.looking() as tx:
         available = await credits.balance(tx, caller.team)
         budget = await budgets.of_key(tx, caller.key)
@@ -223,16 +223,15 @@ async def _check_hook(own: Service, asked: UpscaleRequest) -> None:
         raise InvalidRequest({"webhookUrl": [error.message]}) from error
 
 
-async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
+async def _probe(own: Service, caller: Caller, asked: UpscaleRequest, recipe: Recipe) -> Probed:
     """The picture, wherever it is; a fault of it or of its size is the caller's, named by its field."""
     try:
-        data = wire.data_uri(asked.image)
-        if data is None:
-            data = await _own_picture(own, asked.image)
-        if data is None:
-            data = await uploads.fetch(asked.image, own.settings)
-        async with own.decoding:
-            probed = await uploads.probe(data, own.quarantine)
+        picture: bytes | Probed | None = wire.data_uri(asked.image)
+        if picture is None:
+            picture = await _own_picture(own, asked.image)
+        if picture is None:
+            picture = await uploads.fetch(asked.image, own.settings)
+        probed = picture if isinstance(picture, Probed) else await _decoded(own, caller, picture)
     except (FetchError, PictureError, NotFound, Expired) as error:
         raise wire.invalid_param(asked.model, "image", error.message) from error
     for param, check in (("scale_factor", uploads.check_output), ("output_format", uploads.check_format)):
@@ -243,13 +242,22 @@ async def _probe(own: Service, asked: UpscaleRequest, recipe: Recipe) -> Probed:
     return probed
 
 
-async def _own_picture(own: Service, url: str) -> bytes | None:
-    """The bytes of an upload or a result of ours, read from the store and never over HTTP; None for any other URL."""
+async def _decoded(own: Service, caller: Caller, data: bytes) -> Probed:
+    async with own.decoding:
+        return await uploads.probe(data, own.quarantine, whose=caller)
+
+
+async def _own_picture(own: Service, url: str) -> bytes | Probed | None:
+    """An upload or a result of ours, read from the store and never over HTTP; None for any other URL.
+
+    What was decoded when it was handed in is not decoded again; the worker is going to, and would find it damaged.
+    """
     upload = wire.own_upload(url, own.settings.public_url)
     if upload is not None:
         async with own.database.looking() as tx:
             kept = await uploads.get(tx, upload)
-        return await own.storage.get(kept.key)
+        data = await own.storage.get(kept.key)
+        return uploads.recognised(kept, data) or data
     job = wire.own_result(url, own.settings.public_url)
     if job is None:
         return None
