@@ -6,7 +6,6 @@ measured of a job is what the machinery costs.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import torch
@@ -37,7 +36,7 @@ def main() -> None:
     assert settings.database_url
     logs.configure(settings.log_level)
     worker.Upscaler = Instant  # type: ignore[attr-defined,assignment]  # the double has what a worker uses of the real one
-    asyncio.run(worker.serve(settings, database_url=settings.database_url))
+    worker.run(settings, database_url=settings.database_url)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ names of the public API (`hiresfix.wire` does).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -112,7 +112,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same recipe back."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}  # all of them are plain, unlike for `asdict`
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -305,7 +305,7 @@ def stop_here(*_):
 if sys.argv[2] == "before the bytes are synced":
     os.fsync = stop_here
 else:
-    Path.replace = stop_here
+    os.replace = stop_here
 asyncio.run(Storage.open(sys.argv[1]).put("results/1/a.png", b"x" * 5_000_000, "image/png"))
 """
 
@@ -340,18 +340,18 @@ async def test_a_killed_writer_leaves_no_key_and_its_rest_is_cleared_a_day_later
 def test_bytes_and_directories_are_synced_before_put_returns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order that a power cut cannot break: content, then name, then the directories that hold the name."""
     events: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def noted_fsync(descriptor: int) -> None:
         events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(folder).parts[:1]}")
         fsync(descriptor)
 
-    def noted_replace(self: Path, target: Path) -> Path:
+    def noted_replace(written: str, target: str) -> None:
+        replace(written, target)  # fails until there is the directory
         events.append("rename")
-        return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
+    monkeypatch.setattr(os, "replace", noted_replace)
     asyncio.run(Storage.open(folder.as_uri()).put("results/1", b"bytes", "image/png"))
 
     assert events == ["sync ('.staging',)", "rename", "sync ('results',)", "sync ()"]

@@ -659,7 +659,7 @@ async def test_what_upkeep_reads_to_find_lost_tasks_does_not_grow_with_what_wait
             assert await turns.reconcile(tx, town.queue) == 0
             read.append(int(await db.value(tx, _READ)))
     assert read[1] <= read[0] + 10
-    assert read == 0
+    assert read[0] < 4 * turns.MOST_AT_ONCE
     await town.count("with gone as (delete from procrastinate_jobs returning 1) select count(*) from gone")
     assert await town.replace_lost_tasks() == turns.MOST_AT_ONCE
 

@@ -86,8 +86,6 @@ def worker(
     ] = None,
 ) -> None:
     """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
-    import asyncio
-
     from hiresfix.server import config, db, logs, machine
     from hiresfix.server import serve as serving
 
@@ -104,7 +102,7 @@ def worker(
             return
         from hiresfix.server import worker as working
 
-        asyncio.run(working.serve(settings, database_url=url))
+        working.run(settings, database_url=url)
 
 
 def api(

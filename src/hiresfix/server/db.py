@@ -122,8 +122,11 @@ class Database:
 
         One message to the server and one back, where a transaction takes three.
         """
-        async with self._pool.connection() as tx:
+        tx = await self._pool.getconn()
+        try:
             yield tx
+        finally:
+            await self._pool.putconn(tx)
 
 
 async def insist(step: Callable[[], Awaitable[Found]], *, postponed: str) -> Found:

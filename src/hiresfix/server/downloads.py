@@ -21,9 +21,10 @@ from hiresfix.server import jobs, uploads
 from hiresfix.server.api.context import service
 from hiresfix.server.api.description import answer, nothing, operation
 from hiresfix.server.jobs import Job
+from hiresfix.server.routing import Plain
 from hiresfix.server.storage import Storage
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 _ANSWERS = {
     200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),

@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -271,33 +270,40 @@ def _write(folder: Path, key: str, data: bytes) -> None:
 
     Raises FileNotFoundError exactly if there is no `.staging`.
     """
-    descriptor, name = tempfile.mkstemp(dir=folder / STAGING)
-    written, target = Path(name), folder / key
+    written, target = f"{folder}/{STAGING}/{uuid4().hex}", f"{folder}/{key}"
+    descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
+        try:
+            content = memoryview(data)
+            while content:
+                content = content[os.write(descriptor, content) :]
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         _rename(written, target)
     except BaseException:
-        written.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            Path(written).unlink()
         raise
-    for directory in target.relative_to(folder).parents:
-        _sync(folder / directory)
+    directory = key
+    while directory:
+        directory = directory.rpartition("/")[0]
+        _sync(f"{folder}/{directory}")
 
 
-def _rename(written: Path, target: Path) -> None:
+def _rename(written: str, target: str) -> None:
     """Rename, creating the directories on the way, which a `delete` may remove again while they are empty."""
     for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(written, target)  # noqa: PTH105 - for every picture: no path objects
+            return
         # mkdir says that the directory exists when it vanishes after it was found there.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            written.replace(target)
-            return
-    raise OSError(f"{target.parent} keeps vanishing, or is no directory")
+            Path(target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    raise OSError(f"the directory of {target} keeps vanishing, or is none")
 
 
-def _sync(directory: Path) -> None:
+def _sync(directory: str) -> None:
     """Make the directory's entries durable; a directory that is gone has none."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 import structlog
+from uvicorn.loops.auto import auto_loop_factory
 
 from hiresfix import __version__, images, wire
 from hiresfix.engine import capacity, memory
@@ -404,8 +405,14 @@ def _facts(held: Claim) -> dict[str, tracing.Fact]:
     }
 
 
-async def serve(settings: Settings, *, database_url: str) -> None:
+def run(settings: Settings, *, database_url: str) -> None:
     """Run one worker until SIGTERM or SIGINT."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(serve(settings, database_url=database_url))
+
+
+async def serve(settings: Settings, *, database_url: str) -> None:
+    """As `run`, in a loop that runs already."""
     config.warn_if_open(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

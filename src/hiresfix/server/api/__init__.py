@@ -4,8 +4,6 @@ A topic is a module with a `router`; it may know the domain below, and of this p
 and `description`, by which its routes get into the OpenAPI document.
 """
 
-from fastapi import APIRouter
-
 from hiresfix.server.api import (
     about,
     elsewhere,
@@ -20,6 +18,5 @@ from hiresfix.server.api import (
     submission,
 )
 
-router = APIRouter()
-for topic in (submission, files, jobs, events, keys, records, signin, signup, about, operations, elsewhere):
-    router.include_router(topic.router)
+topics = (submission, jobs, files, events, keys, records, signin, signup, about, operations, elsewhere)
+routes = [route for topic in topics for route in topic.router.routes]

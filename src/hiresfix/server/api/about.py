@@ -11,9 +11,10 @@ from hiresfix.catalog import MODELS
 from hiresfix.server import accounts
 from hiresfix.server.api.context import caller_of, service
 from hiresfix.server.api.description import answer, document, operation, query
+from hiresfix.server.routing import Plain
 from hiresfix.wire.queries import MODEL_QUERY
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.get("/v2/me", openapi_extra=operation("me", "Who this key is.", {200: answer("Me", "User, team and key.")}))

@@ -7,11 +7,13 @@ from a wrong address.
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from hiresfix.errors import NotOffered
+from hiresfix.server.routing import Plain
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 PATHS = (
     *(f"/v2/images/{name}" for name in ("generate", "edit", "background-remove", "bg-remove")),
@@ -20,7 +22,7 @@ PATHS = (
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
-async def not_offered() -> Response:
+async def not_offered(request: Request) -> Response:
     raise NotOffered
 
 

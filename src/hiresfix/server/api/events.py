@@ -26,8 +26,9 @@ from hiresfix.server import following, jobs
 from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown
 from hiresfix.server.api.description import answer, header, nothing, operation
 from hiresfix.server.jobs import TERMINAL
+from hiresfix.server.routing import Plain
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 RETRY_MILLISECONDS = 2000
 HEARTBEAT_SECONDS = 15.0

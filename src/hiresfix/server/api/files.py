@@ -30,10 +30,11 @@ from hiresfix.server.accounts import Caller
 from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown, small_body
 from hiresfix.server.api.description import answer, header, operation
 from hiresfix.server.gate import Bucket
+from hiresfix.server.routing import Plain
 from hiresfix.server.uploads import Probed, Upload
 from hiresfix.wire import records, schemas
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 UPLOADS = "/v2/uploads"
 FRAMING_BYTES = 64 * 1024

@@ -12,10 +12,11 @@ from hiresfix.server import jobs, listing
 from hiresfix.server.api.context import caller_of, parse_job_id, service, shown
 from hiresfix.server.api.description import answer, operation, query
 from hiresfix.server.gate import Bucket
+from hiresfix.server.routing import Plain
 from hiresfix.wire.queries import JOB_QUERY
 
 log = structlog.get_logger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.get(

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from hiresfix.server import keyring
 from hiresfix.server.api.context import NO_STORE, caller_of, service, small_body
 from hiresfix.server.api.description import answer, operation, query
+from hiresfix.server.routing import Plain
 from hiresfix.wire import records as wire
 
 log = structlog.get_logger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.get(

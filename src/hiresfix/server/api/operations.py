@@ -14,14 +14,15 @@ from hiresfix.errors import Conflict, Forbidden
 from hiresfix.server import health, metrics
 from hiresfix.server.api.context import service
 from hiresfix.server.api.description import answer, operation
+from hiresfix.server.routing import Plain
 
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.get(
     "/healthz", openapi_extra=operation("healthz", "Is the process alive?", {200: answer("Status")}, public=True)
 )
-async def healthz() -> JSONResponse:
+async def healthz(request: Request) -> JSONResponse:
     """The process is alive; nothing is asked of anybody else, so that an outage elsewhere restarts nobody."""
     return JSONResponse({"status": "ok"})
 

@@ -12,11 +12,12 @@ from hiresfix.server import signin
 from hiresfix.server.api.context import NO_STORE, count_address, service, small_body
 from hiresfix.server.api.description import answer, operation
 from hiresfix.server.gate import Bucket
+from hiresfix.server.routing import Plain
 from hiresfix.wire import records as wire
 from hiresfix.wire import timestamp
 
 log = structlog.get_logger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.post(

@@ -11,10 +11,11 @@ from hiresfix.server import signup
 from hiresfix.server.api.context import count_address, service, small_body
 from hiresfix.server.api.description import answer, operation
 from hiresfix.server.gate import Bucket
+from hiresfix.server.routing import Plain
 from hiresfix.wire import signup as wire
 
 log = structlog.get_logger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 
 @router.post(

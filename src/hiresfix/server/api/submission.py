@@ -36,12 +36,13 @@ from hiresfix.server.api.description import answer, header, operation, query
 from hiresfix.server.config import Settings
 from hiresfix.server.gate import Bucket
 from hiresfix.server.jobs import Source, Submission
+from hiresfix.server.routing import Plain
 from hiresfix.server.uploads import Probed
 from hiresfix.wire import UpscaleRequest
 from hiresfix.wire.queries import UPSCALE_QUERY
 
 log = structlog.get_logger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=Plain)
 
 UPSCALE = "/v2/images/upscale"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
