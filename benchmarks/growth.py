@@ -29,6 +29,7 @@ from hiresfix.server.db import Database
 from hiresfix.server.jobs import Claim, Completed, Result, Source, Submission
 from hiresfix.server.outlook import Forecasts
 from hiresfix.server.queue import Queue
+from hiresfix.server.waiting import Waiting
 from hiresfix.wire import JobQuery
 
 TEAMS = 50
@@ -83,8 +84,10 @@ def _row(
 class Life:
     """One job's life, and what goes on beside it, each step as the product does it."""
 
-    def __init__(self, database: Database, customer: Customer) -> None:
+    def __init__(self, database: Database, customer: Customer, line: Waiting) -> None:
+        """line: what one API process knows, which outlives a job."""
         self.database = database
+        self.line = line
         self.queue = Queue("")
         self.customer = customer
         self.new = _submission(customer)
@@ -138,8 +141,8 @@ class Life:
 
     async def forecast(self) -> None:
         async with self.database.transaction() as tx:
-            paces = await outlook.paces(tx)
-            Forecasts(await outlook.waiting_in_turn(tx), await outlook.running(tx), paces)
+            paces, running = await outlook.paces(tx), await outlook.running(tx)
+            Forecasts(await self.line.look(tx, [job.id for job in running]), running, paces)
 
 
 STEPS: Mapping[str, Callable[[Life], Awaitable[None]]] = {
@@ -160,8 +163,9 @@ STEPS: Mapping[str, Callable[[Life], Awaitable[None]]] = {
 async def _costs(url: str, customers: Sequence[Customer], repetitions: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in STEPS}
     async with Database(url, max_size=1) as database:
+        line = Waiting()
         for number in range(-6, repetitions):  # statements are prepared at their sixth use
-            life = Life(database, customers[number % len(customers)])
+            life = Life(database, customers[number % len(customers)], line)
             for name, step in STEPS.items():
                 started = time.perf_counter()
                 await step(life)
@@ -292,8 +296,9 @@ async def _plans(url: str, customer: Customer) -> Mapping[str, str]:
     async with Database(f"{url}{'&' if '?' in url else '?'}options={options}", max_size=1) as database:
         async with database.looking() as tx:
             tx.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
+        line = Waiting()
         for _ in range(2):  # what a connection looks up once is not the step's cost: the first time is forgotten
-            life = Life(database, customer)
+            life = Life(database, customer, line)
             for name, step in STEPS.items():
                 heard.clear()
                 await step(life)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hiresfix.cli import app
 from hiresfix.engine import capacity
-from hiresfix.server import accounts, fleet, jobs, outlook, turns
+from hiresfix.server import accounts, fleet, jobs, turns, waiting
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.fleet import ANYTHING, Capacity
 from hiresfix.server.jobs import Claim
@@ -95,7 +95,7 @@ async def test_jobs_that_nobody_can_hold_take_no_place_of_their_team(town: Town)
     assert held is not None
     assert held.id == small
     assert await commit(town.database, turns.stranded) == 3
-    line = await commit(town.database, outlook.waiting_in_turn)
+    line = await commit(town.database, waiting.in_turn)
     assert list(line.megapixels) == [None, None, None]  # the small one runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -9,7 +10,8 @@ import pytest
 
 from hiresfix.server import outlook
 from hiresfix.server.db import Tx
-from hiresfix.server.outlook import Ahead, Forecast, Forecasts, Line, Outlook, Pace
+from hiresfix.server.outlook import Ahead, Forecast, Forecasts, Outlook, Pace
+from hiresfix.server.waiting import Line, Waiting
 from tests.server.conftest import Api, commit
 from tests.server.test_jobs import Town, result, town
 
@@ -116,14 +118,14 @@ async def test_however_often_it_is_asked_the_queue_is_read_once_in_a_while(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    read = outlook.waiting_in_turn
+    read = Waiting.look
 
-    async def counted(tx: Tx) -> Line:
+    async def counted(self: Waiting, tx: Tx, running: Collection[UUID]) -> Line:
         nonlocal looks
         looks += 1
-        return await read(tx)
+        return await read(self, tx, running)
 
-    monkeypatch.setattr(outlook, "waiting_in_turn", counted)
+    monkeypatch.setattr(Waiting, "look", counted)
     monkeypatch.setattr(outlook, "QUEUE_SECONDS", 3600)
     monkeypatch.setattr(outlook, "REST", 0.0)
     view = Outlook(town.database)

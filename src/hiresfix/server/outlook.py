@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,7 @@ from uuid import UUID
 from hiresfix import catalog
 from hiresfix.server import db
 from hiresfix.server.db import Database, Tx
+from hiresfix.server.waiting import Line, Waiting
 
 QUEUE_SECONDS = 2.0
 PACE_SECONDS = 60.0
@@ -51,19 +52,6 @@ class Ahead:
     progress: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Line:
-    """The waiting jobs in their order, by columns: a row each would cost the process a tenth of a second at 10 000.
-
-    ids: 16 bytes of each job one after the other. megapixels: what each will put out; None for a job that no worker
-    which is up can hold, so that it waits for one to come, and keeps no other waiting.
-    """
-
-    ids: bytes
-    models: Sequence[str]
-    megapixels: Sequence[float | None]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """`position` in the queue from 1, while it waits; `seconds` until it is done, at least 1. None: unknown."""
@@ -76,20 +64,6 @@ UNKNOWN = Forecast()
 
 _RUNNING: LiteralString = """
     select id, model, progress, megapixels(jobs) as megapixels from jobs where state = 'PROCESSING'
-"""
-
-# Teams take turns, so all first jobs of a team come before any second one; who waits longest is first.
-_LINE: LiteralString = """
-    with known as materialized (select * from capacities), waiting as (
-        select id, model, turns.given, created_at,
-               case when exists (select from known where holds(known.most_megapixels, known.tags, jobs))
-                    then megapixels(jobs) end as megapixels,
-               row_number() over (partition by team_id order by created_at, id) as of_team
-        from jobs left join turns using (team_id) where state = 'QUEUED'
-    ), line as (
-        select * from waiting order by of_team, given nulls first, created_at, id
-    )
-    select string_agg(uuid_send(id), ''), array_agg(model), array_agg(megapixels) from line
 """
 
 
@@ -116,14 +90,6 @@ async def waiting_in_all(tx: Tx, *, most: int) -> int:
     """How many jobs wait, counted no further than `most`."""
     counted = "select count(*) from (select from jobs where state = 'QUEUED' limit %(most)s) waiting"
     return int(await db.value(tx, counted, most=most))
-
-
-async def waiting_in_turn(tx: Tx) -> Line:
-    """Every waiting job, in the order in which workers will take them as far as can be told now."""
-    row = await (await tx.execute(_LINE)).fetchone()
-    assert row is not None
-    ids, models, megapixels = row
-    return Line(ids=ids or b"", models=models or [], megapixels=megapixels or [])
 
 
 async def running(tx: Tx) -> list[Ahead]:
@@ -200,6 +166,7 @@ class Outlook:
         self._paces: dict[str, Pace] = {}
         self._paces_until = -math.inf
         self._picture: _Picture | None = None
+        self._line = Waiting()
         self._looking = asyncio.Lock()
         self._waiting = 0
         self._waiting_until = -math.inf
@@ -253,7 +220,9 @@ class Outlook:
             taken_at = await db.value(tx, "select now()")
             if time.monotonic() >= self._paces_until:
                 self._paces, self._paces_until = await paces(tx), time.monotonic() + PACE_SECONDS
-            found = Forecasts(await waiting_in_turn(tx), await running(tx), self._paces)
+            at_work = await running(tx)
+            line = await self._line.look(tx, [job.id for job in at_work])
+        found = Forecasts(line, at_work, self._paces)
         ended = time.monotonic()
         return _Picture(
             taken_at=taken_at,
