@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -86,6 +87,7 @@ async def test_what_is_known_of_the_line_follows_all_that_happens_to_jobs(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "SLICE", 1)  # hardly anything is mended that was missed
+    monkeypatch.setattr(waiting, "MARGIN", timedelta())  # or read again, since nothing runs beside
     life, known = Life(town, await second_team(town, running=None, plan="pro")), Waiting()
     await town.allow(10)
     for _ in range(25):
