@@ -22,7 +22,7 @@ PATHS = (
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
-async def not_offered(request: Request) -> Response:
+async def not_offered(request: Request, rest: str = "") -> Response:
     raise NotOffered
 
 
