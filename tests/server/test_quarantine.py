@@ -186,6 +186,7 @@ def test_a_decoder_inherits_no_secret_no_right_and_no_way_to_dump_core(monkeypat
         quarantine.probe(pictures.png())
         process = process_of(quarantine)
         assert "secret" not in " ".join(process.environ().values())
+        wait_until(lambda: not process.children())  # the one of the first picture
         running = pool.submit(quarantine.probe, slow_picture())
         wait_until(process.children)
         (child,) = process.children()
