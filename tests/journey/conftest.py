@@ -109,7 +109,7 @@ class Service:
         job: dict[str, Any] = response.json()
         return job
 
-    def wait_for(self, job_id: str, *statuses: str, seconds: float = 90) -> dict[str, Any]:
+    def wait_for(self, job_id: str, *statuses: str, seconds: float = 240) -> dict[str, Any]:
         wait_until(lambda: self.job(job_id)["status"] in statuses, seconds=seconds)
         return self.job(job_id)
 
