@@ -1,7 +1,8 @@
 """`hiresfix serve` on the embedded default: one command up, in order down, and nothing left running."""
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
