@@ -14,6 +14,7 @@ from typing import LiteralString
 
 import procrastinate
 import procrastinate.exceptions
+import procrastinate.jobs
 import procrastinate.worker
 import psycopg_pool
 import structlog
@@ -118,12 +119,29 @@ class Queue:
 
 
 class _Worker(procrastinate.worker.Worker):
-    """procrastinate 3.10's worker stops when its listener or heartbeat falls, so that it can be started again."""
+    """procrastinate 3.10's worker, mended: it stops when its listener or heartbeat falls, so that it can be started
+    again, and does not forget that a task was announced while it looked for one."""
+
+    _announced = 0
+    """Tasks, so far."""
 
     async def _periodic_deferrer(self) -> None:
         # Upstream's returns at once when there are no periodic tasks, and its end is all that the watch over listener
         # and heartbeat sees: after any outage a worker would go on without notifications, polling, for good.
         await asyncio.Event().wait()
+
+    async def _handle_notification(self, *, channel: str, notification: procrastinate.jobs.Notification) -> None:
+        if notification["type"] == "job_inserted":
+            self._announced += 1
+        await super()._handle_notification(channel=channel, notification=notification)
+
+    async def _fetch_and_process_jobs(self) -> None:
+        # Upstream clears its event after the look that found nothing. What was announced between the two waited for
+        # the next poll, five seconds: one of sixty jobs that were submitted as soon as the one before was done.
+        seen = None
+        while seen != self._announced and not self._stop_event.is_set():
+            seen = self._announced
+            await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]  # upstream
 
 
 async def bury_orphans(tx: Tx) -> int:
