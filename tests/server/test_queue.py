@@ -23,7 +23,8 @@ async def test_a_task_announced_while_its_worker_looks_for_one_does_not_wait_for
 
     class NeverPolling(dispatch._Worker):
         def __init__(self, *arguments: Any, **more: Any) -> None:
-            super().__init__(*arguments, fetch_job_polling_interval=3600, **more)
+            super().__init__(*arguments, **more)
+            self.fetch_job_polling_interval = 3600
 
         async def _handle_notification(self, **what: Any) -> None:
             await super()._handle_notification(**what)
