@@ -73,13 +73,20 @@ def template_database(postgres: str) -> str:
 @pytest.fixture
 def database_url(postgres: str, template_database: str) -> Iterator[str]:
     """A migrated database of this test's own."""
+    with own_database(postgres, template=template_database) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def own_database(server: str, *, template: str = "template1") -> Iterator[str]:
+    """URL of a new database: a copy of `template`, by default empty. It goes at the end, whoever is still in it."""
     name = f"hiresfix_test_{os.getpid()}_{next(_databases)}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
-        )
-        yield database_named(postgres, name)
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, template))))
+        try:
+            yield database_named(server, name)
+        finally:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 def database_named(url: str, name: str) -> str:

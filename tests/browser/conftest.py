@@ -7,21 +7,17 @@ no other event loop can run in the process, and other modules have asynchronous 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
-from psycopg import sql
 
 from hiresfix.server import accounts
 from hiresfix.server.db import Database
-from tests.conftest import database_named, reachable_folder
+from tests.conftest import own_database, reachable_folder
 from tests.journey.conftest import Service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -38,13 +34,8 @@ def server(postgres: str, template_database: str) -> Iterator[Service]:
         assert key is not None
         return key
 
-    # A module that imports this fixture has one of its own.
-    name, home = f"hiresfix_browser_{os.getpid()}_{secrets.token_hex(4)}", reachable_folder()
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
-        )
-        url = database_named(postgres, name)
+    home = reachable_folder()
+    with own_database(postgres, template=template_database) as url:
         started = Service(home=home, database_url=url, key=asyncio.run(bootstrap(url)))
         try:
             started.api()
@@ -52,7 +43,6 @@ def server(postgres: str, template_database: str) -> Iterator[Service]:
         finally:
             started.stop_all()
             shutil.rmtree(home, ignore_errors=True)
-            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,12 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -22,14 +20,13 @@ import httpx
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from psycopg import sql
 
 from hiresfix.client import AsyncClient, AsyncJobHandle, Client, Terms
 from hiresfix.client.async_client import AsyncImages, AsyncJobs, AsyncUploads
 from hiresfix.server.app import Server, create_app
 from hiresfix.server.config import Settings
 from hiresfix.server.storage import Storage
-from tests.conftest import database_named, png, reachable_folder
+from tests.conftest import own_database, png, reachable_folder
 from tests.server.conftest import Api, _bootstrap, free_port, settings, start_api, wait_until
 
 __all__ = ["settings", "start_api"]
@@ -38,7 +35,6 @@ Connect: TypeAlias = Callable[..., Client]
 
 HASTY = Terms(jitter=lambda most: most / 100)
 """Pauses a hundredth as long, but for what a server asks for."""
-_names = count(1)
 
 
 class Awaited:
@@ -134,6 +130,26 @@ class Town(Api):
             percent, job,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def working(self, *, model: str | None = None) -> Iterator[None]:
+        """Every job that waits, of `model` if that is given, is seen half done and then finished."""
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.wait(0.05):
+                if job := self.value(waiting, model):
+                    self.progress(str(job), 50)
+                    self.finish(str(job))
+
+        waiting = "select id from jobs where state = 'QUEUED' and model = coalesce(%s, model) limit 1"
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
     def keys_of(self, route: str) -> int:
         return int(self.value("select count(*) from idempotency_keys where route = %s", route))
 
@@ -141,29 +157,23 @@ class Town(Api):
 @pytest.fixture(scope="module")
 def town(postgres: str, template_database: str) -> Iterator[Town]:
     """One API process's worth of server for a module; no worker runs."""
-    name, home = f"hiresfix_town_{os.getpid()}_{next(_names)}", reachable_folder()
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
-        )
-    database_url, port = database_named(postgres, name), free_port()
+    home, port = reachable_folder(), free_port()
     settings = Settings(
         home=home, public_url=f"http://127.0.0.1:{port}", allow_private_addresses=True, rate_submissions=10_000,
         rate_uploads=10_000, rate_general=10_000, max_queued_jobs=10_000,
     )  # fmt: skip
-    key = asyncio.run(_bootstrap(database_url))
-    with psycopg.connect(database_url) as connection:
-        connection.execute("update teams set credits = 1000000")
-    app = create_app(settings, database_url=database_url)
-    server = Server(app, host="127.0.0.1", port=port)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield Town(url=settings.public_url, key=key, database_url=database_url, settings=settings, app=app)
-    server.should_exit = True
-    thread.join()
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with own_database(postgres, template=template_database) as url:
+        key = asyncio.run(_bootstrap(url))
+        with psycopg.connect(url) as connection:
+            connection.execute("update teams set credits = 1000000")
+        app = create_app(settings, database_url=url)
+        server = Server(app, host="127.0.0.1", port=port)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        wait_until(lambda: server.started)
+        yield Town(url=settings.public_url, key=key, database_url=url, settings=settings, app=app)
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

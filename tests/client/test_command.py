@@ -37,18 +37,8 @@ def user(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def worker(town: Town) -> Iterator[None]:
     """Finishes every job that waits."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            if job := town.value("select id from jobs where state = 'QUEUED' limit 1"):
-                town.finish(str(job))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
+    with town.working():
+        yield
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,19 +45,8 @@ def environment(town: Town) -> dict[str, str]:
 
 @pytest.fixture
 def worker(town: Town) -> Iterator[None]:
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            if job := town.value("select id from jobs where state = 'QUEUED' and model = 'faithful-upscale' limit 1"):
-                town.progress(str(job), 50)
-                town.finish(str(job))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
+    with town.working(model="faithful-upscale"):
+        yield
 
 
 @asynccontextmanager

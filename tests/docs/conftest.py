@@ -9,14 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from PIL import Image
-from psycopg import sql
 
 from hiresfix.server import accounts
 from hiresfix.server.db import Database
-from tests.conftest import Site, database_named, png, postgres_programs, reachable_folder
+from tests.conftest import Site, own_database, png, postgres_programs, reachable_folder
 from tests.docs.examples import Reader, environment_of, wait_for
 from tests.journey.conftest import Service
 from tests.server.conftest import free_port
@@ -27,11 +25,8 @@ CREDITS = 10_000
 @pytest.fixture(scope="session")
 def running(postgres: str, template_database: str) -> Iterator[Service]:
     """`hiresfix serve` on a database of its own."""
-    name, home = f"{template_database}_docs", reachable_folder()
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        of, template = sql.Identifier(name), sql.Identifier(template_database)
-        admin.execute(sql.SQL("create database {} template {}").format(of, template))
-        url = database_named(postgres, name)
+    home = reachable_folder()
+    with own_database(postgres, template=template_database) as url:
         service = Service(home=home, database_url=url, key=asyncio.run(_first_key(url)))
         service.environment = {"HIRESFIX_SIGNUP": "invite", "HIRESFIX_DRAIN_SECONDS": "0"}
         try:
@@ -41,7 +36,6 @@ def running(postgres: str, template_database: str) -> Iterator[Service]:
             yield service
         finally:
             service.stop_all()
-            admin.execute(sql.SQL("drop database {} with (force)").format(of))
             shutil.rmtree(home, ignore_errors=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,12 +13,11 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from babel.messages.pofile import read_po
-from psycopg import sql
 
 from hiresfix.server import db, migrations
 from hiresfix.server.web import languages, messages
 from hiresfix.server.web.languages import Language
-from tests.conftest import database_named
+from tests.conftest import own_database
 from tests.docs.pages import page
 
 
@@ -30,11 +28,8 @@ def _file(name: str) -> str:
 
 @pytest.fixture
 def empty_database(postgres: str) -> Iterator[str]:
-    name = f"hiresfix_contributing_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        yield database_named(postgres, name)
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with own_database(postgres) as url:
+        yield url
 
 
 def test_the_migration_is_applied_after_all_others(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 import threading
@@ -13,13 +12,12 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from psycopg import sql
 
 from hiresfix.server import db, jobs
 from hiresfix.server.app import Server, create_app
 from hiresfix.server.db import Database
 from hiresfix.server.queue import Queue
-from tests.conftest import database_named, postgres_programs
+from tests.conftest import own_database, postgres_programs
 from tests.server.conftest import Api, commit, free_port, wait_until
 from tests.server.test_worker import attempt
 
@@ -36,11 +34,8 @@ def run(*words: str) -> None:
 @pytest.fixture
 def restored_url(postgres: str) -> Iterator[str]:
     """An empty database to restore into."""
-    name = f"hiresfix_restored_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        yield database_named(postgres, name)
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with own_database(postgres) as url:
+        yield url
 
 
 def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(

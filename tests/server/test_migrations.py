@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -12,14 +11,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from hiresfix.errors import ConfigurationError
 from hiresfix.server import accounts, credits, db, gate, jobs, turns, webhooks
 from hiresfix.server.db import Database
 from hiresfix.server.jobs import State
 from hiresfix.server.queue import Queue
-from tests.conftest import database_named
+from tests.conftest import own_database
 from tests.server.conftest import commit, wait_until
 
 OLD_KEY = f"afk_{'0' * 40}"
@@ -71,16 +69,12 @@ LEFT_BEHIND = """
 @pytest.fixture
 def upgraded(postgres: str) -> Iterator[str]:
     """A database of the first release with its rows, brought to this release."""
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        name = f"hiresfix_upgraded_{os.getpid()}"
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        url = database_named(postgres, name)
+    with own_database(postgres) as url:
         db.migrate(url, to="0001")
         with psycopg.connect(url) as first_release:
             first_release.execute(LEFT_BEHIND.encode())
         assert db.migrate(url)[0] == "0001"
         yield url
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -> None:
@@ -127,15 +121,11 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
 @pytest.fixture
 def before(postgres: str) -> Iterator[str]:
     """A database of the revision before the newest one that needs the jobs to itself."""
-    name = f"hiresfix_before_{os.getpid()}"
     revisions = sorted(db.MIGRATIONS.glob("[0-9]*_*.sql"))
     newest = max(n for n, file in enumerate(revisions) if "alter table jobs " in file.read_text())
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        url = database_named(postgres, name)
+    with own_database(postgres) as url:
         db.migrate(url, to=revisions[newest - 1].name.partition("_")[0])
         yield url
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_goes_through_after_it(
