@@ -52,6 +52,10 @@ RUNS = 3
 REAL = 320
 SAMPLER = "dpmpp-2m-sde-karras"
 TOKENS, CLIP_WIDTH, WORDS = 77, 768, 49408
+CLIP: dict[str, Any] = {
+    "vocab_size": WORDS, "hidden_size": CLIP_WIDTH, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12,
+}  # fmt: skip
 DEFAULT_SIDE = 1024
 H200_TFLOPS = 790.0
 """Dense bf16 of one H200 as measured for clarity-algorithm.md 13; the data sheet says 989."""
@@ -126,10 +130,32 @@ def networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype:
             latent_channels=4,
             sample_size=512,
         )
-    for network in (unet, controlnet):
-        network.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-    vae.to(device, vae_dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    # torch's own method: diffusers' warns of layers that should stay in float32, of which there are none.
+    place: Any = nn.Module.to
+    for network, precision in ((unet, dtype), (controlnet, dtype), (vae, vae_dtype)):
+        place(network, device, precision, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Networks(unet=unet, controlnet=controlnet, vae=vae, context=context)
+
+
+def stable_diffusion(recipe: Recipe) -> clarity.Model:
+    """The real architecture in half precision without values, to be planned for: it lies on no device."""
+    nets = networks(REAL, torch.device("meta"), torch.float16, vae_dtype=torch.float16)
+    with torch.device("meta"):
+        text: Any = CLIPTextModel(CLIPTextConfig(**CLIP))
+    return clarity.Model(
+        unet=nets.unet,
+        controlnet=nets.controlnet,
+        conditioner=Conditioner(text.half(), []),
+        codec=Autoencoder(network=nets.vae),
+        residents=_residents(nets, text, recipe, torch.device("meta")),
+    )
+
+
+def _residents(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.device) -> Residents:
+    tile = footprint.evaluation(
+        nets.unet, nets.controlnet, height=recipe.tile_height, width=recipe.tile_width, factor=8
+    )
+    return Residents(device=device, text=(text,), diffusing=(nets.unet, nets.controlnet), coding=(nets.vae,), tile=tile)
 
 
 # Side by side
@@ -212,16 +238,7 @@ class _Bench:
             controlnet=self.nets.controlnet,
             conditioner=once,  # type: ignore[arg-type] # as the class, remembering
             codec=codec,
-            residents=self._residents(text) if self.device.type != "cpu" else None,
-        )
-
-    def _residents(self, text: torch.nn.Module) -> Residents:
-        nets, recipe = self.nets, self.recipe
-        tile = footprint.evaluation(
-            nets.unet, nets.controlnet, height=recipe.tile_height, width=recipe.tile_width, factor=8
-        )
-        return Residents(
-            device=self.device, text=(text,), diffusing=(nets.unet, nets.controlnet), coding=(nets.vae,), tile=tile
+            residents=_residents(self.nets, text, self.recipe, self.device) if self.device.type != "cpu" else None,
         )
 
     @torch.inference_mode()

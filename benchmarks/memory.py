@@ -1,10 +1,12 @@
 """How much memory of the host a picture takes, by its size: each case in a process of its own.
 
     python -m benchmarks.memory [--most SIDE] [--write]
+    python -m benchmarks.memory --model [--write]
 
 Peak resident memory (ru_maxrss) above what the process takes with everything imported and its networks loaded, and in
 all. The networks are of the real classes and tiny, with random weights: what they hold is small, so what grows with the
-picture shows; what real ones hold depends on the tile, and is bounded by `engine/residence.py` on a device of its own.
+picture shows. What real ones hold on a device of their own is planned by `engine/residence.py`: `--model` shows its
+plans for Stable Diffusion 1.5, from sums over networks without values, and measures nothing.
 """
 
 from __future__ import annotations
@@ -17,24 +19,31 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT_GB = 6.0
 SIDES = (512, 1024, 2048, 4096)
+RESULT_SIDES = (2048, 4096, 8192)
+DEVICES_GB = (4, 6, 8, 12, 24, 80)
 ENGINES = ("faithful", "offline", "clarity")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=SIDES[-1], help="longest side of an input, in pixels")
+    parser.add_argument("--model", action="store_true", help="only the plans for devices of their own")
     parser.add_argument("--write", action="store_true", help="write the table under benchmarks/results")
     parser.add_argument("--case", nargs=2, metavar=("ENGINE", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(arguments.case[0], int(arguments.case[1]))))
+        return
+    if arguments.model:
+        rows = list(plans())
+        finish("memory-model", plans_table(rows), rows, write=arguments.write)
         return
     rows = []
     for engine in ENGINES:
@@ -43,12 +52,15 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-    text = table(rows)
+    finish("memory", table(rows), rows, write=arguments.write)
+
+
+def finish(name: str, text: str, rows: list[dict[str, Any]], *, write: bool) -> None:
     print(text)
-    if arguments.write:
+    if write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "memory.md").write_text(text, encoding="utf-8")
-        (RESULTS / "memory.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(engine: str, side: int) -> dict[str, Any]:
@@ -115,6 +127,63 @@ megapixels is to fit into {LIMIT_GB:.0f} GB in all.
         f"| {row['peak_gb']} |"
         for row in rows
     ]
+    return "\n".join(lines) + "\n"
+
+
+def plans() -> Iterator[dict[str, Any]]:
+    """What each device would be planned for, with half a gigabyte left to its driver."""
+    from dataclasses import replace
+
+    from benchmarks.engine import stable_diffusion
+    from hiresfix.catalog import CLARITY
+    from hiresfix.engine import residence
+    from hiresfix.engine.vae import Autoencoder
+    from hiresfix.errors import EngineFailed
+
+    recipe = CLARITY.presets["clarity"]
+    model = stable_diffusion(recipe)
+    codec = model.codec
+    assert isinstance(codec, Autoencoder)
+    for side in RESULT_SIDES:
+        need = model.need(recipe, side, side)
+        for device in DEVICES_GB:
+            row: dict[str, Any] = {"result_mp": side**2 >> 20, "device_gb": device, "tiles": need.tiles}
+            try:
+                plan = residence.plan(int((device - 0.5) * 2**30), need)
+                plan = replace(plan, section=min(plan.section, codec.bytes_for(side // 8, side // 8)))
+                repetition = replace(codec, budget=plan.section).repetition(side // 8, side // 8)
+            except EngineFailed as error:
+                yield {**row, "refused": error.message}
+                continue
+            yield {
+                **row,
+                "together": plan.together,
+                "batch": plan.batch,
+                "decoder_work": round(repetition, 1),
+                "most_gb": round(plan.most(need) / 2**30, 1),
+            }
+
+
+def plans_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        """# Memory of a device of its own, by plan
+
+Stable Diffusion 1.5 with its tile ControlNet in half precision, preset `clarity`: what the engine would do with such a
+device, from the shapes of all tensors, with half a gigabyte left to the driver. Nothing here is measured. Networks:
+whether all stay on the device, or only those that act while the others wait in the host's memory. Decoder's work: how
+much more than in one piece, for what is computed twice because it is computed in parts.
+
+| result MP | device GB | networks | tiles at once | decoder's work | most GB |
+| --: | --: | --- | --: | --: | --: |"""
+    ]
+    for row in rows:
+        start = f"| {row['result_mp']} | {row['device_gb']} "
+        if "refused" in row:
+            lines.append(f"{start}| refused: {row['refused']} | | | |")
+            continue
+        where = "together" if row["together"] else "in turns"
+        tiles = f"{row['batch']} of {row['tiles']}"
+        lines.append(f"{start}| {where} | {tiles} | {row['decoder_work']} | {row['most_gb']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from benchmarks import engine
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from hiresfix.engine import chain, footprint, guidance, memory, multidiffusion, residence, vae
+from hiresfix.catalog import CLARITY
+from hiresfix.engine import clarity, footprint, guidance, memory, residence
 from hiresfix.engine.guidance import Conditioning
 from hiresfix.engine.multidiffusion import Tile
 from hiresfix.engine.residence import Need, Plan, Residents
 from hiresfix.engine.vae import Autoencoder
 from hiresfix.errors import EngineFailed
-from tests.engine.test_checkpoints import LEVELS, controlnet, full_vae, unet
+from tests.engine.test_checkpoints import controlnet, unet
 
 GIB = 1 << 30
 
@@ -75,38 +76,13 @@ def test_attention_is_counted_without_the_matrix_of_all_pairs() -> None:
 
 
 @cache
-def stable_diffusion() -> tuple[Any, Any, Any]:
-    """UNet, ControlNet and VAE of the published sizes in half precision, without values."""
-    with torch.device("meta"):
-        networks: tuple[nn.Module, ...] = (UNet2DConditionModel(**LEVELS), ControlNetModel(**LEVELS), full_vae())
-        return tuple(nn.Module.to(network, torch.float16) for network in networks)  # type: ignore[return-value] # three
-
-
-TEXT_ENCODER = 123_060_480 * 2
-"""CLIP ViT-L/14's text model in half precision."""
-
-
-@cache
-def tile_of_stable_diffusion() -> int:
-    network, control, _ = stable_diffusion()
-    # The sums are proportional to the pixels of a tile.
-    return footprint.evaluation(network, control, height=72, width=56, factor=8) * 4
+def stable_diffusion() -> clarity.Model:
+    return engine.stable_diffusion(CLARITY.presets["clarity"])
 
 
 def need(side: int) -> Need:
     """Of Stable Diffusion 1.5 with its tile ControlNet, for a square result of so many pixels a side."""
-    network, control, autoencoder = stable_diffusion()
-    latent = side // 8
-    grid = multidiffusion.feathered_grid(latent, latent, tile_height=144, tile_width=112)
-    return Need(
-        text=TEXT_ENCODER,
-        diffusing=footprint.weights([network, control]),
-        coding=footprint.weights([autoencoder]),
-        tile=tile_of_stable_diffusion(),
-        canvas=latent**2 * (320 * 2 + 12 * 4 * 4),
-        section=min(vae.BUDGET, Autoencoder(network=autoencoder).bytes_for(latent, latent)),
-        tiles=len(grid.tiles(0)),
-    )
+    return stable_diffusion().need(CLARITY.presets["clarity"], side, side)
 
 
 def test_64_megapixels_of_stable_diffusion_fit_into_eight_gigabytes_of_a_device() -> None:
@@ -115,9 +91,10 @@ def test_64_megapixels_of_stable_diffusion_fit_into_eight_gigabytes_of_a_device(
     made = residence.plan(int(7.5 * GIB), large)  # a driver keeps something for itself
     assert made.most(large) < 7.5 * GIB
     assert made.batch >= 2
-    layers = vae._decoder(stable_diffusion()[2])
-    frame = chain.Frame(height=8192, width=8192, itemsize=2, budget=made.section)
-    assert chain.plan(layers, frame)  # raises if the section were too small for it
+    codec = stable_diffusion().codec
+    assert isinstance(codec, Autoencoder)
+    # Raises if the section were too small for it.
+    assert replace(codec, budget=made.section).repetition(1024, 1024) < 9
     assert large.tile == pytest.approx(0.65 * GIB, rel=0.05)
 
 
@@ -180,7 +157,8 @@ def test_what_is_on_the_device_already_counts_as_free(
     there: int, together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1500)
-    made = residents(there=there).plan(canvas=0, section=100, tiles=9)
+    those = residents(there=there)
+    made = those.plan(those.need(canvas=0, section=100, tiles=9))
     assert made is not None
     assert made.together == together  # 1600 bytes of networks and 400 of a tile
 
@@ -201,4 +179,4 @@ def test_who_holds_a_parameter_holds_it_still_after_a_move() -> None:
 
 def test_the_host_needs_no_plan() -> None:
     there = Residents(device=torch.device("cpu"), text=(), diffusing=(), coding=(), tile=0)
-    assert there.plan(canvas=1, section=1, tiles=1) is None
+    assert there.plan(there.need(canvas=1, section=1, tiles=1)) is None

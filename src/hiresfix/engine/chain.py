@@ -119,6 +119,11 @@ def plan(layers: Sequence[Layer], frame: Frame) -> list[Section]:
     return best
 
 
+def cost(sections: Sequence[Section]) -> float:
+    """Multiplications in all."""
+    return sum(section.cost for section in sections)
+
+
 def _section(layers: Sequence[Layer], start: int, end: int, frame: Frame) -> Section | None:
     """Layers start..end as one section, or None where that is impossible or does not fit."""
     chain = layers[start:end]
@@ -190,7 +195,7 @@ class Stream:
         return self.frame.height, self.frame.width
 
     def run(self, read: Read, write: Write, report: Report) -> None:
-        total = sum(section.cost for section in self.sections)
+        total = cost(self.sections)
         done = 0.0
         for section in self.sections:
 

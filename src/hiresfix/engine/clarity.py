@@ -27,7 +27,7 @@ from hiresfix.engine.esrgan import Network
 from hiresfix.engine.guidance import PREDICTIONS, Conditioning, Prediction
 from hiresfix.engine.multidiffusion import Grid
 from hiresfix.engine.prompts import Conditioner, LoraTag
-from hiresfix.engine.residence import Plan, Residents
+from hiresfix.engine.residence import Need, Plan, Residents
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
 from hiresfix.engine.vae import BUDGET, Autoencoder, Codec
 from hiresfix.errors import ConfigurationError
@@ -72,15 +72,21 @@ class Model:
         """With a plan for a result of height x width pixels. Raises EngineFailed where the device is too small."""
         if self.residents is None or not isinstance(self.codec, Autoencoder):
             return self
+        plan = self.residents.plan(self.need(recipe, height, width))
+        if plan is None:
+            return self
+        return replace(self, plan=plan, batch=plan.batch, codec=replace(self.codec, budget=plan.section))
+
+    def need(self, recipe: Recipe, height: int, width: int) -> Need:
+        """What a result of height x width pixels takes, with `residents` and an `Autoencoder`."""
+        assert self.residents is not None
+        assert isinstance(self.codec, Autoencoder)
         height, width = (-(-side // self.codec.factor) for side in (height, width))
-        plan = self.residents.plan(
+        return self.residents.need(
             canvas=self._canvas_bytes(height * width),
             section=min(BUDGET, self.codec.bytes_for(height, width)),
             tiles=len(_grid(recipe, height, width).tiles(0)),
         )
-        if plan is None:
-            return self
-        return replace(self, plan=plan, batch=plan.batch, codec=replace(self.codec, budget=plan.section))
 
     def bring(self, acting: Callable[[Residents], tuple[nn.Module, ...]]) -> None:
         """These of the residents to the device, as the plan says."""

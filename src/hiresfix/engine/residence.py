@@ -87,13 +87,9 @@ class Residents:
     coding: tuple[nn.Module, ...]
     tile: int
 
-    def plan(self, *, canvas: int, section: int, tiles: int) -> Plan | None:
-        """For a picture; see `Need`. None where the device is the host: there, nothing is moved or limited."""
-        free = memory.free_bytes(self.device)
-        if free is None:
-            return None
-        there = [network for network in self._all if next(network.parameters()).device.type == self.device.type]
-        need = Need(
+    def need(self, *, canvas: int, section: int, tiles: int) -> Need:
+        """Of these networks for a picture; see `Need`."""
+        return Need(
             text=footprint.weights(self.text),
             diffusing=footprint.weights(self.diffusing),
             coding=footprint.weights(self.coding),
@@ -102,6 +98,13 @@ class Residents:
             section=section,
             tiles=tiles,
         )
+
+    def plan(self, need: Need) -> Plan | None:
+        """For what is free now. None where the device is the host: there, nothing is moved or limited."""
+        free = memory.free_bytes(self.device)
+        if free is None:
+            return None
+        there = [network for network in self._all if next(network.parameters()).device.type == self.device.type]
         return plan(free + footprint.weights(there), need)
 
     def bring(self, acting: tuple[nn.Module, ...], made: Plan) -> None:

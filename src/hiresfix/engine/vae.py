@@ -79,6 +79,15 @@ class Autoencoder:
         layers = (*_encoder(self.network), *_decoder(self.network))
         return int(self._each(layers) * height * width * self.factor**2)
 
+    def repetition(self, height: int, width: int) -> float:
+        """How many times the work of one piece the budget makes of decoding so many latent pixels, 1 or more.
+
+        Raises EngineFailed where they do not fit.
+        """
+        layers = _decoder(self.network)
+        frame = self._frame(layers, height, width, math.isqrt(int(self.budget / self._each(layers))))
+        return chain.cost(chain.plan(layers, frame)) / chain.cost(chain.plan(layers, replace(frame, budget=1 << 62)))
+
     def _each(self, layers: Sequence[Layer]) -> float:
         """Bytes for each pixel of the picture."""
         return max(layer.values for layer in layers) * float(self.network.dtype.itemsize)
@@ -140,20 +149,22 @@ class Autoencoder:
     ) -> None:
         """All of a picture through the layers; height and width in latent pixels."""
         like = next(self.network.parameters())
-        each = self._each(layers)
 
         def work(side: int) -> None:
-            """`side` stands for the budget: it is that of the largest square picture that goes through whole."""
-            frame = Frame(
-                height=height * self.factor,
-                width=width * self.factor,
-                itemsize=like.dtype.itemsize,
-                budget=int(each * side**2),
-            )
+            frame = self._frame(layers, height, width, side)
             sections = chain.plan(layers, frame)
             Stream(layers=layers, sections=sections, frame=frame, like=like).run(read, write, report)
 
-        memory.with_room(math.isqrt(int(self.budget / each)), work)
+        memory.with_room(math.isqrt(int(self.budget / self._each(layers))), work)
+
+    def _frame(self, layers: Sequence[Layer], height: int, width: int, side: int) -> Frame:
+        """`side` stands for the budget: it is that of the largest square picture that goes through whole."""
+        return Frame(
+            height=height * self.factor,
+            width=width * self.factor,
+            itemsize=self.network.dtype.itemsize,
+            budget=int(self._each(layers) * side**2),
+        )
 
 
 def _encoder(network: Any) -> list[Layer]:
