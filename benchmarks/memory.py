@@ -150,8 +150,8 @@ def plans() -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"result_mp": side**2 >> 20, "device_gb": device, "tiles": need.tiles}
             try:
                 plan = residence.plan(int((device - 0.5) * 2**30), need)
-                plan = replace(plan, section=min(plan.section, codec.bytes_for(side // 8, side // 8)))
                 repetition = replace(codec, budget=plan.section).repetition(side // 8, side // 8)
+                taken = replace(plan, section=min(plan.section, codec.bytes_for(side // 8, side // 8)))
             except EngineFailed as error:
                 yield {**row, "refused": error.message}
                 continue
@@ -160,7 +160,7 @@ def plans() -> Iterator[dict[str, Any]]:
                 "together": plan.together,
                 "batch": plan.batch,
                 "decoder_work": round(repetition, 1),
-                "most_gb": round(plan.most(need) / 2**30, 1),
+                "most_gb": round(taken.most(need) / 2**30, 1),
             }
 
 

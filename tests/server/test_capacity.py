@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from hiresfix.cli import app
 from hiresfix.engine import capacity
+from hiresfix.modelstore import Installed
 from hiresfix.server import accounts, fleet, jobs, turns, waiting
 from hiresfix.server.db import Database, Tx
 from hiresfix.server.fleet import ANYTHING, Capacity
 from hiresfix.server.jobs import Claim
 from hiresfix.server.queue import Queue
+from hiresfix.weightfiles import Kind
 from tests.server.conftest import Api, commit
 from tests.server.test_fleet import GPU, silence
 from tests.server.test_jobs import Town, town
@@ -206,12 +208,35 @@ def test_a_models_tags_are_on_its_jobs(start_api: object, photo: str) -> None:
     assert api.value("select needs from jobs") == ["cuda"]
 
 
-@pytest.mark.parametrize(
-    ("gigabytes", "diffusing", "most"),
-    [(0.5, False, 1), (2, False, 32), (8, False, 192), (2, True, 6), (8, True, 32), (24, True, 128)],
-)
-def test_a_workers_memory_says_how_large_a_result_it_holds(gigabytes: float, diffusing: bool, most: float) -> None:
-    assert capacity.most_megapixels(gigabytes * 1e9, diffusing=diffusing) == most
+def installed(folder: Path, *, compact: bool = False) -> list[Installed]:
+    """Stable Diffusion 1.5 and its tile ControlNet, by their records; or a compact checkpoint."""
+    if compact:
+        (folder / "model_index.json").write_text('{"_class_name": "HiresfixCompact"}')
+    gigabytes = {Kind.CHECKPOINT: 0.1} if compact else {Kind.CHECKPOINT: 2.1, Kind.CONTROLNET: 0.7, Kind.LORA: 0.2}
+    return [
+        Installed(
+            name=kind, kind=kind, path=folder, sha256="", bytes=int(size * 1e9), licence="", origin="", commercial=None
+        )
+        for kind, size in gigabytes.items()
+    ]
+
+
+@pytest.mark.parametrize(("gigabytes", "most"), [(0.5, 1), (2, 32), (8, 192)])
+def test_a_workers_memory_says_how_large_a_result_it_holds(gigabytes: float, most: float) -> None:
+    assert capacity.most_megapixels(gigabytes * 1e9, capacity.demands([], on_host=True)) == most
+
+
+@pytest.mark.parametrize(("gigabytes", "on_host", "most"), [(4, True, 1), (8, True, 32), (9, True, 64), (6, False, 64)])
+def test_a_worker_that_diffuses_holds_the_weights_and_on_a_cpu_what_the_autoencoder_takes(
+    gigabytes: float, on_host: bool, most: float, tmp_path: Path
+) -> None:
+    demands = capacity.demands(installed(tmp_path), on_host=on_host)
+    assert capacity.most_megapixels(gigabytes * 1e9, demands) == most
+
+
+def test_a_compact_checkpoint_takes_for_each_pixel_what_others_take_once(tmp_path: Path) -> None:
+    demands = capacity.demands(installed(tmp_path, compact=True), on_host=True)
+    assert [capacity.most_megapixels(gigabytes * 1e9, demands) for gigabytes in (2, 8, 16)] == [4, 32, 64]
 
 
 def test_names_of_capacities_are_the_same_everywhere_and_of_different_ones_differ() -> None:

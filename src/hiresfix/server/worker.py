@@ -382,14 +382,15 @@ def _member(settings: Settings, upscaler: Upscaler) -> fleet.Worker:
     """What this process tells the fleet of itself."""
     host, device = socket.gethostname(), upscaler.device
     host_bytes = settings.worker_memory_bytes or machine.host_bytes()
-    diffusing = settings.clarity_preset != "offline" or capacity.diffuses(Store.at_home())
+    # Apple's GPUs share the host's memory.
+    demands = capacity.demands(Store.at_home().installed().values(), on_host=device.type != "cuda")
     return fleet.Worker(
         id=uuid4(),
         name=f"{host}:{os.getpid()}",
         host=host,
         device=str(device),
         memory_bytes=memory.total_bytes(device) or host_bytes,
-        most_megapixels=settings.worker_megapixels or capacity.most_megapixels(host_bytes, diffusing=diffusing),
+        most_megapixels=settings.worker_megapixels or capacity.most_megapixels(host_bytes, demands),
         tags=sorted({device.type, *settings.worker_tags}),
         version=__version__,
     )
