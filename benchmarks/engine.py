@@ -255,7 +255,7 @@ class _Bench:
                 self.enlarger, self.rgb, recipe.tile, factor=2, finish=lambda y, x: y.clamp(0, 1), report=_silent
             )
             pixels = torch.from_numpy(enlarged).permute(2, 0, 1)[None].to(self.device, torch.float32) / 255
-            hint = clarity.hint(self.rgb, enlarged.shape[0], enlarged.shape[1], 2).to(self.device, torch.float32)
+            hint = clarity.hint(self.rgb, enlarged.shape[0], enlarged.shape[1], 2, self.device).to(self.device) / 255
             groups = [list(tiles)] if together else [[tile] for tile in tiles]
             for group in groups:
                 pipeline(

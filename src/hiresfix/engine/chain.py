@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiresfix.engine import tiling
+from hiresfix.engine import memory, tiling
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.tiling import Part, Span
 from hiresfix.errors import EngineFailed
@@ -343,15 +343,16 @@ def _pooled(pieces: Sequence[tuple[int, Tensor, Tensor]], norm: nn.GroupNorm, li
     """Law of total variance: the mean of the variances and the variance of the means, weighted by pixels."""
     share = torch.tensor([pixels for pixels, _, _ in pieces], dtype=torch.float64)[:, None]
     share /= share.sum()
-    variances = torch.stack([variance for _, variance, _ in pieces]).cpu().double()
-    means = torch.stack([mean for _, _, mean in pieces]).cpu().double()
+    # One copy for all pieces, because each waits for the device.
+    found = torch.stack([torch.stack((variance, mean)) for _, variance, mean in pieces]).cpu().double()
+    variances, means = found.unbind(1)
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean) ** 2)).sum(0)
     if not bool((mean + variance).isfinite().all()):
         raise NotFiniteError
     each = norm.num_channels // norm.num_groups
-    mean, variance = (value.to(_precise(like)).to(like.device).repeat_interleave(each) for value in (mean, variance))
-    return mean, variance
+    known = memory.send(torch.stack((mean, variance)).to(_precise(like)), like.device).repeat_interleave(each, 1)
+    return known[0], known[1]
 
 
 def _precise(x: Tensor) -> torch.dtype:

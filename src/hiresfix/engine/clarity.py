@@ -204,7 +204,8 @@ class _Pass:
         seen, factor = (enlarged, 1) if self.model.prediction.anchored else (rgb, self.factor)
         height, width = (side * self.model.codec.factor for side in latent.shape[2:])
         self.model.bring(lambda residents: residents.diffusing)
-        latent = self._diffused(latent, hint(seen, height, width, factor), grid, table, sigmas, evaluations, diffusing)
+        followed = hint(seen, height, width, factor, latent.device)
+        latent = self._diffused(latent, followed, grid, table, sigmas, evaluations, diffusing)
         self.model.bring(lambda residents: residents.coding)
         # Into the enlarged picture's own memory: nothing needs it any more.
         self.model.codec.decode(latent, enlarged, decoding, truncate=self.recipe.classic)
@@ -263,22 +264,23 @@ class _Pass:
         return self.sampler.run(denoise, x, sigmas, noise.step, lambda fraction: None)
 
 
-def hint(rgb: Samples, height: int, width: int, factor: int) -> Tensor:
-    """What the ControlNet follows: the pass's input, enlarged by bicubic interpolation to (1, 3, height, width), 0..1.
+def hint(rgb: Samples, height: int, width: int, factor: int, device: torch.device) -> Tensor:
+    """What the ControlNet follows: the pass's input, enlarged by bicubic interpolation to (1, 3, height, width), uint8.
 
     As the original's, it is of the input and not of the network's enlargement, in 8 bits, with a = -0.75. What a canvas
-    has beyond the picture is mirrored, as the latent's is. Stays on the CPU in float16, which holds 8 bits exactly
-    enough and takes half the room.
+    has beyond the picture is mirrored, as the latent's is. Made on the device and kept on the host, band by band.
     """
     h, w = rgb.shape[:2]
-    made = torch.empty((1, 3, h * factor, w * factor), dtype=torch.float16)
+    made = torch.empty((1, 3, h * factor, w * factor), dtype=torch.uint8)
     for top in range(0, h, _BAND):
         low, high = max(0, top - 3), min(h, top + _BAND + 3)
-        x = resampling.to_tensor(rgb[low:high], torch.device("cpu"))
+        x = resampling.to_tensor(rgb[low:high], device)
         y = x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
-        y = (y.clamp(0, 1) * 255).round() / 255
         rows = min(_BAND, h - top)
-        made[:, :, top * factor : (top + rows) * factor] = y[:, :, (top - low) * factor : (top - low + rows) * factor]
+        y = y[:, :, (top - low) * factor : (top - low + rows) * factor]
+        made[:, :, top * factor : (top + rows) * factor] = (y.clamp(0, 1) * 255).round().to(torch.uint8)
+    if made.shape[2:] == (height, width):
+        return made
     rows_of = resampling.mirrored(h * factor, height)
     return made[:, :, rows_of][..., resampling.mirrored(w * factor, width)]
 

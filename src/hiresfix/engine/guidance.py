@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hiresfix.engine import tiling
+from hiresfix.engine import memory, tiling
 from hiresfix.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def guided(
 ) -> TileDenoise:
     """x0 of tiles: D_uncond + dynamic * (D_cond - D_uncond), by networks of one dtype on one device.
 
-    hint: (1, 3, height * factor, width * factor) of the canvas, 0..1, of any dtype and on any device; not needed
+    hint: (1, 3, height * factor, width * factor) of the canvas, 0..1, or 0..255 in uint8, on any device; not needed
     without a ControlNet or at a resemblance of 0, which leaves it out. timestep: sigma -> the networks' own,
     fractional. anchor: (1, channels, height, width) of the canvas, for a scaling that has one. whole_hint: `whole`
     instead of `apart`, for grids that move. Sides that the UNet cannot halve often enough are mirrored at their end
@@ -256,7 +256,9 @@ def _encoder(network: ControlNetModel) -> Encode:
     device, dtype = network.device, network.dtype
 
     def encode(hint: Tensor) -> Tensor:
-        embedded = network.controlnet_cond_embedding(hint.to(device, dtype, memory_format=torch.channels_last))
+        seen = memory.send(hint, device)
+        seen = seen / 255 if seen.dtype == torch.uint8 else seen
+        embedded = network.controlnet_cond_embedding(seen.to(dtype, memory_format=torch.channels_last))
         assert isinstance(embedded, Tensor)
         return embedded
 

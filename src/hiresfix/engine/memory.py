@@ -11,11 +11,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from hiresfix.engine.esrgan import Network
 from hiresfix.errors import ConfigurationError, EngineFailed
 
 T = TypeVar("T")
+
+QUEUING = ("cuda",)
+"""Kinds of devices that take a copy from pinned memory into their queue."""
 
 SMALLEST_TILE = 32
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -101,6 +105,13 @@ def move(network: torch.nn.Module, device: torch.device) -> None:
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.device != device:
             tensor.data = tensor.data.to(device)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. No GPU is waited for: what it has still to do goes on while the copy stands in its queue."""
+    if device.type in QUEUING and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:

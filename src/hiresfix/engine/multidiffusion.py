@@ -100,7 +100,7 @@ class Grid:
     def weights(self, device: torch.device) -> Tensor:
         """(height, width) of a tile, float32."""
         down, across = (torch.tensor(axis.weights, dtype=torch.float64) for axis in (self.rows, self.columns))
-        return torch.outer(down, across).to(device, torch.float32)
+        return memory.send(torch.outer(down, across).float(), device)
 
 
 def classic_grid(height: int, width: int, *, tile_height: int, tile_width: int, overlap: int = 4) -> Grid:
@@ -189,7 +189,6 @@ def tiled(
     """
     evaluations = itertools.count()
     batches = _Batches(tile_denoise, batch)
-    # Once, because a copy from the host waits for all the device has to do.
     weights = functools.cache(grid.weights)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

@@ -13,7 +13,7 @@ taken for independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,7 @@ class Preconditioning:
 
     def scaling(self, sigma: float | Tensor, weight: float | Tensor, device: torch.device) -> Scaling:
         """sigma > 0 and weight >= 0: numbers, or tensors (n, 1, 1, 1) of one for each sample."""
-        d2, m, q2 = (_vector(values, device) for values in (self.variance, self.regression, self.residual))
+        d2, m, q2 = _vectors(self, device)
         known = 1 / d2 + weight * (1 / q2 - 1 / d2)
         p = 1 / (known + 1 / sigma**2)
         control = p * torch.minimum(weight / q2, known) * m
@@ -55,5 +55,12 @@ def measured(clean: Tensor, control: Tensor) -> Preconditioning:
     return Preconditioning(variance=variance, regression=regression, residual=residual)
 
 
-def _vector(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+@functools.lru_cache(maxsize=8)
+def _vectors(known: Preconditioning, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """On the device once, because every evaluation asks for them."""
+    with torch.inference_mode(False):  # training uses them, too
+        d2, m, q2 = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+            for values in (known.variance, known.regression, known.residual)
+        )
+    return d2, m, q2

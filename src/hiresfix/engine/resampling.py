@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from hiresfix.engine import memory
+
 Samples = NDArray[Any]
 
 REACH = 16
@@ -97,11 +99,19 @@ def mirrored(length: int, wanted: int) -> Tensor:
 
 def to_tensor(rgb: Samples, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 or uint16 over the full range -> (1, 3, H, W) float32 in 0..1."""
-    values = torch.from_numpy(rgb.astype(np.float32)).to(device)
-    return (values / float(np.iinfo(rgb.dtype).max)).permute(2, 0, 1)[None].contiguous()
+    # Eight bits go to a device as they are: a quarter of the bytes, and numbers are made of them there.
+    values = memory.send(torch.from_numpy(rgb.copy() if rgb.dtype == np.uint8 else rgb.astype(np.float32)), device)
+    made = torch.empty((1, 3, *rgb.shape[:2]), device=device).copy_(values.permute(2, 0, 1)[None])
+    return made.div_(float(np.iinfo(rgb.dtype).max))
 
 
 def to_samples(y: Tensor, dtype: np.dtype[Any]) -> Samples:
     """The inverse of `to_tensor`: values beyond 0..1 are cut off, the rest rounded to the nearest sample."""
-    values = (y[0].permute(1, 2, 0).clamp(0, 1) * np.iinfo(dtype).max).round()
-    return values.cpu().numpy().astype(dtype)
+    return to_host(y[0].clamp(0, 1).mul_(np.iinfo(dtype).max).round_(), dtype)
+
+
+def to_host(values: Tensor, dtype: np.dtype[Any]) -> Samples:
+    """(3, H, W) of `dtype`'s range -> (H, W, 3) of it. Eight bits are made on the device: a quarter of the bytes."""
+    if dtype == np.uint8:
+        values = values.to(torch.uint8)
+    return values.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype, copy=False)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiresfix.engine import memory
 from hiresfix.engine.enlarging import Report
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -168,10 +169,7 @@ class Noise:
         generator = torch.Generator().manual_seed(mixed)
         # In float64 and then rounded: torch has several float32 kernels, whose last bits depend on the kind of CPU.
         values = torch.randn(self.shape, generator=generator, dtype=torch.float64).float()
-        if self.device.type == "cuda":
-            # Only from pinned memory does a copy not wait for what the GPU has still to do.
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values.to(self.device)
+        return memory.send(values, self.device)
 
 
 def noised(latent: Tensor, noise: Noise, sigma: float) -> Tensor:

@@ -108,8 +108,8 @@ class Autoencoder:
 
         def run(self: Autoencoder) -> None:
             def read(rows: Span, columns: Span) -> Tensor:
-                values = _crop_pixels(pixels, rows, columns)
-                return (values * 2 - 1).to(self.network.device, self.network.dtype)
+                values = _crop_pixels(pixels, rows, columns, self.network.device)
+                return (values * 2 - 1).to(self.network.dtype)
 
             self._through(_encoder(self.network), height, width, read, write, report)
 
@@ -262,10 +262,10 @@ def _writer(out: Samples, truncate: bool) -> Write:
         if not bool(y.isfinite().all()):
             raise NotFiniteError
         place = out[rows.slice, columns.slice]
-        values = (y[0, :, : place.shape[0], : place.shape[1]].permute(1, 2, 0).float() * 0.5 + 0.5).clamp(0, 1)
+        values = (y[0, :, : place.shape[0], : place.shape[1]].float() * 0.5 + 0.5).clamp(0, 1)
         if most is not None:
             values = (values * most).floor() if truncate else (values * most).round()
-        place[...] = values.cpu().numpy()
+        place[...] = resampling.to_host(values, out.dtype)
 
     return write
 
@@ -275,16 +275,16 @@ def _sides(pixels: Pixels) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _crop_pixels(pixels: Pixels, rows: Span, columns: Span) -> Tensor:
-    """(1, 3, rows, columns) float32 in 0..1, reflected where the span goes beyond the picture."""
+def _crop_pixels(pixels: Pixels, rows: Span, columns: Span, device: torch.device) -> Tensor:
+    """(1, 3, rows, columns) float32 in 0..1 on the device, reflected where the span goes beyond the picture."""
     if isinstance(pixels, Tensor):
-        crop = pixels[:, :, rows.slice, columns.slice].float()
+        crop = pixels[:, :, rows.slice, columns.slice].to(device).float()
     else:
         samples = pixels[rows.slice, columns.slice]
         if samples.dtype.kind == "u":
-            crop = resampling.to_tensor(samples, torch.device("cpu"))
+            crop = resampling.to_tensor(samples, device)
         else:
-            crop = torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1)[None]
+            crop = memory.send(torch.from_numpy(samples.astype(np.float32)), device).permute(2, 0, 1)[None]
     for axis, wanted in ((2, rows.length), (3, columns.length)):
         if crop.shape[axis] < wanted:
             crop = crop.index_select(axis, resampling.mirrored(crop.shape[axis], wanted).to(crop.device))
