@@ -183,7 +183,7 @@ def _submission(customer: Customer) -> Submission:
         request_id=str(uuid4()),
         model=model.id,
         cost=1,
-        recipe=model.recipe({}, seed=7, preset="offline"),
+        recipe=model.recipe({}, seed=7),
         input={"image": f"{URL}/p.png", "scaleFactor": 2},
         source=Source(
             key=f"sources/{new}", sha256="0" * 64, media_type="image/png", bytes=10_000, width=512, height=512

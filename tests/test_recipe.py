@@ -55,10 +55,9 @@ def test_seed_zero_is_a_seed() -> None:
 
 
 def test_the_operators_preset_lies_under_what_the_caller_gives() -> None:
-    recipe = CLARITY.recipe({"creativity": 0.8}, seed=1, preset="clarity")
+    recipe = CLARITY.recipe({"creativity": 0.8}, seed=1, preset=CLARITY.presets["clarity"])
     assert (recipe.engine, recipe.creativity, recipe.checkpoint) == (Engine.DIFFUSION, 0.8, "juggernaut-reborn")
-    assert CLARITY.recipe({}, seed=1, preset="offline") == CLARITY.recipe({}, seed=1)
-    assert FAITHFUL.recipe({}, seed=1, preset="clarity") == FAITHFUL.recipe({}, seed=1)
+    assert CLARITY.recipe({}, seed=1, preset=CLARITY.presets["offline"]) == CLARITY.recipe({}, seed=1)
     for preset in CLARITY.presets.values():
         assert Recipe.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
 

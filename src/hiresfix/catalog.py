@@ -76,11 +76,10 @@ class Model:
     def param(self, name: str) -> Param:
         return next(param for param in self.params if param.name == name)
 
-    def recipe(self, values: Mapping[str, Any], *, seed: int, preset: str = "") -> Recipe:
+    def recipe(self, values: Mapping[str, Any], *, seed: int, preset: Recipe | None = None) -> Recipe:
         """The complete recipe for canonical parameter values; `seed` is used when none was given.
 
-        A preset that this model does not have is its own one. Raises ValueError for values that `hiresfix.wire`
-        would have refused.
+        preset: another than the model's own. Raises ValueError for values that `hiresfix.wire` would have refused.
         """
         given: dict[str, Any] = {
             _RECIPE_FIELD.get(name, name): value
@@ -91,7 +90,7 @@ class Model:
             given["output_format"] = OutputFormat(given["output_format"])
         if "content" in values:
             given["enlarger"] = ENLARGER_FOR_CONTENT[values["content"]]
-        return replace(self.presets.get(preset, self.preset), **{"seed": seed, **given})
+        return replace(preset or self.preset, **{"seed": seed, **given})
 
 
 _RECIPE_FIELD = {"scale_factor": "scale", "num_inference_steps": "steps"}

@@ -19,11 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from hiresfix import presets
 from hiresfix.catalog import MODELS, Model, find_model
 from hiresfix.client import pictures
 from hiresfix.client.pictures import Image
 from hiresfix.client.values import Params, spelled_out
-from hiresfix.errors import InvalidRequest
+from hiresfix.errors import ConfigurationError, InvalidRequest
+from hiresfix.home import home
 from hiresfix.partfile import PartFile
 from hiresfix.recipe import MAX_SEED, OutputFormat, Recipe
 from hiresfix.suffixes import FORMAT_OF_SUFFIX
@@ -111,11 +113,11 @@ def upscale(
 
     params: scale 1, 2, 4, 8; creativity 0 to 1; resemblance 0 to 3; dynamic 1 to 50; steps 1 to 100; sharpen 0 to 10;
     prompt, negative_prompt, seed; output_format png, jpg, webp; content photo, anime (model="faithful-upscale").
-    preset: of `clarity-upscale`: offline, clarity or clarity-classic. device: auto, cpu, cuda, cuda:1, mps.
-    keep_metadata False leaves EXIF and XMP out. limits: by default those of a server. `on_progress` hears of fractions
-    from 0 to 1, and stops the engine by raising `hiresfix.errors.Cancelled`. May be called from any thread; one works
-    at a time. Raises InvalidRequest, PictureError, WeightsError, EngineFailed; ModuleNotFoundError without the extra
-    `engine`.
+    preset: of `clarity-upscale`: offline, clarity, clarity-classic or one of your own (`hiresfix.presets`).
+    device: auto, cpu, cuda, cuda:1, mps. keep_metadata False leaves EXIF and XMP out. limits: by default those of a
+    server. `on_progress` hears of fractions from 0 to 1, and stops the engine by raising `hiresfix.errors.Cancelled`.
+    May be called from any thread; one works at a time. Raises InvalidRequest, PictureError, WeightsError, EngineFailed;
+    ModuleNotFoundError without the extra `engine`.
     """
     recipe = recipe_of(model_called(model), spelled_out(params), preset=preset)
     if pictures.url_of(image) is not None:
@@ -176,8 +178,11 @@ def recipe_of(model: Model, params: Mapping[str, Any], *, preset: str = "") -> R
     Raises InvalidRequest with everything that is wrong, by parameter.
     """
     problems = Problems()
-    if preset and preset not in model.presets:
-        problems.add("preset", f"{model.id} has these: {', '.join(model.presets) or 'none'}")
+    chosen = None
+    try:
+        chosen = presets.find(model, preset, home())
+    except ConfigurationError as error:
+        problems.add("preset", error.message)
     known = {param.name: param for param in model.params}
     values: dict[str, Any] = {}
     for name, raw in params.items():
@@ -187,7 +192,7 @@ def recipe_of(model: Model, params: Mapping[str, Any], *, preset: str = "") -> R
             problems.add(name, _unknown(name, model))
     problems.raise_if_any()
     given = {name: value for name, value in values.items() if value is not None}
-    return model.recipe(given, seed=secrets.randbelow(MAX_SEED + 1), preset=preset)
+    return model.recipe(given, seed=secrets.randbelow(MAX_SEED + 1), preset=chosen)
 
 
 def _unknown(name: str, model: Model) -> str:

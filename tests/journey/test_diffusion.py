@@ -25,18 +25,19 @@ PROMPT = "leaves, " * 249 + "and moss"
 
 @pytest.fixture
 def clarity(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
-    """A service whose operator chose the preset and put small networks where it looks for the published ones."""
+    """A service whose operator made a preset of a checkpoint of their own, with small networks in all places."""
     monkeypatch.setenv("HIRESFIX_HOME", str(service.home))
     store = Store.at_home()
     text = prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict())
     for name, state in {
-        "juggernaut-reborn": single_file(text=text),
+        "ours": single_file(text=text),
         "vae-ft-mse": ldm_vae(vae()),
         "control-tile": prefixed("control_model.", ldm_controlnet(controlnet())),
     }.items():
         save_file(state, tmp_path / f"{name}.safetensors")
         store.add(tmp_path / f"{name}.safetensors", name=name, licence="test", commercial=True)
-    service.environment["HIRESFIX_CLARITY_PRESET"] = "clarity"
+    (service.home / "presets.toml").write_text('[house]\nlike = "clarity"\ncheckpoint = "ours"\n')
+    service.environment["HIRESFIX_CLARITY_PRESET"] = "house"
     return service
 
 
@@ -70,7 +71,7 @@ def test_a_diffusion_job_comes_back_whole_with_an_account_of_what_made_it(clarit
     metadata = job["metadata"]
     assert metadata["engine"] == "clarity"
     names = [weight["name"] for weight in metadata["weights"]]
-    assert names == ["realsr-df2k", "juggernaut-reborn", "vae-ft-mse", "control-tile"]
+    assert names == ["realsr-df2k", "ours", "vae-ft-mse", "control-tile"]
     assert {"drift_db", "ciede2000_mean", "ciede2000_p95", "shift_px", "seam_ratio", "alive"} <= set(
         metadata["quality"]
     )

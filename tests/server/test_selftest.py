@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from hiresfix.catalog import CLARITY
 from hiresfix.errors import EngineFailed, WeightsError
 from hiresfix.images import Encoded
 from hiresfix.recipe import Recipe
@@ -39,7 +40,7 @@ def test_the_picture_at_twice_its_size_passes() -> None:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(source))), selftest.drawn())
         return made(LARGER)
 
-    selftest.run(make, "offline")
+    selftest.run(make, CLARITY.preset)
     (recipe,) = asked
     assert (recipe.scale, recipe.engine) == (2, "ganprior")
 
@@ -47,7 +48,7 @@ def test_the_picture_at_twice_its_size_passes() -> None:
 @pytest.mark.parametrize("what", WRONG)
 def test_anything_else_does_not(what: str) -> None:
     with pytest.raises(EngineFailed, match=r"takes no jobs.*HIRESFIX_SELF_TEST=0"):
-        selftest.run(lambda source, recipe: made(WRONG[what]), "offline")
+        selftest.run(lambda source, recipe: made(WRONG[what]), CLARITY.preset)
 
 
 def test_what_keeps_the_engine_from_working_is_told() -> None:
@@ -55,4 +56,4 @@ def test_what_keeps_the_engine_from_working_is_told() -> None:
         raise WeightsError("The model x is not installed. Fetch it: hiresfix models pull x")
 
     with pytest.raises(EngineFailed, match=r"takes no jobs.*hiresfix models pull x"):
-        selftest.run(make, "clarity")
+        selftest.run(make, CLARITY.presets["clarity"])

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from hiresfix import presets
 from hiresfix.catalog import MODELS, Model, find_model
 from hiresfix.cli import errands as errands_
 from hiresfix.cli import journal as journals
@@ -20,6 +21,7 @@ from hiresfix.cli.enlargers import Enlarger, Here, There
 from hiresfix.cli.errands import Errand
 from hiresfix.cli.journal import Journal
 from hiresfix.errors import InvalidRequest
+from hiresfix.home import home
 from hiresfix.recipe import Recipe
 from hiresfix.suffixes import SUFFIXES
 
@@ -39,7 +41,10 @@ def upscale(
     ] = None,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(model.id for model in MODELS)}.")] = MODELS[0].id,
     preset: Annotated[
-        str, typer.Option(help="clarity-upscale here only: offline, clarity or clarity-classic (`hiresfix models`).")
+        str,
+        typer.Option(
+            help="clarity-upscale here only: offline, clarity, clarity-classic or one of yours (presets.toml)."
+        ),
     ] = "",
     scale: Annotated[str | None, typer.Option(help="1, 2, 4 or 8; default 2.")] = None,
     creativity: Annotated[str | None, typer.Option(help="0 to 1: how much detail may be invented.")] = None,
@@ -205,8 +210,10 @@ def _errands(inputs: list[Path], output: Path | None, recipe: Recipe, journal: J
 def _here(asked: _Asked) -> tuple[Enlarger, str]:
     from hiresfix.engine.upscaler import Upscaler
 
+    # Not by the preset's name: what an operator's own one means may have changed since.
+    preset = presets.find(asked.model, asked.preset, home()).to_dict()
     fingerprint = journals.fingerprint(
-        {"model": asked.model.id, "preset": asked.preset, "params": _canonical(asked), "strip": asked.strip}
+        {"model": asked.model.id, "preset": preset, "params": _canonical(asked), "strip": asked.strip}
     )
     return Here(upscaler=Upscaler(asked.device), recipe=asked.recipe, strip=asked.strip), fingerprint
 

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,11 +20,12 @@ import structlog
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from hiresfix import catalog, pricing
+from hiresfix import catalog, presets, pricing
 from hiresfix.catalog import Model
 from hiresfix.errors import ConfigurationError
 from hiresfix.home import default_home
 from hiresfix.pricing import Price
+from hiresfix.recipe import Recipe
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +77,8 @@ class Settings(BaseSettings):
     ignore_unknown_keys: bool = False
     """Accept requests with unrecognised keys instead of answering 400."""
 
-    clarity_preset: Literal["offline", "clarity", "clarity-classic"] = "offline"
-    """What `clarity-upscale` runs; all but "offline" need weights: `hiresfix models pull`."""
+    clarity_preset: str = "offline"
+    """What `clarity-upscale` runs: offline, clarity, clarity-classic or a preset of the operator's (`presets`)."""
 
     prices: Annotated[Mapping[str, Price], NoDecode] = Field(default_factory=dict)
     """By model id, where they differ from the catalog's: `clarity-upscale=5, faithful-upscale=0.25/MP`."""
@@ -225,6 +227,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is no origin; use https://studio.example.com, without a path")
         return items
 
+    @field_validator("clarity_preset")
+    @classmethod
+    def _is_preset(cls, name: str, info: ValidationInfo) -> str:
+        if "home" in info.data:
+            try:
+                presets.find(catalog.CLARITY, name, info.data["home"])
+            except ConfigurationError as error:
+                raise ValueError(error.message) from error
+        return name
+
     @field_validator("prices", mode="before")
     @classmethod
     def _prices(cls, listed: Any) -> Any:
@@ -289,6 +301,15 @@ class Settings(BaseSettings):
         """Whether clients are told to call this machine by its loopback address, so that nobody else can."""
         host = urlsplit(self.public_url).hostname or ""
         return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+    @cached_property
+    def clarity(self) -> Recipe:
+        """The recipe called `clarity_preset`."""
+        return presets.find(catalog.CLARITY, self.clarity_preset, self.home)
+
+    def preset(self, model: Model) -> Recipe:
+        """What a model runs where the caller says nothing."""
+        return self.clarity if model is catalog.CLARITY else model.preset
 
     def price(self, model: Model) -> Price:
         """What the operator takes for a model: `prices`, or what the catalog says."""

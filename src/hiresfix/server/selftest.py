@@ -29,13 +29,13 @@ FARTHEST = 24.0
 Make = Callable[[bytes, Recipe], Encoded]
 
 
-def recipe(preset: str) -> Recipe:
-    """What jobs without parameters run, in as few steps as show that it works."""
+def recipe(preset: Recipe) -> Recipe:
+    """What jobs without parameters run by this preset, in as few steps as show that it works."""
     usual = catalog.CLARITY.recipe({}, seed=1, preset=preset)
     return replace(usual, scale=SCALE, steps=min(usual.steps, STEPS), output_format=OutputFormat.PNG)
 
 
-def run(make: Make, preset: str) -> None:
+def run(make: Make, preset: Recipe) -> None:
     """Raises EngineFailed, saying what went wrong, unless `make` enlarges the picture as it should."""
     picture = drawn()
     file = io.BytesIO()

@@ -136,7 +136,7 @@ class Worker:
 
         try:
             async with asyncio.timeout(self.settings.stall_seconds):
-                await asyncio.to_thread(selftest.run, make, self.settings.clarity_preset)
+                await asyncio.to_thread(selftest.run, make, self.settings.clarity)
         except TimeoutError:
             log.error("worker.self_test_stalled", seconds=self.settings.stall_seconds)
             os._exit(STALLED_EXIT)  # its thread cannot be ended

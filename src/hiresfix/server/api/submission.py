@@ -187,7 +187,7 @@ class Order:
 
 async def _order(own: Service, caller: Caller, asked: UpscaleRequest) -> Order:
     """The one place where a price is made: the charge, a 402 and a dry run tell the same."""
-    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.clarity_preset)
+    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.preset(asked.model))
     await _check_hook(own, asked)
     picture = await _probe(own, caller, asked, recipe)
     output = picture.header.width * recipe.scale, picture.header.height * recipe.scale
