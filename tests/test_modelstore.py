@@ -545,6 +545,57 @@ def test_a_header_that_does_not_fit_its_file_is_told(tmp_path: Path, keep: int) 
         weightfiles.read_header(path)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"shape": [2**40, 2**40]},
+        {"shape": [3]},
+        {"shape": [-4, -1]},
+        {"shape": [2.0, 2.0]},
+        {"shape": "abcd"},
+        {"shape": [[4]]},
+        {"dtype": "F64"},
+        {"dtype": "Q"},
+        {"dtype": 7},
+        {"data_offsets": [0]},
+        {"data_offsets": [-16, 0]},
+        {"name": "not a part of it"},
+    ],
+    ids=str,
+)
+def test_a_header_that_lies_about_a_tensor_is_told(store: Store, tmp_path: Path, tensor: dict[str, Any]) -> None:
+    told = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    path = tmp_path / "a.safetensors"
+    for entry in (told, told | tensor):
+        header = json.dumps({"model.diffusion_model.input_blocks.0.0.weight": entry}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+        if entry is told:
+            assert list(weightfiles.read_header(path).values()) == [(4,)]
+    with pytest.raises(WeightsError, match="damaged or cut off"):
+        store.add(path, name="a", licence="test", commercial=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width"), [("BF16", 2), ("F8_E4M3", 1), ("BOOL", 1), ("I64", 8), ("F16", 2), ("U8", 1)]
+)
+def test_a_header_of_any_type_of_number_is_read(tmp_path: Path, dtype: str, width: int) -> None:
+    path = tmp_path / "a.safetensors"
+    entry = {"dtype": dtype, "shape": [3, 2], "data_offsets": [0, 6 * width]}
+    header = json.dumps({"__metadata__": {"a": "b"}, "t": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(6 * width))
+    assert weightfiles.read_header(path) == {"t": (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_one"), [((768,), True), ((8, 768), True), ((76, 768), False), ((8, 32), False), ((1, 8, 768), False)]
+)
+def test_a_lone_tensor_is_an_embedding_if_it_is_as_wide_as_one(shape: tuple[int, ...], is_one: bool) -> None:
+    """Some programs save it under the word that it was trained for."""
+    kind, _ = weightfiles.describe({"<old-camera>": shape})
+    assert (kind is Kind.EMBEDDING) is is_one
+    assert weightfiles.describe({"<old-camera>": shape, "another": shape})[0] is None
+
+
 @pytest.mark.parametrize("header", [b"[]", b"{" * 50, b'{"a": 1}', b'{"a": {"shape": 1, "data_offsets": [0, 0]}}'])
 def test_a_header_of_nonsense_is_told(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "a.safetensors"

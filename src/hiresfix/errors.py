@@ -260,7 +260,7 @@ class EngineFailed(HiresfixError):
 
 
 class BadResult(EngineFailed):
-    """A picture was made and failed its own quality check. Another attempt may do better; it gets one."""
+    """What was made failed its own quality check, or is no numbers at all. In full precision it gets another try."""
 
     code = "bad_result"
 

@@ -79,7 +79,7 @@ def _preset(name: str, settings: Any, known: Mapping[str, Recipe], *, taken: Map
     if not _NAME.fullmatch(name) or name in taken:
         raise ValueError(f"{name!r} cannot be a preset's name, or is one of ours")
     if not isinstance(settings, dict) or settings.get("like") not in known:
-        raise ValueError(f'{name} must say what it is like: like = "{next(reversed(taken))}"')
+        raise ValueError(f'{name} must say what it is like: like = "{list(taken)[-1]}"')
     if unknown := settings.keys() - {"like", *SETTINGS}:
         raise ValueError(f"{name} has {min(unknown)}, which is no setting; those are {', '.join(SETTINGS)}")
     like = known[settings["like"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -53,6 +54,8 @@ _SIGNS: tuple[tuple[str, Kind | None, str], ...] = (
     (r"(cond_stage_model\.transformer\.)?(text_model\.)?embeddings\.token", None, "a text encoder"),
     (r"conv_first\.weight|model\.0\.weight|body\.0\.weight", Kind.ENLARGER, "an enlarger of the ESRGAN family"),
 )
+_LEAST_WIDTH, _MOST_VECTORS = 64, 75
+"""Of an embedding: narrower than any text encoder, and what a chunk of a prompt has room for."""
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -60,10 +63,17 @@ def describe(shapes: Shapes) -> tuple[Kind | None, str]:
     """What the names and shapes seem to be: a kind that can be used, or None, and words for people."""
     for pattern, kind, words in _SIGNS:
         if any(re.match(pattern, name) for name in shapes):
-            if kind is Kind.CHECKPOINT and shapes.get(_FIRST_CONVOLUTION, (0, 4))[1] > 4:
+            if kind is Kind.CHECKPOINT and (*shapes.get(_FIRST_CONVOLUTION, ()), 0, 0)[1] > 4:
                 return None, "an inpainting or instruction checkpoint"
             return kind, words
+    if len(shapes) == 1 and _is_vectors(*shapes.values()):  # under the word that it was trained for
+        return Kind.EMBEDDING, "a textual inversion embedding"
     return None, "nothing that is known here"
+
+
+def _is_vectors(shape: tuple[int, ...]) -> bool:
+    """Whether these may be the few wide vectors of an embedding."""
+    return len(shape) in (1, 2) and shape[-1] >= _LEAST_WIDTH and math.prod(shape[:-1]) <= _MOST_VECTORS
 
 
 def read_header(path: Path) -> Shapes:
@@ -76,14 +86,25 @@ def read_header(path: Path) -> Shapes:
                 raise ValueError("the header does not fit")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if size != 8 + length + end:
+        ends = [_check_tensor(**tensor) for tensor in header.values()]
+        if size != 8 + length + max(ends, default=0):
             raise ValueError("the tensors do not fit")
         return {name: tuple(tensor["shape"]) for name, tensor in header.items()}
     except FileNotFoundError as error:
         raise WeightsError(f"There is no weight file {path}. Check the name.") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
+
+
+def _check_tensor(*, dtype: str, shape: list[int], data_offsets: list[int]) -> int:
+    """Where a tensor of a header ends. Raises ValueError or TypeError if what is said of it cannot be true."""
+    begin, end = data_offsets
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("not all lengths are whole numbers")
+    bits = re.fullmatch(r"[A-Z]+(\d+).*|BOOL", dtype)
+    if bits is None or (end - begin) * 8 != math.prod(shape) * int(bits[1] or 8):
+        raise ValueError("a tensor's shape and size do not agree")
+    return end
 
 
 _FOLDERS: Mapping[str, tuple[str, Kind]] = {

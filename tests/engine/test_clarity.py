@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
@@ -18,17 +19,19 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hiresfix.catalog import CLARITY, find_weights
-from hiresfix.engine import clarity, memory, resampling, weights
+from hiresfix.engine import assembly, clarity, fidelity, guidance, memory, resampling, weights
 from hiresfix.engine.esrgan import SRVGGNetCompact
 from hiresfix.engine.fidelity import Quality
+from hiresfix.engine.prompts import LoraTag
 from hiresfix.engine.residence import Residents
+from hiresfix.engine.sampling import SAMPLERS
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.engine.vae import BUDGET, Autoencoder
-from hiresfix.errors import Cancelled, ConfigurationError, WeightsError
+from hiresfix.errors import BadResult, Cancelled, ConfigurationError, WeightsError
 from hiresfix.images import Picture
 from hiresfix.modelstore import Store
 from hiresfix.recipe import Recipe
-from tests.engine.test_checkpoints import controlnet, ldm_controlnet, prefixed, single_file
+from tests.engine.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
 from tests.pictures import photo
 
 CPU = torch.device("cpu")
@@ -177,11 +180,7 @@ def test_a_prompt_of_ten_thousand_characters_is_heard_to_its_end(upscaler: Upsca
 
 def test_the_original_feeds_the_enlarger_blue_first() -> None:
     """A network that darkens its first channel tells which colour that was."""
-    network = SRVGGNetCompact(convs=1, features=4).eval()
-    for parameter in network.parameters():
-        torch.nn.init.zeros_(parameter)
-    last = [parameter for parameter in network.parameters() if parameter.dim() == 1][-1]
-    last.data[:16] = -0.2  # the sixteen places of the first channel in one pixel
+    network = brighter(-0.2, 0.0)
     model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
     rgb = np.full((24, 20, 3), 128, np.uint8)
     for classic, darkest in ((True, 2), (False, 0)):
@@ -224,7 +223,11 @@ def test_a_prompt_can_name_only_the_loras_that_are_offered(upscaler: Upscaler) -
     refused = run(upscaler, prompt="a rock <lora:more:1>")
     np.testing.assert_array_equal(refused.picture.rgb, plain.picture.rgb)
     assert any("not offered" in warning for warning in refused.metadata["warnings"])
-    offered = run(upscaler, prompt="a rock <lora:more:1>", offered_loras=("more",))
+    assert refused.metadata["loras"] == []
+    offered = run(upscaler, prompt="a rock <lora:more:1:0.5>", offered_loras=("more",))
+    assert offered.metadata["loras"] == [{"name": "more", "text_encoder": 1.0, "unet": 0.5}]
+    assert offered.metadata["weights"][-1]["name"] == "more"
+    assert len(offered.metadata["weights"][-1]["sha256"]) == 64
     assert difference(plain, offered) > 0.01
 
 
@@ -257,12 +260,16 @@ class Folded:
 
     factor, channels = 4, 48
 
+    def __init__(self) -> None:
+        self.truncated: list[bool] = []
+
     def encode(self, pixels: Any, report: Any) -> Tensor:
         x = resampling.to_tensor(pixels, CPU) * 2 - 1
         missing = (0, -x.shape[3] % 4, 0, -x.shape[2] % 4)
         return functional.pixel_unshuffle(functional.pad(x, missing, mode="replicate"), 4)
 
     def decode(self, latent: Tensor, out: Any, report: Any, *, truncate: bool = False) -> None:
+        self.truncated.append(truncate)
         y = (functional.pixel_shuffle(latent, 4) + 1) / 2
         out[...] = resampling.to_samples(y[..., : out.shape[0], : out.shape[1]], out.dtype)
 
@@ -272,8 +279,146 @@ class Deaf:
 
     device, dtype, num_upsamplers = CPU, torch.float32, 0
 
-    def __call__(self, sample: Tensor, *args: Any, **options: Any) -> tuple[Tensor]:
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, tuple[int, ...]]] = []
+
+    def __call__(self, sample: Tensor, t: Tensor, *args: Any, **options: Any) -> tuple[Tensor]:
+        self.asked.append((round(t.item(), 2), tuple(sample.shape[2:])))
         return (torch.zeros_like(sample),)
+
+
+ORIGINAL = [237.05, 152.39, 87.13, 44.13, 19.75, 7.60, 2.40]
+EXACT = [230.07, 145.94, 82.24, 40.86, 17.86, 6.73, 1.92]
+
+
+def brighter(first: float = 0.2, others: float = 0.2) -> Any:
+    """A network that repeats each pixel and adds so much to its first channel and to the others."""
+    network = SRVGGNetCompact(convs=1, features=4).eval()
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    last = [parameter for parameter in network.parameters() if parameter.dim() == 1][-1]
+    last.data[:16], last.data[16:] = first, others
+    return network
+
+
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each pass asks of `guidance.guided`."""
+    asked: list[dict[str, Any]] = []
+    genuine = guidance.guided
+
+    def guided(unet: Any, controlnet: Any, conditioning: Any, hint: Tensor, **options: Any) -> Any:
+        asked.append({"hint": hint, **options})
+        return genuine(unet, controlnet, conditioning, hint, **options)
+
+    monkeypatch.setattr(guidance, "guided", guided)
+    return asked
+
+
+@pytest.mark.parametrize(("classic", "timesteps", "tiles"), [(True, ORIGINAL, 6), (False, EXACT, 8)])
+def test_the_original_has_levels_tiles_and_rounding_of_its_own_and_locks_no_colours(
+    monkeypatch: pytest.MonkeyPatch, classic: bool, timesteps: list[float], tiles: int
+) -> None:
+    unet, codec, rgb = Deaf(), Folded(), photo(80, 64)
+    model = clarity.Model(unet=unet, controlnet=None, conditioner=nothing, codec=codec)  # type: ignore[arg-type] # stand-ins
+    asked, locked = heard(monkeypatch), []
+    monkeypatch.setattr(fidelity, "lock_colours", lambda *_, strength: locked.append(strength))
+    wanted = recipe(classic=classic, steps=18, tile_height=24, tile_width=16, dynamic=1.0, resemblance=0.7)
+    with torch.inference_mode():
+        clarity.run(model, brighter(), rgb, wanted, lambda fraction: None)
+    assert unet.asked == [(t, (24, 16)) for t in timesteps for _ in range(tiles)]
+    assert codec.truncated == [classic]
+    assert locked == ([] if classic else [1.0])
+    (guided,) = asked
+    assert (guided["whole_hint"], guided["resemblance"], guided["anchor"]) == (not classic, 0.7, None)
+
+
+def test_the_hint_is_the_passs_input_whatever_the_enlarger_but_for_a_model_that_starts_from_the_enlargement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rgb, asked = photo(12, 10), heard(monkeypatch)
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
+    anchored = replace(model, prediction=replace(guidance.PREDICTIONS["epsilon"], anchored=True))
+    for made_by, enlarger in ((model, brighter(0, 0)), (model, brighter()), (anchored, brighter())):
+        with torch.inference_mode():
+            clarity.run(made_by, enlarger, rgb, recipe(creativity=0.0), lambda fraction: None)
+    plain, swapped, following = (guided["hint"] for guided in asked)
+    assert torch.equal(plain, swapped)
+    height, width = plain.shape[2:]
+    torch.testing.assert_close(
+        plain, clarity.hint(np.pad(rgb, ((0, 6), (0, 4), (0, 0)), mode="reflect"), height, width, 2)
+    )
+    assert float((following - plain).mean()) > 0.1
+    assert asked[2]["anchor"] is not None
+
+
+def test_the_original_rounds_the_enlargement_down_before_it_is_reduced() -> None:
+    """A network that adds nine tenths of a level to each pixel, seen through a model that changes nothing."""
+    rgb = np.full((24, 20, 3), 100, np.uint8)
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
+    means = []
+    for classic in (True, False):
+        one = clarity._Pass(
+            model=model,
+            enlarger=brighter(0.9 / 255, 0.9 / 255),
+            recipe=recipe(classic=classic),
+            sampler=SAMPLERS["euler"],
+            conditioning=None,  # type: ignore[arg-type] # not heard
+            factor=2,
+            creativity=0.0,
+            seed=0,
+        )
+        with torch.inference_mode():
+            means.append(one._enlarged(rgb, lambda fraction: None).mean())
+    assert means == [100, 101]
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(1, (1, 1)), (36, (36, 29))])
+def test_progress_is_by_work_evaluations_count_by_their_number_and_passes_by_their_pixels(
+    steps: int, evaluations: tuple[int, int]
+) -> None:
+    """For a canvas of 4 megapixels an evaluation is 75 TFLOP by the published networks, and all the rest 112.2."""
+    told: list[float] = []
+    between: list[float] = []
+
+    class Watched(Folded):
+        def encode(self, pixels: Any, report: Any) -> Tensor:
+            report(1.0)
+            between.append(told[-1])
+            return super().encode(pixels, report)
+
+        def decode(self, latent: Tensor, out: Any, report: Any, *, truncate: bool = False) -> None:
+            report(0.0)
+            between.append(told[-1])
+            super().decode(latent, out, report, truncate=truncate)
+
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Watched())  # type: ignore[arg-type] # stand-ins
+    with torch.inference_mode():
+        wanted = recipe(scale=4, steps=steps, creativity=1.0, sampler="euler", tile_height=64, tile_width=64)
+        wanted = replace(wanted, colour_lock=0.0)
+        clarity.run(model, brighter(), photo(24, 20), wanted, told.append)
+    work = [4**number * (112.2 + 75 * count) for number, count in enumerate(evaluations)]
+    spent = [between[at + 1] - between[at] for at in (0, 2)]
+    assert spent == pytest.approx([4**number * 75 * count / sum(work) for number, count in enumerate(evaluations)])
+    assert between[1] < work[0] / sum(work) < between[2]
+
+
+def test_a_model_that_gives_no_numbers_is_a_bad_result_which_gets_another_try_in_full_precision() -> None:
+    class Broken(Deaf):
+        def __call__(self, sample: Tensor, t: Tensor, *args: Any, **options: Any) -> tuple[Tensor]:
+            return (torch.full_like(sample, math.nan),)
+
+    model = clarity.Model(unet=Broken(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
+    with torch.inference_mode(), pytest.raises(BadResult, match="The diffusion model gave values that are no numbers"):
+        clarity.run(model, brighter(), photo(24, 20), recipe(), lambda fraction: None)
+
+
+@pytest.mark.parametrize("classic", [True, False])
+def test_only_the_original_sharpens_with_halos(classic: bool) -> None:
+    edge = np.full((300, 8, 3), 100, np.uint8)
+    edge[:, 4:] = 150
+    made = clarity.sharpened(edge.copy(), 5.0, classic=classic)
+    assert ((made[1:-1].min(), made[1:-1].max()) == (100, 150)) is not classic
+    assert (made[1:-1, 3] == made[1, 3]).all()  # in bands as in one
 
 
 def nothing(text: str, loras: Any = ()) -> Tensor:
@@ -364,7 +509,7 @@ def test_passes_are_twos_each_less_creative_with_a_seed_of_its_own(monkeypatch: 
         return rgb, None
 
     monkeypatch.setattr(clarity._Pass, "run", note)
-    monkeypatch.setattr(clarity, "_conditioning", lambda model, recipe: (None, ()))
+    monkeypatch.setattr(clarity, "_conditioning", lambda model, recipe: (None, (), ()))
     model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=None, codec=Folded())  # type: ignore[arg-type] # stand-ins
     with pytest.raises(Seen):
         clarity.run(model, None, photo(4, 4), recipe(scale=8, creativity=0.5), lambda f: None)  # type: ignore[arg-type] # not used
@@ -380,6 +525,73 @@ def test_the_hint_is_the_input_enlarged_and_mirrored_where_the_canvas_is_larger(
     assert (hint[..., :1200, :20] / 255 - whole).abs().max() < 0.51 / 255  # in bands as in one, to 8 bits
     torch.testing.assert_close(hint[..., 1200:, :20], hint[..., 1191:1199, :20].flip(2))
     torch.testing.assert_close(hint[..., 20:], hint[..., 15:19].flip(3))
+
+
+def test_the_vae_and_the_embeddings_of_a_recipe_and_the_checkpoints_prediction_are_those_used(
+    models: Path, tmp_path: Path
+) -> None:
+    store = Store.at_home()
+    text = prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict())
+    save_file(single_file(text=text) | {"v_pred": torch.zeros(0)}, tmp_path / "velocity.safetensors")
+    other = {name: value + 0.25 for name, value in ldm_vae(vae()).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    save_file({"emb_params": torch.ones(2, 64)}, tmp_path / "dull.safetensors")
+    for name in ("velocity", "other", "dull"):
+        store.add(tmp_path / f"{name}.safetensors", name=name, licence="test", commercial=True)
+    try:
+        plain, changed = (
+            assembly.assemble(wanted, store, device=CPU, dtype=torch.float32)
+            for wanted in (recipe(), recipe(checkpoint="velocity", vae="other", embeddings=("dull",)))
+        )
+        assert [file.name for file in changed.files] == ["velocity", "other", "control", "dull"]
+        assert plain.model.prediction is guidance.PREDICTIONS["epsilon"]
+        assert changed.model.prediction is guidance.PREDICTIONS["v_prediction"]
+        biases = [made.model.codec.network.decoder.conv_out.bias for made in (plain, changed)]  # type: ignore[attr-defined] # an Autoencoder
+        torch.testing.assert_close(biases[1], biases[0] + 0.25)
+        assert not torch.allclose(plain.model.conditioner("dull"), changed.model.conditioner("dull"))
+    finally:
+        for name in ("velocity", "other", "dull"):
+            store.remove(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint": "a"},
+        {"vae": "a"},
+        {"controlnet": "a"},
+        {"embeddings": ("a",)},
+        {"tile_width": 64},
+        {"tile_height": 64},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_recipes_share_networks_only_if_nothing_of_them_differs(change: dict[str, Any]) -> None:
+    assert assembly.key(recipe()) == assembly.key(recipe(prompt="a", seed=1, loras=(("a", 1.0),)))
+    assert assembly.key(recipe()) != assembly.key(recipe(**change))
+
+
+def test_embeddings_are_words_of_the_negative_prompt() -> None:
+    said: list[tuple[str, tuple[LoraTag, ...]]] = []
+
+    def conditioner(text: str, loras: tuple[LoraTag, ...]) -> Tensor:
+        said.append((text, loras))
+        return nothing(text)
+
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=conditioner, codec=Folded())  # type: ignore[arg-type] # stand-ins
+    wanted = recipe(
+        prompt="a rock <lora:more:0.5:0.25>",
+        negative_prompt="blurry <lora:more:1>",
+        embeddings=("Bad-neg",),
+        loras=(("always", 0.75),),
+        offered_loras=("more",),
+    )
+    clarity._conditioning(model, wanted)
+    loras = (
+        LoraTag(name="always", text_encoder=0.75, unet=0.75),
+        LoraTag(name="more", text_encoder=0.5, unet=0.25),
+    )
+    assert said == [("a rock ", loras), ("blurry <lora:more:1> Bad-neg", loras)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hiresfix.catalog import find_weights
 from hiresfix.engine import enlarging, memory, resampling, weights
 from hiresfix.engine.esrgan import Network, RRDBNet, SRVGGNetCompact
 from hiresfix.engine.tiling import Part
-from hiresfix.errors import Cancelled, EngineFailed
+from hiresfix.errors import BadResult, Cancelled
 from tests.pictures import photo
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_progress_rises_to_the_end_and_stops_the_work_when_it_raises() -> None:
 def test_values_that_are_no_numbers_are_an_error_not_a_picture(value: float) -> None:
     network = copying()
     network.get_parameter("body.4.bias").fill_(value)
-    with pytest.raises(EngineFailed, match="no numbers"):
+    with pytest.raises(BadResult, match="no numbers"):
         enlarge(network, photo(20, 20), 64)
 
 

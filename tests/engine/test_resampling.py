@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from hiresfix.engine import resampling
@@ -27,6 +27,34 @@ def test_resizing_is_pillows_bicubic(width: int, height: int) -> None:
     for channel in range(3):
         theirs = Image.fromarray(x[0, channel].numpy()).resize((width, height), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(ours[channel], np.asarray(theirs), atol=2e-6)
+
+
+@pytest.mark.parametrize(("width", "height", "ratio"), [(48, 40, 2), (4, 2, 2), (64, 96, 4)])
+def test_reducing_by_lanczos_is_pillows(width: int, height: int, ratio: int) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    wanted = width // ratio, height // ratio
+    theirs = np.asarray(Image.fromarray(noise).resize(wanted, Image.Resampling.LANCZOS)).astype(int)
+    ours = resampling.to_samples(resampling.lanczos(resampling.to_tensor(noise, CPU), *wanted[::-1]), noise.dtype)
+    assert np.abs(ours - theirs).max() <= 1  # Pillow rounds between the axes
+
+
+def test_sizes_that_lanczos_does_not_know_are_the_usual_ones() -> None:
+    x = tensor(48, 42)
+    for height, width in ((14, 16), (42, 48), (21, 48), (84, 96)):
+        torch.testing.assert_close(resampling.lanczos(x, height, width), resampling.resize(x, height, width))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 10.0])
+def test_sharpening_each_channel_is_pillows_kernel_with_its_border(strength: float) -> None:
+    noise = np.random.default_rng(4).integers(0, 256, (12, 9, 3), np.uint8)
+    kernel = [-strength / 10] * 9
+    kernel[4] = 1 + 0.8 * strength
+    theirs = Image.fromarray(noise).filter(ImageFilter.Kernel((3, 3), kernel, scale=1))
+    ours = resampling.to_samples(resampling.sharpen_each(resampling.to_tensor(noise, CPU), strength), noise.dtype)
+    np.testing.assert_allclose(ours.astype(int), np.asarray(theirs).astype(int), atol=1)
+    for tiny in (noise[:1], noise[:2, :2]):
+        x = resampling.to_tensor(tiny, CPU)
+        torch.testing.assert_close(resampling.sharpen_each(x, strength), x)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hiresfix.engine import chain, resampling, vae
 from hiresfix.engine.chain import Frame
 from hiresfix.engine.vae import Autoencoder
-from hiresfix.errors import Cancelled, EngineFailed, WeightsError
+from hiresfix.errors import BadResult, Cancelled, EngineFailed, WeightsError
 from tests.pictures import photo
 
 MIB = 1 << 20
@@ -233,9 +233,9 @@ def test_weights_that_are_no_numbers_are_an_error() -> None:
         net.decoder.conv_out.weight[0] = torch.nan
         net.encoder.conv_in.weight[0] = torch.nan
     codec = Autoencoder(network=net)
-    with pytest.raises(EngineFailed, match="Check the weights"):
+    with pytest.raises(BadResult, match="Check the weights"):
         codec.decode(latent(8, 8), np.empty((32, 32, 3), np.uint8), ignore)
-    with pytest.raises(EngineFailed, match="Check the weights"):
+    with pytest.raises(BadResult, match="Check the weights"):
         codec.encode(photo(32, 32), ignore)
 
 

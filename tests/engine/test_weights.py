@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,14 @@ def test_code_in_a_pickle_is_refused_and_never_run(nest: Callable[[object], obje
     with pytest.raises(WeightsError, match=r"code in it, which is never run.*convert it to \.safetensors"):
         weights.load(path)
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_compressed_file_is_refused_before_it_swells(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+    with pytest.raises(WeightsError, match="is compressed, as no weight file is"):
+        weights.read_state(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

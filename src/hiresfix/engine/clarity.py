@@ -4,8 +4,9 @@ Guarantees: the result is exactly `scale` times the input, of its bit depth; the
 the same pixels, and the noise is the same on every device; a stop is heeded within one batch of tiles. Larger scales
 are passes of two, each with less creativity and a seed of its own (clarity-algorithm.md 2). `recipe.classic` computes
 what the original does but for its listed defects (15): uniform tiles that stay where they are, its float16 noise
-levels, an enlarger fed with blue first, rounding down. Otherwise: feathered tiles on a moving grid, exact noise levels,
-and low frequencies tied to the input's. Knows no files, no jobs and no transparency.
+levels, an enlarger fed with blue first and reduced by Lanczos, rounding down, sharpening with halos. Otherwise:
+feathered tiles on a moving grid, exact noise levels, and low frequencies tied to the input's. Knows no files, no jobs
+and no transparency.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ from hiresfix.engine.prompts import Conditioner, LoraTag
 from hiresfix.engine.residence import Need, Plan, Residents
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
 from hiresfix.engine.vae import BUDGET, Autoencoder, Codec
-from hiresfix.errors import ConfigurationError
+from hiresfix.errors import BadResult, ConfigurationError
 from hiresfix.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -103,11 +104,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """The picture, the pixel rows and columns at which tiles of the last pass met, and what was not followed."""
+    """The picture, the pixel rows and columns at which tiles of the last pass met, the LoRAs that were merged, and what
+    was not followed."""
 
     rgb: Samples
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+    loras: tuple[LoraTag, ...]
     warnings: tuple[str, ...]
 
 
@@ -123,16 +126,14 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
     that do not fit, PromptError, EngineFailed, and what `report` raises.
     """
     factors = passes(recipe.scale)
-    shares = [4**number for number in range(len(factors))]  # of work: each pass makes four times the pixels
     height, width = rgb.shape[:2]
     least = math.ceil(LEAST * model.codec.factor / factors[0])
     rgb = np.pad(rgb, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="reflect")
     model = model.planned(recipe, *(side * recipe.scale for side in rgb.shape[:2]))
-    conditioning, warnings = _conditioning(model, recipe)
+    conditioning, loras, warnings = _conditioning(model, recipe)
     source, grid = rgb, None
-    for number, factor in enumerate(factors):
-        begun, share = sum(shares[:number]) / sum(shares), shares[number] / sum(shares)
-        one = _Pass(
+    rounds = [
+        _Pass(
             model=model,
             enlarger=enlarger,
             recipe=recipe,
@@ -142,18 +143,23 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
             creativity=recipe.of_pass(number).creativity,
             seed=recipe.of_pass(number).seed,
         )
-        rgb, grid = one.run(rgb, enlarging.portion(report, begun, share))
+        for number, factor in enumerate(factors)
+    ]
+    work = [4**number * sum(one.work) for number, one in enumerate(rounds)]  # four times the pixels in each
+    for number, one in enumerate(rounds):
+        part = enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
+        rgb, grid = one.run(rgb, part)
     assert grid is not None
     if recipe.colour_lock and not recipe.classic:
         fidelity.lock_colours(rgb, source, strength=recipe.colour_lock)
     rgb = np.ascontiguousarray(rgb[: height * recipe.scale, : width * recipe.scale])
-    rgb = sharpened(rgb, recipe.sharpen)
+    rgb = sharpened(rgb, recipe.sharpen, classic=recipe.classic)
     rows, columns = _borders(grid, model.codec.factor, rgb)
-    return Made(rgb=rgb, rows=rows, columns=columns, warnings=warnings)
+    return Made(rgb=rgb, rows=rows, columns=columns, loras=loras, warnings=warnings)
 
 
-def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[str, ...]]:
-    """Prompts as the networks hear them, with the LoRAs they name merged."""
+def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[LoraTag, ...], tuple[str, ...]]:
+    """Prompts as the networks hear them, the LoRAs that are merged for them, and what was not followed."""
     tagged = prompts.take_tags(recipe.prompt, recipe.offered_loras)
     always = [LoraTag(name=name, text_encoder=strength, unet=strength) for name, strength in recipe.loras]
     loras = (*always, *tagged.loras)
@@ -162,7 +168,7 @@ def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[str
     # The names of embeddings are words of the negative prompt: all that are known say what is not wanted.
     negative = " ".join((recipe.negative_prompt, *recipe.embeddings))
     cond, uncond = (model.conditioner(text, loras) for text in (tagged.prompt, negative))
-    return Conditioning(cond=cond, uncond=uncond), (*tagged.warnings, *unmatched)
+    return Conditioning(cond=cond, uncond=uncond), loras, (*tagged.warnings, *unmatched)
 
 
 def _sampler(recipe: Recipe) -> Sampler:
@@ -176,7 +182,7 @@ def _grid(recipe: Recipe, height: int, width: int) -> Grid:
     return make(height, width, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pass:
     """One round of enlarging and diffusing."""
 
@@ -189,11 +195,25 @@ class _Pass:
     creativity: float
     seed: int
 
+    @cached_property
+    def table(self) -> NoiseTable:
+        return NoiseTable.scaled_linear(half=self.recipe.classic)
+
+    @cached_property
+    def sigmas(self) -> Sequence[float]:
+        return self.sampler.sigmas(self.table, self.recipe.steps, self.creativity)
+
+    @property
+    def evaluations(self) -> int:
+        return self.sampler.evaluations * (len(self.sigmas) - 2) + 1
+
+    @property
+    def work(self) -> tuple[float, ...]:
+        """What enlarging, encoding, diffusing and decoding cost, to each other."""
+        return _ENLARGING * (self.factor > 1), _ENCODING, _EVALUATION * self.evaluations, _DECODING
+
     def run(self, rgb: Samples, report: Report) -> tuple[Samples, Grid]:
-        table = NoiseTable.scaled_linear(half=self.recipe.classic)
-        sigmas = self.sampler.sigmas(table, self.recipe.steps, self.creativity)
-        evaluations = self.sampler.evaluations * (len(sigmas) - 2) + 1
-        work = (_ENLARGING * (self.factor > 1), _ENCODING, _EVALUATION * evaluations, _DECODING)
+        work = self.work
         enlarging_, encoding, diffusing, decoding = (
             enlarging.portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
         )
@@ -205,7 +225,7 @@ class _Pass:
         height, width = (side * self.model.codec.factor for side in latent.shape[2:])
         self.model.bring(lambda residents: residents.diffusing)
         followed = hint(seen, height, width, factor, latent.device)
-        latent = self._diffused(latent, followed, grid, table, sigmas, evaluations, diffusing)
+        latent = self._diffused(latent, followed, grid, diffusing)
         self.model.bring(lambda residents: residents.coding)
         # Into the enlarged picture's own memory: nothing needs it any more.
         self.model.codec.decode(latent, enlarged, decoding, truncate=self.recipe.classic)
@@ -223,26 +243,18 @@ class _Pass:
             factor=self.factor,
             finish=lambda y, x: y.clamp(0, 1),
             report=report,
+            resize=partial(_as_published, levels=np.iinfo(rgb.dtype).max) if self.recipe.classic else resampling.resize,
         )
         result, _ = memory.with_room(self.recipe.tile, enlarge)
         return np.ascontiguousarray(result[..., ::-1]) if self.recipe.classic else result
 
-    def _diffused(
-        self,
-        latent: Tensor,
-        hint: Tensor,
-        grid: Grid,
-        table: NoiseTable,
-        sigmas: Sequence[float],
-        evaluations: int,
-        report: Report,
-    ) -> Tensor:
+    def _diffused(self, latent: Tensor, hint: Tensor, grid: Grid, report: Report) -> Tensor:
         model, recipe = self.model, self.recipe
         done = 0.0
 
         def tick(share: float) -> None:
             nonlocal done
-            done += share / evaluations
+            done += share / self.evaluations
             report(min(1.0, done))
 
         tile_denoise = guidance.guided(
@@ -252,7 +264,7 @@ class _Pass:
             hint,
             resemblance=recipe.resemblance,
             dynamic=model.prediction.guidance(recipe.dynamic),
-            timestep=table.timestep,
+            timestep=self.table.timestep,
             factor=model.codec.factor,
             scaling=lambda sigma: model.prediction.scaling(sigma, recipe.resemblance),
             anchor=latent if model.prediction.anchored else None,
@@ -260,8 +272,11 @@ class _Pass:
         )
         denoise = multidiffusion.tiled(tile_denoise, grid, batch=model.batch, tick=tick)
         noise = Noise(seed=self.seed, shape=tuple(latent.shape), device=latent.device)
-        x = noised(latent, noise, sigmas[0])
-        return self.sampler.run(denoise, x, sigmas, noise.step, lambda fraction: None)
+        x = noised(latent, noise, self.sigmas[0])
+        latent = self.sampler.run(denoise, x, self.sigmas, noise.step, lambda fraction: None)
+        if not bool(latent.isfinite().all()):
+            raise BadResult("The diffusion model gave values that are no numbers. Check its weights and LoRAs.")
+        return latent
 
 
 def hint(rgb: Samples, height: int, width: int, factor: int, device: torch.device) -> Tensor:
@@ -285,14 +300,20 @@ def hint(rgb: Samples, height: int, width: int, factor: int, device: torch.devic
     return made[:, :, rows_of][..., resampling.mirrored(w * factor, width)]
 
 
-def sharpened(rgb: Samples, strength: float) -> Samples:
-    """`resampling.sharpen` in bands, in place."""
+def _as_published(y: Tensor, height: int, width: int, *, levels: int) -> Tensor:
+    """What the original's enlarger gives: cut off and rounded down to samples, then reduced."""
+    return resampling.lanczos((y.clamp(0, 1) * levels).floor() / levels, height, width)
+
+
+def sharpened(rgb: Samples, strength: float, *, classic: bool = False) -> Samples:
+    """`resampling.sharpen`, or `sharpen_each`, in bands, in place."""
+    sharpen = resampling.sharpen_each if classic else resampling.sharpen
     if strength == 0:
         return rgb
     source, device = rgb.copy(), torch.device("cpu")
     for top in range(0, rgb.shape[0], _BAND):
         low, high = max(0, top - 1), min(rgb.shape[0], top + _BAND + 1)
-        y = resampling.sharpen(resampling.to_tensor(source[low:high], device), strength)
+        y = sharpen(resampling.to_tensor(source[low:high], device), strength)
         rgb[top : top + _BAND] = resampling.to_samples(y, rgb.dtype)[top - low : top - low + _BAND]
     return rgb
 

@@ -21,13 +21,15 @@ from torch.nn import functional
 from hiresfix.engine import esrgan, resampling, tiling
 from hiresfix.engine.esrgan import Network
 from hiresfix.engine.tiling import Part, Span
-from hiresfix.errors import EngineFailed
+from hiresfix.errors import BadResult
 
 Samples = NDArray[Any]
 Report = Callable[[float], None]
 """Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
+Resize = Callable[[Tensor, int, int], Tensor]
+"""(what the network gave, height, width) -> the same in that size; reaches as far as `resampling.resize`, or less."""
 Extra = Callable[[Span, Span], Tensor]
 """(rows, columns) of the picture -> what the network sees there beside it, float32 (1, 1 or 3, rows, columns), to add.
 
@@ -58,11 +60,13 @@ def enlarge(
     finish: Finish,
     report: Report,
     extra: Extra | None = None,
+    resize: Resize = resampling.resize,
 ) -> Samples:
     """The picture at `factor` times its size, as `flow` gives it; the dtype is kept."""
     height, width = rgb.shape[:2]
     result = np.empty((height * factor, width * factor, 3), rgb.dtype)
-    for rows, columns, y in flow(network, rgb, tile, factor=factor, finish=finish, report=report, extra=extra):
+    pieces = flow(network, rgb, tile, factor=factor, finish=finish, report=report, extra=extra, resize=resize)
+    for rows, columns, y in pieces:
         result[rows.slice, columns.slice] = resampling.to_samples(y, rgb.dtype)
     return result
 
@@ -76,11 +80,12 @@ def flow(
     finish: Finish,
     report: Report,
     extra: Extra | None = None,
+    resize: Resize = resampling.resize,
 ) -> Iterator[tuple[Span, Span, Tensor]]:
     """The pieces of the picture at `factor` times its size: rows, columns and (1, 3, rows, columns) float32.
 
     rgb: (H, W, 3) uint8 or uint16; factor: at most the network's. About `tile` x `tile` input pixels are in work at
-    once. `report` is called many times a tile. Raises EngineFailed for values that are no numbers.
+    once. `report` is called many times a tile. Raises BadResult for values that are no numbers.
     """
     height, width = rgb.shape[:2]
     tile += -tile % _ALIGN
@@ -98,7 +103,7 @@ def flow(
         left = strip.core.start - kept.start
         columns = Span(start=left, end=left + framed.shape[1])
         bands = _bands(network, framed, tile, extra and partial(_beside, extra, columns))
-        for place, y in _finished(esrgan.stream(network, bands, tick), network, framed, factor, finish):
+        for place, y in _finished(esrgan.stream(network, bands, tick), network, framed, factor, finish, resize):
             rows = place.overlap(Span(start=FRAME, end=FRAME + height).scaled(factor))
             seen = y[..., rows.within(place).slice, kept.scaled(factor).slice]
             start = rows.start - FRAME * factor
@@ -141,7 +146,7 @@ def _framed(rgb: Samples, strip: Part) -> tuple[Samples, Span]:
 
 
 def _finished(
-    pieces: Iterable[Tensor], network: Network, strip: Samples, factor: int, finish: Finish
+    pieces: Iterable[Tensor], network: Network, strip: Samples, factor: int, finish: Finish, resize: Resize
 ) -> Iterator[tuple[Span, Tensor]]:
     """The finished rows of a strip from top to bottom: where in the result, and (1, 3, rows, W * factor)."""
     height, width = strip.shape[:2]
@@ -149,7 +154,7 @@ def _finished(
     first = done = 0  # the input rows with which `held` begins, and before which all is finished
     for piece in pieces:
         if not bool(piece.isfinite().all()):
-            raise EngineFailed("The network gave values that are no numbers. Check its weights, or use the CPU.")
+            raise BadResult("The enlarger gave values that are no numbers. Check its weights, or use the CPU.")
         held = torch.cat((held, piece), 2) if held.numel() else piece
         ready = min(height, first + held.shape[2] // network.scale)
         core = Span(start=done, end=ready if ready == height else ready - resampling.REACH)
@@ -157,7 +162,7 @@ def _finished(
             continue
         seen = core.grown(resampling.REACH, height)
         y = held[:, :, seen.within(Span(start=first, end=ready)).scaled(network.scale).slice, : width * network.scale]
-        y = resampling.resize(y.contiguous(), seen.length * factor, width * factor)
+        y = resize(y.contiguous(), seen.length * factor, width * factor)
         y = finish(y, resampling.to_tensor(strip[seen.slice], y.device))
         yield core.scaled(factor), y[:, :, core.within(seen).scaled(factor).slice]
         done = core.end

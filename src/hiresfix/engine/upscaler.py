@@ -44,8 +44,8 @@ class Upscaled:
 
     engine; input: `inspection.Findings`; enlarger {name, because}; weights [{name, sha256}]; evaluations of the
     enlarger in each pass, where nothing else makes the picture; device; dtype; tile: the longest side computed at once
-    in input pixels, or both sides in latent pixels; warnings, one sentence each; quality: `fidelity.Quality` of
-    whatever engine made it.
+    in input pixels, or both sides in latent pixels; loras [{name, text_encoder, unet}] of a diffusion; warnings, one
+    sentence each; quality: `fidelity.Quality` of whatever engine made it.
     """
 
     picture: Picture
@@ -158,9 +158,12 @@ class Upscaler:
             self._assembled = assembly.key(recipe), assembled
         assembled = self._assembled[1]
         made = clarity.run(assembled.model, network, rgb, recipe, report)
+        merged = [self._store.locate(name, Kind.LORA) for name in dict.fromkeys(lora.name for lora in made.loras)]
+        files = [{"name": file.name, "sha256": file.sha256} for file in (*assembled.files, *merged)]
         metadata = {
             "engine": "clarity-classic" if recipe.classic else "clarity",
-            "weights": [weight, *({"name": file.name, "sha256": file.sha256} for file in assembled.files)],
+            "weights": [weight, *files],
+            "loras": [{"name": tag.name, "text_encoder": tag.text_encoder, "unet": tag.unet} for tag in made.loras],
             "tile": [recipe.tile_height, recipe.tile_width],
             "warnings": list(made.warnings),
         }

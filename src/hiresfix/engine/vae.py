@@ -23,7 +23,7 @@ from hiresfix.engine import chain, memory, resampling
 from hiresfix.engine.chain import Frame, Layer, NotFiniteError, Read, Stream, Write
 from hiresfix.engine.enlarging import Report, Samples
 from hiresfix.engine.tiling import Span
-from hiresfix.errors import EngineFailed, WeightsError
+from hiresfix.errors import BadResult, WeightsError
 
 Pixels: TypeAlias = Tensor | Samples
 """(1, 3, H, W) in 0..1, or (H, W, 3) uint8, uint16 or float in 0..1, which may be a memory map."""
@@ -60,7 +60,7 @@ class Autoencoder:
 
     budget: bytes that one encoding or decoding may take on that device, weights and kernels' workspaces excluded.
     Running out of memory halves the picture side that fits and tries again. Values that are no numbers in half
-    precision lead to a second try in float32; there, they raise EngineFailed.
+    precision lead to a second try in float32; there, they raise BadResult.
     """
 
     network: Any
@@ -140,7 +140,7 @@ class Autoencoder:
                 # A copy, so that whoever else holds the network never sees it in another precision.
                 full = replace(self, network=copy.deepcopy(self.network).float())
                 return full._retrying(run)
-            raise EngineFailed(
+            raise BadResult(
                 "The autoencoder gave values that are no numbers, in float32 too. Check the weights."
             ) from None
 

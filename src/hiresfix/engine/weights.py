@@ -46,6 +46,7 @@ DAMAGE = (
     TypeError,
     ValueError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -150,7 +151,10 @@ def read_tensors(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
@@ -158,6 +162,13 @@ def read_tensors(path: Path) -> Any:
         ) from error
     except DAMAGE as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch compresses nothing: who did may have made terabytes of zeros small."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise WeightsError(f"{path.name} is compressed, as no weight file is. Download it from its origin.")
 
 
 def _unwrap(read: object, name: str) -> State:
