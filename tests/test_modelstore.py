@@ -587,7 +587,8 @@ def test_a_header_of_any_type_of_number_is_read(tmp_path: Path, dtype: str, widt
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_one"), [((768,), True), ((8, 768), True), ((76, 768), False), ((8, 32), False), ((1, 8, 768), False)]
+    ("shape", "is_one"),
+    [((768,), True), ((8, 768), True), ((76, 768), False), ((8, 32), False), ((1, 8, 768), False), ((5000,), False)],
 )
 def test_a_lone_tensor_is_an_embedding_if_it_is_as_wide_as_one(shape: tuple[int, ...], is_one: bool) -> None:
     """Some programs save it under the word that it was trained for."""

@@ -54,8 +54,8 @@ _SIGNS: tuple[tuple[str, Kind | None, str], ...] = (
     (r"(cond_stage_model\.transformer\.)?(text_model\.)?embeddings\.token", None, "a text encoder"),
     (r"conv_first\.weight|model\.0\.weight|body\.0\.weight", Kind.ENLARGER, "an enlarger of the ESRGAN family"),
 )
-_LEAST_WIDTH, _MOST_VECTORS = 64, 75
-"""Of an embedding: narrower than any text encoder, and what a chunk of a prompt has room for."""
+_WIDTHS, _MOST_VECTORS = range(64, 4097), 75
+"""Of an embedding: as wide as any text encoder is, and as many as a chunk of a prompt has room for."""
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -73,7 +73,7 @@ def describe(shapes: Shapes) -> tuple[Kind | None, str]:
 
 def _is_vectors(shape: tuple[int, ...]) -> bool:
     """Whether these may be the few wide vectors of an embedding."""
-    return len(shape) in (1, 2) and shape[-1] >= _LEAST_WIDTH and math.prod(shape[:-1]) <= _MOST_VECTORS
+    return len(shape) in (1, 2) and shape[-1] in _WIDTHS and math.prod(shape[:-1]) <= _MOST_VECTORS
 
 
 def read_header(path: Path) -> Shapes:

@@ -320,13 +320,19 @@ def test_the_original_has_levels_tiles_and_rounding_of_its_own_and_locks_no_colo
 ) -> None:
     unet, codec, rgb = Deaf(), Folded(), photo(80, 64)
     model = clarity.Model(unet=unet, controlnet=None, conditioner=nothing, codec=codec)  # type: ignore[arg-type] # stand-ins
-    asked, locked = heard(monkeypatch), []
+    asked, locked, halos = heard(monkeypatch), [], list[bool]()
+
+    def sharpened(rgb: Any, strength: float, *, classic: bool) -> Any:
+        halos.append(classic)
+        return rgb
+
+    monkeypatch.setattr(clarity, "sharpened", sharpened)
     monkeypatch.setattr(fidelity, "lock_colours", lambda *_, strength: locked.append(strength))
     wanted = recipe(classic=classic, steps=18, tile_height=24, tile_width=16, dynamic=1.0, resemblance=0.7)
     with torch.inference_mode():
         clarity.run(model, brighter(), rgb, wanted, lambda fraction: None)
     assert unet.asked == [(t, (24, 16)) for t in timesteps for _ in range(tiles)]
-    assert codec.truncated == [classic]
+    assert codec.truncated == halos == [classic]
     assert locked == ([] if classic else [1.0])
     (guided,) = asked
     assert (guided["whole_hint"], guided["resemblance"], guided["anchor"]) == (not classic, 0.7, None)
