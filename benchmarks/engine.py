@@ -37,7 +37,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.enlargers import drawn, machine
 from hiresfix.catalog import CLARITY, find_weights
-from hiresfix.engine import clarity, enlarging, footprint, memory, multidiffusion, weights
+from hiresfix.engine import clarity, compiling, enlarging, footprint, memory, multidiffusion, weights
 from hiresfix.engine.enlarging import Report
 from hiresfix.engine.esrgan import Network
 from hiresfix.engine.multidiffusion import Tile
@@ -173,8 +173,7 @@ def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool)
     figures = [bench.ours("clarity-classic"), bench.ours("clarity"), bench.theirs(together=True)]
     figures.append(bench.theirs(together=False))
     if compiled:
-        nets.unet.compile(dynamic=False)
-        nets.controlnet.compile(dynamic=False)
+        compiling.prepare(nets.unet, nets.controlnet)
         figures += [bench.ours("clarity-classic", note="torch.compile"), bench.theirs(together=True, note="compile")]
     stages = bench.stages()
     data = {"figures": [asdict(figure) for figure in figures], "stages": stages}
@@ -275,7 +274,8 @@ class _Bench:
         return self.timed(way, run, note=note)
 
     def timed(self, way: str, run: Callable[[], object], note: str = "") -> Figure:
-        with FlopCounterMode(display=False) as counter:  # warms up, too
+        run()  # nothing is compiled while operators are counted
+        with FlopCounterMode(display=False) as counter:
             run()
         if self.device.type == "cuda":
             gc.collect()

@@ -45,6 +45,24 @@ def test_the_picture_at_twice_its_size_passes() -> None:
     assert (recipe.scale, recipe.engine) == (2, "ganprior")
 
 
+def test_a_worker_that_compiles_proves_itself_on_a_picture_whose_sides_nothing_else_has() -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def make(source: bytes, recipe: Recipe) -> Encoded:
+        picture = np.asarray(Image.open(io.BytesIO(source)))
+        asked.append(picture.shape)
+        return made(np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1))
+
+    selftest.run(make, CLARITY.preset, selftest.GENERAL_SIDES)
+    assert asked == [(*selftest.GENERAL_SIDES, 3)]
+    halves, three = 2, 3  # of guidance, and the levels below the latent
+    latent = [side * selftest.SCALE // 8 for side in selftest.GENERAL_SIDES]
+    sizes = [halves, *(side // 2**level for side in latent for level in range(three + 1))]
+    assert len(set(sizes)) == len(sizes)
+    assert min(sizes) > 1
+    assert all(side % 2**three == 0 for side in latent)
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_anything_else_does_not(what: str) -> None:
     with pytest.raises(EngineFailed, match=r"takes no jobs.*HIRESFIX_SELF_TEST=0"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hiresfix.engine import checkpoints, compact, embeddings, footprint, guidance, lora
+from hiresfix.engine import checkpoints, compact, compiling, embeddings, footprint, guidance, lora
 from hiresfix.engine.checkpoints import Checkpoint
 from hiresfix.engine.clarity import Model
 from hiresfix.engine.prompts import Conditioner, LoraTag
@@ -40,8 +40,21 @@ def key(recipe: Recipe) -> tuple[object, ...]:
     return recipe.checkpoint, recipe.vae, recipe.controlnet, recipe.embeddings, recipe.tile_height, recipe.tile_width
 
 
-def assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch.dtype) -> Assembled:
-    """Raises ConfigurationError for a recipe without a checkpoint, WeightsError for files that are missing or wrong."""
+def assemble(
+    recipe: Recipe, store: Store, *, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> Assembled:
+    """compiled: UNet and ControlNet are compiled at their first use (`compiling`).
+
+    Raises ConfigurationError for a recipe without a checkpoint, WeightsError for files that are missing or wrong.
+    """
+    assembled = _assemble(recipe, store, device=device, dtype=dtype)
+    if compiled:
+        networks = (assembled.model.unet, assembled.model.controlnet)
+        compiling.prepare(*(network for network in networks if network is not None))
+    return assembled
+
+
+def _assemble(recipe: Recipe, store: Store, *, device: torch.device, dtype: torch.dtype) -> Assembled:
     if not recipe.checkpoint:
         raise ConfigurationError("The recipe names no checkpoint. Choose a preset that does, or add one to it.")
     checkpoint_file = store.locate(recipe.checkpoint, Kind.CHECKPOINT)

@@ -73,14 +73,18 @@ class _Looked:
 class Upscaler:
     """Enlarges pictures on one device. Not for several threads at once; make one a worker."""
 
-    def __init__(self, device: str = "auto", *, threads: int | None = None, exact: bool = False) -> None:
+    def __init__(
+        self, device: str = "auto", *, threads: int | None = None, exact: bool = False, compiled: bool = False
+    ) -> None:
         """device: auto, cpu, cuda, cuda:N or mps. threads: how many torch may use in this process; None leaves it.
-        exact: compute in float32, even where half of it would be faster.
+        exact: compute in float32, even where half of it would be faster. compiled: the diffusion networks are compiled
+        at their first use, which takes about a minute (`compiling`).
 
         Raises ConfigurationError for a device that is not there.
         """
         self.device = memory.choose_device(device)
         self.dtype = torch.float32 if exact else memory.choose_dtype(self.device)
+        self._compiled = compiled
         self._networks: dict[str, tuple[dict[str, str], Network]] = {}
         self._assembled: tuple[object, Assembled] | None = None
         self._store = Store.at_home()
@@ -154,7 +158,9 @@ class Upscaler:
         weight, network = self._network(recipe.enlarger)
         if self._assembled is None or self._assembled[0] != assembly.key(recipe):
             self._assembled = None  # before the next one is loaded: two may not fit
-            assembled = assembly.assemble(recipe, self._store, device=self.device, dtype=self.dtype)
+            assembled = assembly.assemble(
+                recipe, self._store, device=self.device, dtype=self.dtype, compiled=self._compiled
+            )
             self._assembled = assembly.key(recipe), assembled
         assembled = self._assembled[1]
         made = clarity.run(assembled.model, network, rgb, recipe, report)

@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     """After SIGTERM a worker finishes its job for so long, then gives it back."""
     device: str = "auto"
     """Of a worker, as torch calls it: cpu, cuda, cuda:1, mps; "auto" takes the best there is."""
+    compile: bool = False
+    """A worker's diffusion networks go through torch.compile, while it proves itself."""
     self_test: bool = True
     """A worker enlarges a small known picture before it takes jobs, and takes none if that goes wrong."""
     worker_tags: Annotated[tuple[str, ...], NoDecode] = ()

@@ -20,7 +20,9 @@ from hiresfix.errors import EngineFailed, HiresfixError
 from hiresfix.images import Encoded
 from hiresfix.recipe import OutputFormat, Recipe
 
-SIDE = 32
+SIDES = (32, 32)
+GENERAL_SIDES = (96, 160)
+"""Of which a latent has no two equal sides and none of one pixel on any level: networks compiled for it fit any."""
 SCALE = 2
 STEPS = 4
 FARTHEST = 24.0
@@ -35,9 +37,9 @@ def recipe(preset: Recipe) -> Recipe:
     return replace(usual, scale=SCALE, steps=min(usual.steps, STEPS), output_format=OutputFormat.PNG)
 
 
-def run(make: Make, preset: Recipe) -> None:
+def run(make: Make, preset: Recipe, sides: tuple[int, int] = SIDES) -> None:
     """Raises EngineFailed, saying what went wrong, unless `make` enlarges the picture as it should."""
-    picture = drawn()
+    picture = drawn(*sides)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     try:
@@ -47,9 +49,9 @@ def run(make: Make, preset: Recipe) -> None:
     judge(np.asarray(Image.open(io.BytesIO(made.data)).convert("RGB")), picture)
 
 
-def drawn() -> NDArray[np.uint8]:
-    """Smooth colours on all three axes and one edge, (SIDE, SIDE, 3)."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
+def drawn(height: int = SIDES[0], width: int = SIDES[1]) -> NDArray[np.uint8]:
+    """Smooth colours on all three axes and one edge, (height, width, 3)."""
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     edge = np.where(x + y > 1, 48, 0)
     return np.stack([40 + 160 * x, 40 + 160 * y, 200 - 160 * x + edge], axis=-1).astype(np.uint8)
 

@@ -119,7 +119,7 @@ class Worker:
         self.storage = storage
         self.queue = queue
         self.quarantine = quarantine
-        self._upscaler = Upscaler(settings.device)
+        self._upscaler = Upscaler(settings.device, compiled=settings.compile)
         self.member = _member(settings, self._upscaler)
         self._exact = False
         self._beat: Beat | None = None
@@ -136,7 +136,8 @@ class Worker:
 
         try:
             async with asyncio.timeout(self.settings.stall_seconds):
-                await asyncio.to_thread(selftest.run, make, self.settings.clarity)
+                sides = selftest.GENERAL_SIDES if self.settings.compile else selftest.SIDES
+                await asyncio.to_thread(selftest.run, make, self.settings.clarity, sides)
         except TimeoutError:
             log.error("worker.self_test_stalled", seconds=self.settings.stall_seconds)
             os._exit(STALLED_EXIT)  # its thread cannot be ended
@@ -329,7 +330,9 @@ class Worker:
     def _be_exact(self, exact: bool) -> None:
         """Load the networks in full precision, or again in the usual one: both at once may not fit."""
         if exact != self._exact:
-            self._upscaler, self._exact = Upscaler(self.settings.device, exact=exact), exact
+            # A single job in full precision is not worth compiling for.
+            compiled = self.settings.compile and not exact
+            self._upscaler, self._exact = Upscaler(self.settings.device, exact=exact, compiled=compiled), exact
 
     def _make(self, source: bytes, recipe: Recipe, report: Report, at: At) -> tuple[Upscaled, Encoded]:
         """In a thread: decode, enlarge, encode, each of them inside `at` of its name."""
