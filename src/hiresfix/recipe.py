@@ -50,7 +50,8 @@ class Recipe:
     Operator's side of diffusion: checkpoint, vae, controlnet, loras (name and strength of those always used),
     offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
     sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;
-    tile_height and tile_width in latent pixels; colour_lock 0..1.
+    tile_height and tile_width in latent pixels; colour_lock 0..1: of what `engine.clarity.tie` says is tied to the
+    input; nothing of it with classic.
     Operator's side of trust: least_drift_db, the PSNR of the result scaled down against the input below which it is not
     returned; 0 for none, as where prompts may change everything.
     Raises ValueError for a value outside its range.

@@ -32,7 +32,7 @@ from hiresfix.images import Picture
 from hiresfix.modelstore import Store
 from hiresfix.recipe import Recipe
 from tests.engine.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
-from tests.pictures import photo
+from tests.pictures import photo, smooth
 
 CPU = torch.device("cpu")
 SMALL = {"tile_height": 16, "tile_width": 16, "enlarger": "realesr-animevideov3", "steps": 3, "seed": 5}
@@ -236,7 +236,7 @@ def test_a_device_too_small_for_all_networks_gives_the_same_picture(
 ) -> None:
     """The host stands for the device; its networks need not move, but are asked for as they act."""
     given = picture(60, 40)
-    whole = run(upscaler, given=given)
+    whole = run(upscaler, given=given, colour_lock=0.0)
     assert upscaler._assembled is not None
     model = upscaler._assembled[1].model
     assert isinstance(model.codec, Autoencoder)
@@ -249,7 +249,7 @@ def test_a_device_too_small_for_all_networks_gives_the_same_picture(
     network = upscaler._network("realesr-animevideov3")[1]
     planned = replace(model, residents=those)
     with torch.inference_mode():
-        made = clarity.run(planned, network, given.rgb, recipe(), lambda fraction: None)
+        made = clarity.run(planned, network, given.rgb, recipe(colour_lock=0.0), lambda fraction: None)
     assert [acting for acting, _ in acted] == [those.text, those.coding, those.diffusing, those.coding]
     assert all(plan.batch > 1 and plan.section < BUDGET for _, plan in acted)
     assert np.abs(made.rgb.astype(int) - whole.picture.rgb).max() <= 1
@@ -464,6 +464,37 @@ def test_the_colour_lock_ties_low_frequencies_to_the_input(upscaler: Upscaler) -
         return float(np.abs(means[0] - means[1]).mean())
 
     assert miss(locked) < 0.35 * miss(free)
+
+
+def test_what_the_input_shows_is_tied_at_the_defaults_and_freed_by_creativity_and_less_resemblance(
+    upscaler: Upscaler,
+) -> None:
+    """With networks that know nothing of pictures."""
+    given = Picture(rgb=smooth(40, 24))
+    default, *freer = (
+        run(upscaler, given=given, **changes).metadata["quality"]
+        for changes in ({}, {"creativity": 0.7}, {"creativity": 1.0}, {"resemblance": 0.3}, {"resemblance": 0.0})
+    )
+    assert default["drift_db"] >= 34
+    assert default["ciede2000_mean"] <= 1
+    assert default["ciede2000_p95"] <= 3
+    assert default["shift_px"] <= 0.1
+    drifts = [default["drift_db"], *(quality["drift_db"] for quality in freer)]
+    assert drifts[0] > drifts[1] + 3 > drifts[2] + 6
+    assert drifts[0] > drifts[3] + 3 > drifts[4] + 6
+
+
+def test_the_classic_preset_ties_nothing(upscaler: Upscaler) -> None:
+    free, locked = (run(upscaler, classic=True, colour_lock=strength) for strength in (0.0, 1.0))
+    np.testing.assert_array_equal(free.picture.rgb, locked.picture.rgb)
+
+
+def test_a_damaged_input_is_tied_by_its_colours_unless_more_is_asked_for() -> None:
+    default = recipe()
+    clean, worn, ruined = (clarity.tie(default, severity) for severity in (0.0, 0.5, 1.0))
+    assert clean > worn > ruined == []
+    assert clarity.tie(replace(default, resemblance=3.0), 1.0) == clean == clarity.tie(replace(default, creativity=0.0))
+    assert clarity.tie(replace(default, colour_lock=0.0)) == []
 
 
 def test_16_bits_and_transparency_stay(upscaler: Upscaler) -> None:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hiresfix.engine import fidelity, resampling
-from hiresfix.engine.fidelity import lock_colours, measure, seam_ratio, shift
+from hiresfix.engine import fidelity, resampling, seams
+from hiresfix.engine.fidelity import follow, lock_colours, measure, shift
 from tests.pictures import photo
 
 SHARMA = """
@@ -191,6 +191,46 @@ def test_bands_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(np.abs(whole.astype(int) - rgb).max()) > 3
 
 
+def invented(rgb: NDArray[np.uint8], *, seed: int = 0) -> NDArray[np.uint8]:
+    """With patches and grain of all sizes in it, as of a network that knows nothing of the picture."""
+    return np.asarray((0.7 * rgb + 0.3 * photo(rgb.shape[1], rgb.shape[0], seed=seed)).round(), np.uint8)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_what_the_source_shows_is_tied_to_it_and_what_is_finer_stays(scale: int) -> None:
+    source = (photo(60, 44, seed=2) * 0.6 + 50).astype(np.uint8)
+    result = invented(enlarged(source, scale))
+    tied = result.copy()
+    follow(tied, source, [1.0, 1.0])
+    before, after = measure(result, source), measure(tied, source)
+    assert before.drift_db < 30
+    assert after.drift_db > before.drift_db + 15
+    assert after.ciede2000_p95 < 1
+
+    def detail(rgb: NDArray[np.uint8]) -> NDArray[Any]:
+        y = resampling.to_tensor(rgb, torch.device("cpu"))
+        shown = resampling.resize(resampling.resize(y, *source.shape[:2]), *y.shape[2:])
+        return (y - shown).numpy().ravel()
+
+    assert np.corrcoef(detail(tied), detail(result))[0, 1] > 0.9
+    assert detail(tied).std() > 0.9 * detail(result).std()
+    untouched = result.copy()
+    follow(untouched, source, [])
+    np.testing.assert_array_equal(untouched, result)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_following_in_bands_is_following_at_once(monkeypatch: pytest.MonkeyPatch, scale: int) -> None:
+    source = photo(50, 100, seed=1)
+    whole, banded = (invented(enlarged(source, scale)) for _ in range(2))
+    follow(whole, source, [1.0, 0.5])
+    done: list[float] = []
+    monkeypatch.setattr(fidelity, "_MOST_PIXELS", 4 * 20 * 50 * scale**2)
+    follow(banded, source, [1.0, 0.5], report=done.append)
+    assert done == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert int(np.abs(banded.astype(int) - whole).max()) <= 1
+
+
 def moved(rgb: NDArray[Any], right: float, down: float) -> NDArray[np.uint8]:
     """Shifted by a phase, so without any resampling."""
     y, x = np.fft.fftfreq(rgb.shape[0])[:, None, None], np.fft.fftfreq(rgb.shape[1])[None, :, None]
@@ -212,73 +252,28 @@ def test_a_flat_picture_has_not_moved() -> None:
     assert shift(enlarged(flat, 2), flat) == pytest.approx((0, 0), abs=1e-6)
 
 
-def grid(rgb: NDArray[Any]) -> dict[str, Any]:
-    return {"rows": range(75, rgb.shape[0], 75), "columns": range(75, rgb.shape[1], 75)}
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_plain_gradient_that_became_brighter_has_not_moved(bits: int) -> None:
+    x, y = np.meshgrid(np.linspace(8_000, 56_000, 80), np.linspace(10_000, 50_000, 80))
+    fine = np.dstack([x, y, (x + y) / 2]).astype(np.uint16)
+    source = fine if bits == 16 else (fine // 257).astype(np.uint8)
+    large = resampling.resize(resampling.to_tensor(source, torch.device("cpu")), 160, 160)
+    brighter = resampling.to_samples(large * 1.02 + 0.01, source.dtype)
+    assert measure(brighter, source).shift_px < 0.02
 
 
-def fine_gradient() -> NDArray[np.uint16]:
-    """16 bits, because the steps between 8-bit levels are seams of one level themselves."""
-    x, y = np.meshgrid(np.linspace(8000, 56000, 400), np.linspace(10000, 50000, 300))
-    return np.dstack([x, y, (x + y) / 2]).astype(np.uint16)
-
-
-def planted(rgb: NDArray[Any], levels: int) -> NDArray[Any]:
-    """Every second tile of a checkerboard brighter by that many levels."""
-    tiles = np.add.outer(np.arange(rgb.shape[0]) // 75, np.arange(rgb.shape[1]) // 75) % 2
-    brighter = rgb.astype(int) + levels * tiles[..., None]
-    return np.asarray(brighter.clip(0, np.iinfo(rgb.dtype).max), rgb.dtype)
-
-
-def test_photographs_have_no_seams_until_one_is_planted() -> None:
-    rgbs = [photograph(number) for number in range(10)]
-    clean, faint, plain = (
-        np.array([seam_ratio(planted(rgb, levels), **grid(rgb)) for rgb in rgbs]) for levels in (0, 1, 4)
-    )
-    assert 0.85 < np.median(clean) < 1.15
-    assert float(np.mean(faint / clean)) > 1.15
-    assert float(np.median(plain)) > 2
-    assert np.all(plain > clean)
-
-
-def test_a_seam_of_one_level_shows_on_a_gradient_and_more_so_after_a_contrast_stretch() -> None:
-    rgb = fine_gradient()
-    assert seam_ratio(rgb, **grid(rgb)) == pytest.approx(1, abs=0.1)
-    assert seam_ratio(planted(rgb, 257), **grid(rgb)) > 2
-    stretched = seam_ratio(planted(rgb, 257), **grid(rgb), stretch=4)
-    assert stretched > 1.5 * seam_ratio(planted(rgb, 257), **grid(rgb))
-
-
-@pytest.mark.parametrize("scale", [4, 8])
-def test_the_pattern_that_enlarging_leaves_is_no_seam(scale: int) -> None:
-    source = photograph(2)[:192, :192]
-    repeated = source.repeat(scale, 0).repeat(scale, 1)
-    borders = range(16 * scale, 192 * scale, 16 * scale)
-    assert seam_ratio(repeated, rows=borders, columns=borders) == pytest.approx(1, abs=0.2)
-
-
-def test_a_flat_picture_and_one_without_borders_have_no_seams() -> None:
-    flat = np.full((200, 200, 3), 77, np.uint8)
-    assert seam_ratio(flat, **grid(flat)) == pytest.approx(1)
-    assert seam_ratio(flat, rows=[1, 199]) == 1  # too near to the edge to be judged
-    quality = measure(flat, flat)
-    assert quality.seam_ratio is None
-    assert quality.seam_ratio_stretched is None
-
-
-def test_an_edge_of_the_picture_on_a_border_is_no_seam() -> None:
-    rgb = photograph(4)
-    rgb[96:] = np.clip(rgb[96:].astype(int) + 40, 0, 255).astype(np.uint8)
-    source = shrunk(rgb, 2)
-    alone, beside = seam_ratio(rgb, rows=[96]), seam_ratio(rgb, source, rows=[96])
-    assert alone > 3
-    assert beside < alone / 2
-    assert seam_ratio(planted(rgb, 4), source, **grid(rgb)) > 1.1
+@pytest.mark.parametrize("number", range(2))
+def test_a_shift_is_found_beneath_a_change_of_brightness_and_contrast(number: int) -> None:
+    rgb = photograph(number)
+    paler = (moved(rgb, 0.4, -0.2) * 0.9 + 15).astype(np.uint8)
+    np.testing.assert_allclose(shift(paler, shrunk(rgb, 2)), (0.2, -0.1), atol=0.02)
 
 
 def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     rgb = photograph(4)
     source = shrunk(rgb, 2)
-    quality = measure(rgb, source, **grid(rgb))
+    borders: dict[str, Any] = {"rows": range(75, rgb.shape[0], 75), "columns": range(75, rgb.shape[1], 75)}
+    quality = measure(rgb, source, **borders)
     small = np.asarray(Image.fromarray(rgb).resize(source.shape[1::-1], Image.Resampling.BICUBIC), np.float64)
     assert quality.drift_db == pytest.approx(
         20 * np.log10(255 / np.sqrt(np.mean((small - source) ** 2))), abs=3
@@ -286,7 +281,10 @@ def test_the_figures_of_an_enlargement_are_those_of_its_parts() -> None:
     assert quality.ciede2000_mean < 1
     assert quality.ciede2000_mean < quality.ciede2000_p95 < 3
     assert quality.shift_px < 0.01
-    assert quality.seam_ratio == pytest.approx(seam_ratio(rgb, source, **grid(rgb)))
+    assert [quality.seam_ratio, quality.seam_ratio_stretched] == seams.ratios(
+        rgb, source, stretches=(1.0, 4.0), **borders
+    )
+    assert measure(rgb, source).seam_ratio is None
     assert quality.alive
     shown = quality.to_dict()
     assert shown["drift_db"] == round(quality.drift_db, 3)
@@ -333,6 +331,26 @@ def test_black_single_coloured_and_broken_results_are_not_alive() -> None:
     assert not fidelity.is_finite_and_alive(broken, source)
     flat = np.full((20, 20, 3), 7, np.uint8)
     assert fidelity.is_finite_and_alive(enlarged(flat, 2), flat)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (3, 5), (13, 12), (40, 40)])
+@pytest.mark.parametrize("level", [0, 0.37, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_extremes_have_figures_that_are_numbers(size: tuple[int, int], level: float, dtype: Any) -> None:
+    source = np.full((*size, 3), level * np.iinfo(dtype).max, dtype)
+    borders = {"rows": [2, size[0]], "columns": [2, size[1]]}
+    same = measure(enlarged(source, 2), source, **borders)
+    assert same.drift_db == fidelity.MOST_DRIFT_DB
+    assert (same.ciede2000_mean, same.ciede2000_p95) == pytest.approx((0, 0), abs=1e-4)
+    assert same.shift_px == pytest.approx(0, abs=1e-6)
+    assert same.seam_ratio in (None, 1.0)
+    inverse = measure(np.iinfo(dtype).max - enlarged(source, 2), source, **borders)
+    assert all(np.isfinite(value) for value in inverse.to_dict().values() if value is not None)
+    assert inverse.drift_db == pytest.approx(-20 * np.log10(abs(1 - 2 * level)), abs=0.2)
+    for change in (lock_colours, lambda result, source: follow(result, source, [1.0, 1.0])):
+        result = np.iinfo(dtype).max - enlarged(source, 2)
+        change(result, source)
+        assert measure(result, source).drift_db > 40
 
 
 def test_a_result_that_is_no_multiple_of_its_source_is_refused() -> None:

@@ -5,8 +5,8 @@ the same pixels, and the noise is the same on every device; a stop is heeded wit
 are passes of two, each with less creativity and a seed of its own (clarity-algorithm.md 2). `recipe.classic` computes
 what the original does but for its listed defects (15): uniform tiles that stay where they are, its float16 noise
 levels, an enlarger fed with blue first and reduced by Lanczos, rounding down, sharpening with halos. Otherwise:
-feathered tiles on a moving grid, exact noise levels, and low frequencies tied to the input's. Knows no files, no jobs
-and no transparency.
+feathered tiles on a moving grid, exact noise levels, and what the input shows tied to the input (`tie`). Knows no
+files, no jobs and no transparency.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 LEAST = 8
 """Latent pixels a side: a smaller picture is continued by its mirror image, and its result cut again."""
 _BAND = 256
+_TYING = 0.02
+"""Share of the work that follows the last pass."""
+_ROUNDS = 3
+"""Of `resampling.follow`: with so many, even networks that know nothing of pictures stay within a colour difference
+of 1 at the defaults."""
 _LATENTS = 12
 """Copies of the latent at the worst moment: the state, two changes, the sums of tiles, noise, and what is in work."""
 
@@ -119,8 +124,10 @@ def passes(scale: int) -> list[int]:
     return [2] * (scale.bit_length() - 1) or [1]
 
 
-def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: Report) -> Made:
-    """(H, W, 3) uint8 or uint16 -> the same at `recipe.scale` times the sides.
+def run(
+    model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: Report, *, severity: float = 0.0
+) -> Made:
+    """(H, W, 3) uint8 or uint16 -> the same at `recipe.scale` times the sides; severity: of its damage, 0..1.
 
     Raises ConfigurationError for a sampler there is not, WeightsError for a checkpoint of an unknown kind or LoRAs
     that do not fit, PromptError, EngineFailed, and what `report` raises.
@@ -146,16 +153,38 @@ def run(model: Model, enlarger: Network, rgb: Samples, recipe: Recipe, report: R
         for number, factor in enumerate(factors)
     ]
     work = [4**number * sum(one.work) for number, one in enumerate(rounds)]  # four times the pixels in each
+    ties = tie(recipe, severity)
+    making = enlarging.portion(report, 0.0, 1 - _TYING if ties else 1.0)
     for number, one in enumerate(rounds):
-        part = enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
+        part = enlarging.portion(making, sum(work[:number]) / sum(work), work[number] / sum(work))
         rgb, grid = one.run(rgb, part)
     assert grid is not None
-    if recipe.colour_lock and not recipe.classic:
+    if not recipe.classic:
         fidelity.lock_colours(rgb, source, strength=recipe.colour_lock)
+    if ties:
+        tying = enlarging.portion(report, 1 - _TYING, _TYING)
+        fidelity.follow(rgb, source, ties, device=model.unet.device, report=tying)
     rgb = np.ascontiguousarray(rgb[: height * recipe.scale, : width * recipe.scale])
     rgb = sharpened(rgb, recipe.sharpen, classic=recipe.classic)
     rows, columns = _borders(grid, model.codec.factor, rgb)
     return Made(rgb=rgb, rows=rows, columns=columns, loras=loras, warnings=warnings)
+
+
+def tie(recipe: Recipe, severity: float = 0.0) -> list[float]:
+    """The weights with which the result, scaled down, is pulled to the input; what is finer than it stays free.
+
+    Full at up to the default creativity and from the default resemblance on, less with more creativity or less
+    resemblance, until at creativity 1 or resemblance 0 only colours and brightness of larger areas are tied, by
+    `fidelity.lock_colours`. So they are in a damaged input, unless more than 1 is asked for: to follow its pixels would
+    bring the damage back. `recipe.colour_lock` scales all of it; the classic preset ties nothing.
+    """
+    if recipe.classic:
+        return []
+    default = Recipe()
+    bound = min(1.0, (1 - recipe.creativity) / (1 - default.creativity))
+    whole, damaged = min(1.0, recipe.resemblance / default.resemblance), max(0.0, recipe.resemblance - 1) / 2
+    weight = recipe.colour_lock * bound * ((1 - severity) * whole + severity * damaged)
+    return [weight] * _ROUNDS if weight > 0 else []
 
 
 def _conditioning(model: Model, recipe: Recipe) -> tuple[Conditioning, tuple[LoraTag, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""How true a result stays to its source: locking its colours to it, and measuring what changed.
+"""How true a result stays to its source: tying its colours or all that shows to it, and measuring what changed.
 
 Guarantees: no float copy of a picture ever exists, both are read in bands of rows; measuring looks at a bounded number
 of pixels, however large the picture. Results are (H * scale, W * scale, 3), sources (H, W, 3), uint8, uint16 or
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hiresfix.engine import resampling
-from hiresfix.engine.enlarging import Samples
+from hiresfix.engine import resampling, seams
+from hiresfix.engine.enlarging import Report, Samples
 
 Floats = NDArray[np.float64]
 
@@ -35,14 +34,11 @@ _BAND = 128
 _ROWS = 32
 _MARGIN = 6
 _BLIND = 6
+_FAINT = 0.15 / 255
+"""Slope for each input pixel at which movement is believed by half: below it lie the steps of 8-bit levels."""
+_RIDGE = 1e-12
 _MOST_PIXELS = 1 << 22
 _MOST_COLOURS = 1 << 16
-_MOST_BORDERS = 16
-_SEGMENT = 64
-_OFFSETS = (-24, -16, -8, 8, 16, 24)
-"""Of the lines a border is compared with: multiples of 8, because the steps of an enlarged picture repeat with its
-scale, and these lie at the border's place in that pattern."""
-_VISIBLE = 0.25 / 255
 _LUMA = (0.299, 0.587, 0.114)
 _CPU = torch.device("cpu")
 
@@ -70,7 +66,34 @@ def lock_colours(result: Samples, source: Samples, *, radius: float = RADIUS, st
         first = max(0, int(rows[0].floor()) - 1)
         near = correction[:, :, first : int(rows[-1].floor()) + 3]
         y = _tensor(band) + _spline(_spline(near, columns, 3), rows - first, 2)
-        band[...] = _samples(y, band.dtype)
+        band[...] = resampling.to_samples(y, band.dtype)
+
+
+def follow(
+    result: Samples,
+    source: Samples,
+    weights: Sequence[float],
+    *,
+    device: torch.device = _CPU,
+    report: Report = lambda fraction: None,
+) -> None:
+    """Changes `result` so that, scaled down, it becomes the source: `resampling.follow` with these weights.
+
+    What is finer than the source can show stays. At most nine weights; bands of rows are computed on the device.
+    """
+    scale, (height, width) = _scale(result, source), source.shape[:2]
+    step = max(resampling.REACH, _MOST_PIXELS // 4 // (width * scale**2))
+    before = result[:0]
+    for top in range(0, height if weights else 0, step):
+        end = min(height, top + step)
+        low, high = max(0, top - resampling.REACH), min(height, end + resampling.REACH)
+        seen = np.concatenate((before, result[top * scale : high * scale]))
+        before = result[max(0, end - resampling.REACH) * scale : end * scale].copy()  # the next band sees it unchanged
+        x = resampling.to_tensor(source[low:high], device)
+        y = resampling.follow(resampling.to_tensor(seen, device), x, weights)
+        kept = y[:, :, (top - low) * scale : (end - low) * scale]
+        result[top * scale : end * scale] = resampling.to_samples(kept, result.dtype)
+        report(end / height)
 
 
 def _cells(result: Samples, source: Samples, scale: int, cell: int) -> tuple[Tensor, Tensor]:
@@ -144,8 +167,9 @@ class Quality:
 
     drift_db: PSNR of the result scaled down, at least 34. ciede2000_mean, ciede2000_p95: colour difference of the
     result scaled down, at most 1 and 3. shift_px: how far it moved, in input pixels, below 0.1; reliable up to 1.
-    seam_ratio: steps across the borders given, relative to those beside them, at most 1.1; and the same after a
-    fourfold contrast stretch. None without borders. alive: finite, and neither black nor of one colour.
+    seam_ratio: steps across the borders given, relative to those beside them, at most 1.1, and 1 where they are no
+    more than chance makes; and the same after a fourfold contrast stretch. None without borders that can be judged.
+    alive: finite, and neither black nor of one colour.
     """
 
     drift_db: float
@@ -165,14 +189,14 @@ def measure(result: Samples, source: Samples, *, rows: Sequence[int] = (), colum
     """rows, columns: where in the result tiles meet, as the index of the first row or column behind each border."""
     sums = _compare(result, source)
     colours = np.concatenate(sums.colours)
-    seams = _seam_ratios(result, source, rows, columns, (1.0, 4.0)) if len(rows) + len(columns) else (None, None)
+    plain, stretched = seams.ratios(result, source, rows=rows, columns=columns, stretches=(1.0, 4.0))
     return Quality(
         drift_db=sums.drift_db,
         ciede2000_mean=float(np.mean(colours)),
         ciede2000_p95=float(np.percentile(colours, 95)),
         shift_px=math.hypot(*sums.shift),
-        seam_ratio=seams[0],
-        seam_ratio_stretched=seams[1],
+        seam_ratio=plain,
+        seam_ratio_stretched=stretched,
         alive=is_finite_and_alive(result, source),
     )
 
@@ -187,73 +211,11 @@ def is_finite_and_alive(result: Samples, source: Samples) -> bool:
 def shift(result: Samples, source: Samples) -> tuple[float, float]:
     """(right, down) by which the result scaled down moved against the source, in input pixels; good up to about 1.
 
-    Least squares over the difference and both pictures' slopes (Lucas and Kanade, 1981, made symmetric).
+    Least squares over the difference and both pictures' slopes (Lucas and Kanade, 1981, made symmetric), jointly with a
+    change of brightness and of contrast: on a plain gradient a brighter picture and one that moved are the same, and
+    then nothing has moved.
     """
     return _compare(result, source).shift
-
-
-def seam_ratio(
-    result: Samples,
-    source: Samples | None = None,
-    *,
-    rows: Sequence[int] = (),
-    columns: Sequence[int] = (),
-    stretch: float = 1.0,
-) -> float:
-    """How much larger steps across the borders are than those beside them: 1 without seams.
-
-    A border is cut into segments of 64 pixels. A segment's step is the mean along it of how much more luminance
-    changes across it than on either side; it is compared with the same at six lines nearby, and the ratios of all
-    segments are averaged, geometrically: by chance one is as often above 1 as below. That a step holds all along a
-    segment is what tells a seam from texture; that it is not there in the source, enlarged by interpolation, from an
-    edge of the picture that lies on a border. Steps far below 1/1020, divided by `stretch`, count as equal.
-    """
-    (ratio,) = _seam_ratios(result, source, rows, columns, (stretch,))
-    return ratio
-
-
-def _seam_ratios(
-    result: Samples, source: Samples | None, rows: Sequence[int], columns: Sequence[int], stretches: Sequence[float]
-) -> list[float]:
-    """`seam_ratio` for each stretch; the source is enlarged once for all."""
-    turned = None if source is None else source.swapaxes(0, 1)
-    found = [_ratios(result, source, row, stretches) for row in _some(rows)]
-    found += [_ratios(result.swapaxes(0, 1), turned, column, stretches) for column in _some(columns)]
-    ratios = np.concatenate([np.zeros((len(stretches), 0)), *found], axis=1)
-    return [math.exp(each.mean()) if each.size else 1.0 for each in ratios]
-
-
-def _ratios(picture: Samples, source: Samples | None, row: int, stretches: Sequence[float]) -> Floats:
-    """(stretches, segments): the logarithm of the ratio, for each segment of the border above `row`."""
-    reach = max(_OFFSETS) + 2
-    if not reach <= row <= picture.shape[0] - reach:
-        return np.zeros((len(stretches), 0))
-    strip = _tensor(np.ascontiguousarray(picture[row - reach : row + reach]))
-    seen = np.stack([_steps(strip, stretch) for stretch in stretches])
-    if source is None:
-        return seen
-    scale = _scale(picture, source)
-    # Three more pixels of the source than are needed, for the interpolation.
-    low, high = max(0, (row - reach) // scale - 3), min(source.shape[0], -(-(row + reach) // scale) + 3)
-    x = _tensor(np.ascontiguousarray(source[low:high]))
-    enlarged = resampling.resize(x, (high - low) * scale, picture.shape[1])
-    beneath = enlarged[:, :, row - reach - low * scale :][:, :, : 2 * reach]
-    return seen - np.stack([_steps(beneath, stretch) for stretch in stretches])
-
-
-def _steps(strip: Tensor, stretch: float) -> Floats:
-    """Of a strip (1, 3, 2 * reach, width), the logarithm of each segment's step in its middle over those beside it."""
-    luma = _luma(strip)[0, 0].double()
-    length = min(_SEGMENT, luma.shape[1])
-    segments = luma[:, : luma.shape[1] // length * length].unflatten(1, (-1, length)).mean(2)  # type: ignore[no-untyped-call]
-    steps = segments.diff(dim=0)
-    # Index reach - 1 is the step into the border's row; a plain gradient has none.
-    sudden = (steps[1:-1] - (steps[2:] + steps[:-2]) / 2).abs() * 2 / 3
-    steps = (sudden + _VISIBLE / stretch).log()
-    middle = len(strip[0, 0]) // 2 - 2
-    beside = steps[[middle + offset for offset in _OFFSETS]].mean(0)
-    ratios: Floats = (steps[middle] - beside).numpy()
-    return ratios
 
 
 def ciede2000(one: Floats, other: Floats) -> Floats:
@@ -313,8 +275,8 @@ class _Sums:
     stride: int
     squares: float = 0.0
     values: int = 0
-    slopes: Floats = field(default_factory=lambda: np.zeros((2, 2)))
-    along: Floats = field(default_factory=lambda: np.zeros(2))
+    slopes: Floats = field(default_factory=lambda: np.zeros((4, 4)))
+    along: Floats = field(default_factory=lambda: np.zeros(4))
     colours: list[Floats] = field(default_factory=list)
 
     def add(self, shrunk: Tensor, original: Tensor) -> None:
@@ -333,7 +295,8 @@ class _Sums:
         across = functional.conv2d(mean[:, :, 2:-2], taps.view(1, 1, 1, -1)).double()
         down = functional.conv2d(mean[:, :, :, 2:-2], taps.view(1, 1, -1, 1)).double()
         miss = (original - shrunk)[:, :, 2:-2, 2:-2].double()
-        slopes = torch.stack((across.flatten(), down.flatten()))
+        light = mean[:, :, 2:-2, 2:-2].double() - 0.5
+        slopes = torch.stack([each.flatten() for each in (across, down, torch.ones_like(light), light)])
         self.slopes += (slopes @ slopes.T).numpy()
         self.along += (slopes @ miss.flatten()).numpy()
 
@@ -344,9 +307,9 @@ class _Sums:
 
     @property
     def shift(self) -> tuple[float, float]:
-        # Slopes below a hundredth of a level say nothing: without others, nothing has moved.
-        flat = np.eye(2) * self.values * (0.01 / 255) ** 2
-        right, down = np.linalg.solve(self.slopes + flat, self.along)
+        # Slopes that hardly differ from place to place say nothing: brightness explains as much, and nothing has moved.
+        flat = np.diag([_FAINT**2, _FAINT**2, _RIDGE, _RIDGE]) * self.values
+        right, down, *_ = np.linalg.solve(self.slopes + flat, self.along)
         return float(right), float(down)
 
 
@@ -356,7 +319,7 @@ def _compare(result: Samples, source: Samples) -> _Sums:
     height, width = source.shape[:2]
     count = -(-height // _ROWS)
     allowed = max(1, _MOST_PIXELS // (_ROWS * width * scale**2))
-    chosen = [_ROWS * band for band in _some(range(count), most=allowed)]
+    chosen = [_ROWS * band for band in seams.some(range(count), most=allowed)]
     sums = _Sums(stride=math.ceil(math.sqrt(len(chosen) * _ROWS * width / _MOST_COLOURS)))
     for top in chosen:
         end = min(height, top + _ROWS)
@@ -376,13 +339,6 @@ def _smooth(luma: Tensor) -> Tensor:
     return functional.conv2d(functional.conv2d(luma, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
 
-def _some(values: Sequence[int], *, most: int = _MOST_BORDERS) -> list[int]:
-    """At most that many of the values, evenly spread."""
-    if len(values) <= most:
-        return list(values)
-    return [values[int((number + 0.5) * len(values) / most)] for number in range(most)]
-
-
 def _scale(result: Samples, source: Samples) -> int:
     scale = int(result.shape[0]) // int(source.shape[0])
     if scale < 1 or result.shape[:2] != (source.shape[0] * scale, source.shape[1] * scale):
@@ -399,15 +355,7 @@ def _constant(picture: Samples) -> bool:
 
 
 def _tensor(samples: Samples) -> Tensor:
-    if samples.dtype.kind == "u":
-        return resampling.to_tensor(samples, _CPU)
-    return torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
-
-
-def _samples(y: Tensor, dtype: np.dtype[Any]) -> Samples:
-    if dtype.kind == "u":
-        return resampling.to_samples(y, dtype)
-    return y[0].permute(1, 2, 0).clamp(0, 1).numpy().astype(dtype)
+    return resampling.to_tensor(samples, _CPU)
 
 
 def _luma(x: Tensor) -> Tensor:

@@ -132,16 +132,17 @@ def mirrored(length: int, wanted: int) -> Tensor:
 
 
 def to_tensor(rgb: Samples, device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 or uint16 over the full range -> (1, 3, H, W) float32 in 0..1."""
+    """(H, W, 3) uint8 or uint16 over the full range, or float in 0..1 -> (1, 3, H, W) float32 in 0..1."""
     # Eight bits go to a device as they are: a quarter of the bytes, and numbers are made of them there.
     values = memory.send(torch.from_numpy(rgb.copy() if rgb.dtype == np.uint8 else rgb.astype(np.float32)), device)
     made = torch.empty((1, 3, *rgb.shape[:2]), device=device).copy_(values.permute(2, 0, 1)[None])
-    return made.div_(float(np.iinfo(rgb.dtype).max))
+    return made.div_(_most(rgb.dtype))
 
 
 def to_samples(y: Tensor, dtype: np.dtype[Any]) -> Samples:
     """The inverse of `to_tensor`: values beyond 0..1 are cut off, the rest rounded to the nearest sample."""
-    return to_host(y[0].clamp(0, 1).mul_(np.iinfo(dtype).max).round_(), dtype)
+    values = y[0].clamp(0, 1).mul_(_most(dtype))
+    return to_host(values if dtype.kind == "f" else values.round_(), dtype)
 
 
 def to_host(values: Tensor, dtype: np.dtype[Any]) -> Samples:
@@ -149,3 +150,7 @@ def to_host(values: Tensor, dtype: np.dtype[Any]) -> Samples:
     if dtype == np.uint8:
         values = values.to(torch.uint8)
     return values.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype, copy=False)
+
+
+def _most(dtype: np.dtype[Any]) -> float:
+    return 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)

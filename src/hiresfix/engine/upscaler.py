@@ -163,15 +163,17 @@ class Upscaler:
             )
             self._assembled = assembly.key(recipe), assembled
         assembled = self._assembled[1]
-        made = clarity.run(assembled.model, network, rgb, recipe, report)
+        severity = inspection.severity(looked.found)
+        made = clarity.run(assembled.model, network, rgb, recipe, report, severity=severity)
         merged = [self._store.locate(name, Kind.LORA) for name in dict.fromkeys(lora.name for lora in made.loras)]
         files = [{"name": file.name, "sha256": file.sha256} for file in (*assembled.files, *merged)]
+        repaired = severity > 0 and recipe.colour_lock > 0 and not recipe.classic
         metadata = {
             "engine": "clarity-classic" if recipe.classic else "clarity",
             "weights": [weight, *files],
             "loras": [{"name": tag.name, "text_encoder": tag.text_encoder, "unet": tag.unet} for tag in made.loras],
             "tile": [recipe.tile_height, recipe.tile_width],
-            "warnings": list(made.warnings),
+            "warnings": [*made.warnings, *((ganprior.REPAIRED,) if repaired else ())],
         }
         return _Made(rgb=made.rgb, rows=made.rows, columns=made.columns, metadata=metadata)
 
