@@ -74,8 +74,8 @@ def evaluation(networks: Networks, height: int, width: int, tiles: int = 1, chun
 
 def test_what_the_self_test_compiled_serves_every_picture_lora_and_move(networks: Networks, compiler: Counting) -> None:
     plain = copy.deepcopy(networks)
-    # Of the UNet a part, whose blocks are as those of the ControlNet: each kind takes seconds.
-    compiling.prepare(networks[0].get_submodule("mid_block"), networks[1])
+    # A part of both, with the same blocks: each kind takes seconds.
+    compiling.prepare(*(network.get_submodule("mid_block") for network in networks))
     first = (selftest.GENERAL_SIDES[0] * selftest.SCALE // 8, selftest.GENERAL_SIDES[1] * selftest.SCALE // 8)
     torch.testing.assert_close(evaluation(networks, *first), evaluation(plain, *first))
     graphs = compiler.graphs
