@@ -417,6 +417,16 @@ def test_a_model_that_gives_no_numbers_is_a_bad_result_which_gets_another_try_in
         clarity.run(model, brighter(), photo(24, 20), recipe(), lambda fraction: None)
 
 
+@pytest.mark.parametrize("side", [1, 3])
+def test_the_smallest_pictures_keep_their_colour_though_the_canvas_is_larger(side: int) -> None:
+    """What is mirrored round them to fill it is not looked at."""
+    rgb = np.full((side, side, 3), (128, 120, 136), np.uint8)
+    model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
+    with torch.inference_mode():
+        made = clarity.run(model, brighter(), rgb, recipe(scale=8, creativity=0.1), lambda fraction: None).rgb
+    assert np.abs(made.reshape(-1, 3).mean(0) - rgb[0, 0]).max() < 3
+
+
 @pytest.mark.parametrize("classic", [True, False])
 def test_only_the_original_sharpens_with_halos(classic: bool) -> None:
     edge = np.full((300, 8, 3), 100, np.uint8)

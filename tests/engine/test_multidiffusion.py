@@ -74,6 +74,11 @@ def test_the_classic_grid_of_8192_pixels_has_10_by_8_tiles_and_of_896_by_1152_on
     assert len(default_grid(classic_grid, 144, 112).tiles(0)) == 1
 
 
+@pytest.mark.parametrize(("tile", "each"), [(64, 5), (16, 21)])
+def test_small_classic_tiles_share_four_pixels_and_no_more_than_their_number_needs(tile: int, each: int) -> None:
+    assert len(classic_grid(256, 256, tile_height=tile, tile_width=tile).tiles(0)) == each**2
+
+
 def test_the_classic_grid_reaches_the_end_where_float_arithmetic_falls_short() -> None:
     short = 0
     for tile in TILE_SIZES:
@@ -252,6 +257,20 @@ def test_a_canvas_that_fits_into_one_tile_is_one_call_of_all_of_it(make_grid: Ma
     ((crops, tiles),) = calls
     assert torch.equal(crops, x)
     assert tiles == (Tile(top=0, left=0, height=side, width=side),)
+
+
+def test_the_grid_moves_from_one_evaluation_of_a_run_to_the_next() -> None:
+    grid, seen = default_grid(feathered_grid, 300, 400), list[tuple[Tile, ...]]()
+
+    def watched(x: Tensor, sigma: float, tiles: Sequence[Tile]) -> Tensor:
+        seen.append(tuple(tiles))
+        return x
+
+    denoise = tiled(watched, grid, batch=100)
+    for sigma in SIGMAS[:3]:
+        denoise(canvas(300, 400), sigma)
+    assert seen == [grid.tiles(evaluation) for evaluation in range(3)]
+    assert len(set(seen)) == 3
 
 
 def refusing_more_than(most: int, error: Exception, tried: list[int]) -> TileDenoise:

@@ -132,14 +132,31 @@ def run(
     Raises ConfigurationError for a sampler there is not, WeightsError for a checkpoint of an unknown kind or LoRAs
     that do not fit, PromptError, EngineFailed, and what `report` raises.
     """
-    factors = passes(recipe.scale)
     height, width = rgb.shape[:2]
-    least = math.ceil(LEAST * model.codec.factor / factors[0])
-    rgb = np.pad(rgb, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="reflect")
-    model = model.planned(recipe, *(side * recipe.scale for side in rgb.shape[:2]))
+    least = math.ceil(LEAST * model.codec.factor / passes(recipe.scale)[0])
+    made = np.pad(rgb, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="reflect")
+    model = model.planned(recipe, *(side * recipe.scale for side in made.shape[:2]))
     conditioning, loras, warnings = _conditioning(model, recipe)
-    source, grid = rgb, None
-    rounds = [
+    rounds = _rounds(model, enlarger, recipe, conditioning)
+    work = [4**number * sum(one.work) for number, one in enumerate(rounds)]  # four times the pixels in each
+    ties = tie(recipe, severity)
+    making = enlarging.portion(report, 0.0, 1 - _TYING if ties else 1.0)
+    for number, one in enumerate(rounds):
+        part = enlarging.portion(making, sum(work[:number]) / sum(work), work[number] / sum(work))
+        made, grid = one.run(made, part)
+    made = np.ascontiguousarray(made[: height * recipe.scale, : width * recipe.scale])
+    if not recipe.classic:
+        fidelity.lock_colours(made, rgb, strength=recipe.colour_lock)
+    if ties:
+        tying = enlarging.portion(report, 1 - _TYING, _TYING)
+        fidelity.follow(made, rgb, ties, device=model.unet.device, report=tying)
+    made = sharpened(made, recipe.sharpen, classic=recipe.classic)
+    rows, columns = _borders(grid, model.codec.factor, made)
+    return Made(rgb=made, rows=rows, columns=columns, loras=loras, warnings=warnings)
+
+
+def _rounds(model: Model, enlarger: Network, recipe: Recipe, conditioning: Conditioning) -> list[_Pass]:
+    return [
         _Pass(
             model=model,
             enlarger=enlarger,
@@ -150,24 +167,8 @@ def run(
             creativity=recipe.of_pass(number).creativity,
             seed=recipe.of_pass(number).seed,
         )
-        for number, factor in enumerate(factors)
+        for number, factor in enumerate(passes(recipe.scale))
     ]
-    work = [4**number * sum(one.work) for number, one in enumerate(rounds)]  # four times the pixels in each
-    ties = tie(recipe, severity)
-    making = enlarging.portion(report, 0.0, 1 - _TYING if ties else 1.0)
-    for number, one in enumerate(rounds):
-        part = enlarging.portion(making, sum(work[:number]) / sum(work), work[number] / sum(work))
-        rgb, grid = one.run(rgb, part)
-    assert grid is not None
-    if not recipe.classic:
-        fidelity.lock_colours(rgb, source, strength=recipe.colour_lock)
-    if ties:
-        tying = enlarging.portion(report, 1 - _TYING, _TYING)
-        fidelity.follow(rgb, source, ties, device=model.unet.device, report=tying)
-    rgb = np.ascontiguousarray(rgb[: height * recipe.scale, : width * recipe.scale])
-    rgb = sharpened(rgb, recipe.sharpen, classic=recipe.classic)
-    rows, columns = _borders(grid, model.codec.factor, rgb)
-    return Made(rgb=rgb, rows=rows, columns=columns, loras=loras, warnings=warnings)
 
 
 def tie(recipe: Recipe, severity: float = 0.0) -> list[float]:
