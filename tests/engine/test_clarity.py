@@ -423,7 +423,7 @@ def test_the_smallest_pictures_keep_their_colour_though_the_canvas_is_larger(sid
     rgb = np.full((side, side, 3), (128, 120, 136), np.uint8)
     model = clarity.Model(unet=Deaf(), controlnet=None, conditioner=nothing, codec=Folded())  # type: ignore[arg-type] # stand-ins
     with torch.inference_mode():
-        made = clarity.run(model, brighter(), rgb, recipe(scale=8, creativity=0.1), lambda fraction: None).rgb
+        made = clarity.run(model, brighter(0, 0), rgb, recipe(scale=8, creativity=0.1), lambda fraction: None).rgb
     assert np.abs(made.reshape(-1, 3).mean(0) - rgb[0, 0]).max() < 3
 
 
