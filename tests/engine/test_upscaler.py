@@ -146,8 +146,8 @@ def test_the_account_has_every_figure_of_quality(engine: Upscaler, recipe: Recip
     assert quality["ciede2000_mean"] < quality["ciede2000_p95"] <= 3
     assert 0 < quality["shift_px"] <= 0.1
     # Few segments, of a picture made of chance: a real seam is several times that.
-    assert quality["seam_ratio"] == pytest.approx(1, abs=0.2)
-    assert quality["seam_ratio_stretched"] == pytest.approx(1, abs=0.3)
+    assert quality["seam_ratio"] <= 1.1
+    assert quality["seam_ratio_stretched"] <= 1.1
     assert quality["alive"] is True
 
 
