@@ -74,6 +74,11 @@ class Model:
     residents: Residents | None = None
     plan: Plan | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """On which the networks act, wherever they wait."""
+        return self.unet.device if self.residents is None else self.residents.device
+
     def planned(self, recipe: Recipe, height: int, width: int) -> Model:
         """With a plan for a result of height x width pixels. Raises EngineFailed where the device is too small."""
         if self.residents is None or not isinstance(self.codec, Autoencoder):
@@ -146,11 +151,11 @@ def run(
         made, grid = one.run(made, part)
     made = np.ascontiguousarray(made[: height * recipe.scale, : width * recipe.scale])
     if not recipe.classic:
-        fidelity.lock_colours(made, rgb, strength=recipe.colour_lock)
+        fidelity.lock_colours(made, rgb, strength=recipe.colour_lock, device=model.device)
     if ties:
         tying = enlarging.portion(report, 1 - _TYING, _TYING)
-        fidelity.follow(made, rgb, ties, device=model.unet.device, report=tying)
-    made = sharpened(made, recipe.sharpen, classic=recipe.classic)
+        fidelity.follow(made, rgb, ties, device=model.device, report=tying)
+    made = sharpened(made, recipe.sharpen, classic=recipe.classic, device=model.device)
     rows, columns = _borders(grid, model.codec.factor, made)
     return Made(rgb=made, rows=rows, columns=columns, loras=loras, warnings=warnings)
 
@@ -335,12 +340,14 @@ def _as_published(y: Tensor, height: int, width: int, *, levels: int) -> Tensor:
     return resampling.lanczos((y.clamp(0, 1) * levels).floor() / levels, height, width)
 
 
-def sharpened(rgb: Samples, strength: float, *, classic: bool = False) -> Samples:
+def sharpened(
+    rgb: Samples, strength: float, *, classic: bool = False, device: torch.device = torch.device("cpu")
+) -> Samples:
     """`resampling.sharpen`, or `sharpen_each`, in bands, in place."""
     sharpen = resampling.sharpen_each if classic else resampling.sharpen
     if strength == 0:
         return rgb
-    source, device = rgb.copy(), torch.device("cpu")
+    source = rgb.copy()
     for top in range(0, rgb.shape[0], _BAND):
         low, high = max(0, top - 1), min(rgb.shape[0], top + _BAND + 1)
         y = sharpen(resampling.to_tensor(source[low:high], device), strength)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hiresfix.engine import resampling, seams
+from hiresfix.engine import memory, resampling, seams
 from hiresfix.engine.enlarging import Report, Samples
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,14 @@ _LUMA = (0.299, 0.587, 0.114)
 _CPU = torch.device("cpu")
 
 
-def lock_colours(result: Samples, source: Samples, *, radius: float = RADIUS, strength: float = 1.0) -> None:
+def lock_colours(
+    result: Samples,
+    source: Samples,
+    *,
+    radius: float = RADIUS,
+    strength: float = 1.0,
+    device: torch.device = _CPU,
+) -> None:
     """Changes `result` so that its low frequencies become the source's; what is finer stays as it is.
 
     result += strength * G(source - down(result)), G a Gaussian of standard deviation `radius` in input pixels, of
@@ -57,15 +64,17 @@ def lock_colours(result: Samples, source: Samples, *, radius: float = RADIUS, st
     if strength == 0:
         return
     cell = max(1, int(radius / _CELLS))
-    correction = strength * _low_pass(*_cells(result, source, scale, cell), sigma=radius / cell)
+    correction = strength * _low_pass(*_cells(result, source, scale, cell, device), sigma=radius / cell)
     every_row, columns = (_positions(side, scale * cell) for side in result.shape[:2])
+    columns = memory.send(columns, device)
     for top in range(0, result.shape[0], _BAND):
         band = result[top : top + _BAND]
         rows = every_row[top : top + _BAND]
         # Only the few rows of cells that this band looks at are widened to the picture's width.
         first = max(0, int(rows[0].floor()) - 1)
         near = correction[:, :, first : int(rows[-1].floor()) + 3]
-        y = _tensor(band) + _spline(_spline(near, columns, 3), rows - first, 2)
+        added = _spline(_spline(near, columns, 3), memory.send(rows - first, device), 2)
+        y = resampling.to_tensor(band, device).add_(added)
         band[...] = resampling.to_samples(y, band.dtype)
 
 
@@ -96,16 +105,16 @@ def follow(
         report(end / height)
 
 
-def _cells(result: Samples, source: Samples, scale: int, cell: int) -> tuple[Tensor, Tensor]:
+def _cells(result: Samples, source: Samples, scale: int, cell: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each cell of `cell` input pixels: the sum of weighted misses (1, 3, h, w) and of weights (1, 1, h, w)."""
     height, width = (-(-side // cell) for side in source.shape[:2])
-    misses, weights = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
+    misses, weights = (torch.zeros(1, channels, height, width, device=device) for channels in (3, 1))
     step = max(cell, _BAND // cell * cell)
     for top in range(0, source.shape[0], step):
         # One more row at both ends, for the slopes.
         low, high = max(0, top - 1), min(source.shape[0], top + step + 1)
-        x = _tensor(source[low:high])
-        y = functional.avg_pool2d(_tensor(result[low * scale : high * scale]), scale)
+        x = resampling.to_tensor(source[low:high], device)
+        y = functional.avg_pool2d(resampling.to_tensor(result[low * scale : high * scale], device), scale)
         weight = 1 / (1 + (_slope(x) + _slope(y)) / _STEEP**2)
         kept = slice(top - low, min(top - low + step, high - low))
         place = slice(top // cell, top // cell + -(-(min(top + step, source.shape[0]) - top) // cell))
@@ -134,7 +143,7 @@ def _low_pass(misses: Tensor, weights: Tensor, *, sigma: float) -> Tensor:
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
     reach = math.ceil(3 * sigma)
-    taps = torch.exp(-torch.arange(-reach, reach + 1, dtype=x.dtype).square() / (2 * sigma**2))
+    taps = torch.exp(-torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device).square() / (2 * sigma**2))
     channels = x.shape[1]
     x = functional.conv2d(x, taps.view(1, 1, 1, -1).expand(channels, -1, -1, -1), padding=(0, reach), groups=channels)
     return functional.conv2d(
@@ -154,7 +163,7 @@ def _spline(x: Tensor, positions: Tensor, axis: int) -> Tensor:
     weights = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
     shape = [1, 1, 1, 1]
     shape[axis] = len(positions)
-    total = torch.zeros(())
+    total = x.new_zeros(())
     for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
         index = (start.long() + offset).clamp(0, x.shape[axis] - 1)
         total = total + x.index_select(axis, index) * (weight / 6).view(shape)
@@ -185,9 +194,16 @@ class Quality:
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def measure(result: Samples, source: Samples, *, rows: Sequence[int] = (), columns: Sequence[int] = ()) -> Quality:
+def measure(
+    result: Samples,
+    source: Samples,
+    *,
+    rows: Sequence[int] = (),
+    columns: Sequence[int] = (),
+    device: torch.device = _CPU,
+) -> Quality:
     """rows, columns: where in the result tiles meet, as the index of the first row or column behind each border."""
-    sums = _compare(result, source)
+    sums = _compare(result, source, device)
     colours = np.concatenate(sums.colours)
     plain, stretched = seams.ratios(result, source, rows=rows, columns=columns, stretches=(1.0, 4.0))
     return Quality(
@@ -215,7 +231,7 @@ def shift(result: Samples, source: Samples) -> tuple[float, float]:
     change of brightness and of contrast: on a plain gradient a brighter picture and one that moved are the same, and
     then nothing has moved.
     """
-    return _compare(result, source).shift
+    return _compare(result, source, _CPU).shift
 
 
 def ciede2000(one: Floats, other: Floats) -> Floats:
@@ -313,7 +329,7 @@ class _Sums:
         return float(right), float(down)
 
 
-def _compare(result: Samples, source: Samples) -> _Sums:
+def _compare(result: Samples, source: Samples, device: torch.device) -> _Sums:
     """Adds up bands of the result, scaled down, against the source: all, or as many as `_MOST_PIXELS` allow."""
     scale = _scale(result, source)
     height, width = source.shape[:2]
@@ -324,18 +340,18 @@ def _compare(result: Samples, source: Samples) -> _Sums:
     for top in chosen:
         end = min(height, top + _ROWS)
         low, high = max(0, top - _MARGIN), min(height, end + _MARGIN)
-        original = _tensor(source[low:high])
-        shrunk = resampling.resize(_tensor(result[low * scale : high * scale]), high - low, width)
+        original = resampling.to_tensor(source[low:high], device)
+        shrunk = resampling.resize(resampling.to_tensor(result[low * scale : high * scale], device), high - low, width)
         kept = (..., slice(top - low, end - low), slice(None))
-        sums.add(shrunk[kept], original[kept])
+        sums.add(*(x[kept].cpu() for x in (shrunk, original)))
         if min(high - low, width) > 2 * _BLIND:
-            sums.add_slopes(*(_smooth(_luma(x)) for x in (shrunk, original)))
+            sums.add_slopes(*(_smooth(_luma(x)).cpu() for x in (shrunk, original)))
     return sums
 
 
 def _smooth(luma: Tensor) -> Tensor:
     """Binomial low-pass of nine taps without the four pixels of border that it cannot reach."""
-    taps = torch.tensor([1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0]) / 256
+    taps = memory.send(torch.tensor([1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0]) / 256, luma.device)
     return functional.conv2d(functional.conv2d(luma, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
 
@@ -354,9 +370,6 @@ def _constant(picture: Samples) -> bool:
     return all(bool((band == picture[0, 0]).all()) for band in _rows(picture))
 
 
-def _tensor(samples: Samples) -> Tensor:
-    return resampling.to_tensor(samples, _CPU)
-
-
 def _luma(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = (channel * weight for channel, weight in zip(x.split(1, 1), _LUMA, strict=True))
+    return red + green + blue

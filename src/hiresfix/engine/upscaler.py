@@ -103,7 +103,7 @@ class Upscaler:
         recipe, looked = _looked(rgb, picture, recipe)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
         made = make(rgb, recipe, looked, report)
-        quality = fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns)
+        quality = fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns, device=self.device)
         _refuse_broken(made.rgb, rgb, quality, recipe)
         alpha = picture.alpha
         if alpha is not None:
@@ -130,7 +130,7 @@ class Upscaler:
         severity = inspection.severity(looked.found) if creative else 0.0
         follow, lock = ganprior.following(recipe.resemblance, severity)
         result, tile = self._passes(network, rgb, recipe, factors, plans, follow, report)
-        fidelity.lock_colours(result, rgb, strength=lock)
+        fidelity.lock_colours(result, rgb, strength=lock, device=self.device)
         last = factors[-1]
         height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
         rows, columns = enlarging.borders(network, height, width, tile)
