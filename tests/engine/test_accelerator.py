@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hiresfix.catalog import CLARITY
-from hiresfix.engine import clarity, guidance, memory, multidiffusion
+from hiresfix.engine import clarity, fidelity, guidance, memory, multidiffusion
 from hiresfix.engine.clarity import Model
 from hiresfix.engine.esrgan import SRVGGNetCompact
 from hiresfix.engine.guidance import Conditioning
@@ -50,10 +50,10 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def job(patch: pytest.MonkeyPatch) -> Walk:
-    """A picture from bytes to bytes, at stages text, encode, sample and decode; the UNet's calls are events, too."""
+    """A picture from bytes to bytes, at stages encode, sample, decode and measure; the UNet's calls are events, too."""
     networks = [copy.deepcopy(network) for network in (unet(), controlnet(), text_encoder(), vae())]
     enlarger = SRVGGNetCompact(convs=1, features=8)
-    recipe = replace(CLARITY.presets["clarity"], loras=(), embeddings=(), colour_lock=0.0, seed=3, steps=3)
+    recipe = replace(CLARITY.presets["clarity"], loras=(), embeddings=(), seed=3, steps=3, sharpen=1.0)
     recipe = replace(recipe, tile_height=16, tile_width=16)
     table = NoiseTable.scaled_linear()
     with phantom.walk() as walk:
@@ -75,6 +75,8 @@ def job(patch: pytest.MonkeyPatch) -> Walk:
         made = clarity.run(
             model, phantom.onto(enlarger, torch.float16), photo(WIDTH, HEIGHT), recipe, lambda done: None
         )
+        with walk.at("measure"):
+            fidelity.measure(made.rgb, photo(WIDTH, HEIGHT), device=phantom.device())
     assert made.rgb.shape == (2 * HEIGHT, 2 * WIDTH, 3)
     return walk
 
@@ -126,10 +128,16 @@ def test_what_goes_to_the_device_in_the_loop_is_the_hint_the_tiles_weights_and_e
     ]
 
 
+def test_tying_sharpening_and_measuring_leave_no_work_on_whole_pictures_to_the_host(job: Walk) -> None:
+    work = ("_upsample_bicubic2d_aa", "avg_pool2d", "max_pool2d", "index_select")
+    places = {(event.name, event.tensors[0][0]) for event in job.of("", "measure") if event.name in work}
+    assert places == {(name, phantom.NAME) for name in work}
+
+
 def test_networks_compute_in_half_precision_by_fused_attention_and_nothing_in_double(job: Walk) -> None:
     on_device = [event for event in job.events if any(device == phantom.NAME for device, _, _ in event.tensors)]
     assert not [event for event in on_device if any(dtype == torch.float64 for _, dtype, _ in event.tensors)]
-    computed = [event for event in on_device if event.name in MATRICES and event.stage != ""]
+    computed = [event for event in on_device if event.name in MATRICES and event.stage not in ("", "measure")]
     assert len(computed) > 200
     assert {dtype for event in computed for _, dtype, _ in event.tensors} == {torch.float16}
     for stage in ("sample", "encode", "decode"):
@@ -152,7 +160,8 @@ def test_the_autoencoder_waits_once_for_each_statistic_and_once_for_each_piece(j
 
 
 def test_pictures_go_to_the_device_and_back_in_eight_bits(job: Walk) -> None:
-    moved = [event for event in job.events if event.arrives + event.leaves >= 3 * HEIGHT * WIDTH]
+    making = [event for event in job.events if event.stage != "measure"]  # which reads what it found
+    moved = [event for event in making if event.arrives + event.leaves >= 3 * HEIGHT * WIDTH]
     pictures = [event.tensors[0][1] for event in moved if 3 in event.tensors[0][2]]
     assert len(pictures) >= 6
     assert set(pictures) == {torch.uint8}

@@ -65,16 +65,14 @@ def lock_colours(
         return
     cell = max(1, int(radius / _CELLS))
     correction = strength * _low_pass(*_cells(result, source, scale, cell, device), sigma=radius / cell)
-    every_row, columns = (_positions(side, scale * cell) for side in result.shape[:2])
-    columns = memory.send(columns, device)
-    for top in range(0, result.shape[0], _BAND):
+    height, columns = result.shape[0], _positions(0, result.shape[1], scale * cell, device)
+    for top in range(0, height, _BAND):
         band = result[top : top + _BAND]
-        rows = every_row[top : top + _BAND]
         # Only the few rows of cells that this band looks at are widened to the picture's width.
-        first = max(0, int(rows[0].floor()) - 1)
-        near = correction[:, :, first : int(rows[-1].floor()) + 3]
-        added = _spline(_spline(near, columns, 3), memory.send(rows - first, device), 2)
-        y = resampling.to_tensor(band, device).add_(added)
+        first, last = ((2 * row + 1 - scale * cell) // (2 * scale * cell) for row in (top, top + len(band) - 1))
+        near = correction[:, :, max(0, first - 1) : last + 3]
+        rows = _positions(top, len(band), scale * cell, device) - max(0, first - 1)
+        y = resampling.to_tensor(band, device).add_(_spline(_spline(near, columns, 3), rows, 2))
         band[...] = resampling.to_samples(y, band.dtype)
 
 
@@ -151,9 +149,9 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
     )
 
 
-def _positions(side: int, cell: int) -> Tensor:
-    """Where the centres of `side` pixels lie, counted in cells of that many pixels from the centre of the first."""
-    return (torch.arange(side) + 0.5) / cell - 0.5
+def _positions(first: int, count: int, cell: int, device: torch.device) -> Tensor:
+    """Where the centres of `count` pixels from `first` on lie, counted in cells from the centre of the first cell."""
+    return (torch.arange(first, first + count, device=device) + 0.5) / cell - 0.5
 
 
 def _spline(x: Tensor, positions: Tensor, axis: int) -> Tensor:
