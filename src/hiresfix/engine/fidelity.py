@@ -369,5 +369,5 @@ def _constant(picture: Samples) -> bool:
 
 
 def _luma(x: Tensor) -> Tensor:
-    red, green, blue = (channel * weight for channel, weight in zip(x.split(1, 1), _LUMA, strict=True))
-    return red + green + blue
+    red, green, blue = x.split(1, 1)  # type: ignore[no-untyped-call]  # upstream
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue  # type: ignore[no-any-return]  # a Tensor
