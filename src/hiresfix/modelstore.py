@@ -30,12 +30,16 @@ Report = Callable[[int, int | None], None]
 """Told the bytes that are there and, once known, how many there will be."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGITS = re.compile(r"[0-9a-f]{10,64}")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A file that can be pulled. `commercial` None: the terms could not be verified. Sizes are bytes."""
+    """A file that can be pulled. `commercial` None: the terms could not be verified. Sizes are bytes.
+
+    sha256: in hexadecimal digits, all 64 or the first ten or more.
+    """
 
     name: str
     kind: Kind
@@ -172,7 +176,7 @@ class Store:
         if weightfiles.size(entry.path) != entry.bytes or weightfiles.digest(entry.path, read) != entry.sha256:
             return f"{entry.path.name} is not what was installed. Take it out and pull or add it again."
         offer = self.offers.get(entry.name)
-        if offer and offer.sha256 not in (None, entry.sha256):
+        if offer and not entry.sha256.startswith(offer.sha256 or ""):
             return f"{entry.path.name} is not the file the list names. Take it out and pull it again."
         weightfiles.remember(entry.path, entry.sha256)
         return None
@@ -241,7 +245,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 def _problem(offer: Offer, path: Path, sha256: str, expected: str | None, kind: Kind | None = None) -> str | None:
     """Why this is not the file of the offer; a pickle's kind is left to whoever loads it, unless the caller knows."""
-    if expected not in (None, sha256):
+    if not sha256.startswith(expected or ""):
         return f"{offer.name} is not the file that is known by that name: its SHA-256 is {sha256}, not {expected}."
     if kind is None and offer.file.endswith(".safetensors"):
         kind, words = weightfiles.describe(weightfiles.read_header(path))
@@ -342,6 +346,8 @@ def _offer(entry: Mapping[str, Any]) -> Offer:
         raise ValueError(f"{entry['name']!r} cannot be a name")
     if not entry["url"].startswith(("https://", "http://")) or not entry["file"].endswith(_SUFFIXES):
         raise ValueError(f"{entry['name']} needs an http URL and a file with one of {', '.join(_SUFFIXES)}")
+    if not _DIGITS.fullmatch(entry.get("sha256", "0" * 64)):
+        raise ValueError(f"{entry['name']} needs a sha256 of 64 hexadecimal digits, or the first ten or more")
     return Offer(**{**entry, "kind": Kind(entry["kind"]), "file": _plain(entry["file"])})
 
 

@@ -19,6 +19,7 @@ from tests.engine.test_clarity import text_encoder
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
+PRESET = '[house]\nlike = "clarity"\ncheckpoint = "ours"\nvae = "our-vae"\n'
 PROMPT = "leaves, " * 249 + "and moss"
 """Two thousand characters, the most that a caller may send: six times what the text encoder hears at once."""
 
@@ -31,12 +32,12 @@ def clarity(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict())
     for name, state in {
         "ours": single_file(text=text),
-        "vae-ft-mse": ldm_vae(vae()),
-        "control-tile": prefixed("control_model.", ldm_controlnet(controlnet())),
+        "our-vae": ldm_vae(vae()),
+        "our-control": prefixed("control_model.", ldm_controlnet(controlnet())),
     }.items():
         save_file(state, tmp_path / f"{name}.safetensors")
         store.add(tmp_path / f"{name}.safetensors", name=name, licence="test", commercial=True)
-    (service.home / "presets.toml").write_text('[house]\nlike = "clarity"\ncheckpoint = "ours"\n')
+    (service.home / "presets.toml").write_text(PRESET + 'controlnet = "our-control"\n')
     service.environment["HIRESFIX_CLARITY_PRESET"] = "house"
     return service
 
@@ -71,7 +72,7 @@ def test_a_diffusion_job_comes_back_whole_with_an_account_of_what_made_it(clarit
     metadata = job["metadata"]
     assert metadata["engine"] == "clarity"
     names = [weight["name"] for weight in metadata["weights"]]
-    assert names == ["realsr-df2k", "ours", "vae-ft-mse", "control-tile"]
+    assert names == ["realsr-df2k", "ours", "our-vae", "our-control"]
     assert {"drift_db", "ciede2000_mean", "ciede2000_p95", "shift_px", "seam_ratio", "alive"} <= set(
         metadata["quality"]
     )
@@ -96,7 +97,7 @@ def test_a_diffusion_job_is_given_back_between_two_evaluations(clarity: Service,
 
 def test_a_preset_whose_files_are_missing_fails_and_is_refunded(clarity: Service, site: Site) -> None:
     clarity.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
-    Store.at_home().remove("control-tile")
+    (clarity.home / "presets.toml").write_text(PRESET)  # which leaves the published ControlNet
     clarity.api()
     worker = clarity.worker()
     job = clarity.finished(submit(clarity, site.add("/p.png", png(16, 16))).json()["jobId"])

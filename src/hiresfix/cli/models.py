@@ -131,7 +131,10 @@ def _pull(store: Store, offer: Offer, progress: Progress) -> None:
     task = progress.add_task(offer.name, total=offer.bytes or offer.about)
     entry = store.pull(offer, lambda there, total: progress.update(task, completed=there, total=total))
     progress.remove_task(task)
-    known = "as the list says" if offer.sha256 else "not known before; recorded, and checked from now on"
+    known = "as the list says"
+    if len(offer.sha256 or "") < len(entry.sha256):
+        before = "known by its beginning" if offer.sha256 else "not known before"
+        known = f"{before}; recorded, and checked from now on"
     progress.console.print(
         f"{entry.name}  {_size(entry.bytes)}, SHA-256 {entry.sha256} ({known})", markup=False, soft_wrap=True
     )
