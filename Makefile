@@ -54,7 +54,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    || { rm -rf .venv; echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
 	@echo "Installing hiresfix and what it needs into .venv (once, about a minute and 1.5 GB) ..."
 	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]' \
-	    | awk '/^Collecting|^Downloading/ { printf "."; fflush() } /^Success/ { print " done" }'
+	    | awk '/^Collecting|^Downloading/ { printf "."; fflush() } /^Success/ { print " done" } \
+	        /^The conflict is caused by/ { why = 1 } why'
 	@$(BIN)/python -c 'import hiresfix'
 	@touch $@
 

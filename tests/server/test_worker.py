@@ -53,7 +53,7 @@ class Broken:
         self.device = torch.device("cpu")
         self.exact: list[bool] = []
 
-    def in_place_of_an_upscaler(self, device: str, *, exact: bool = False) -> Broken:
+    def in_place_of_an_upscaler(self, device: str, *, exact: bool = False, compiled: bool = False) -> Broken:
         self.exact.append(exact)
         return self
 
