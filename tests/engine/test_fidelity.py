@@ -76,7 +76,7 @@ def enlarged(rgb: NDArray[Any], scale: int) -> NDArray[Any]:
     return rgb.repeat(scale, 0).repeat(scale, 1)
 
 
-def locked(result: NDArray[Any], source: NDArray[Any], **given: float) -> NDArray[Any]:
+def locked(result: NDArray[Any], source: NDArray[Any], **given: Any) -> NDArray[Any]:
     copy = result.copy()
     lock_colours(copy, source, **given)
     return copy
@@ -338,7 +338,7 @@ def test_black_single_coloured_and_broken_results_are_not_alive() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_extremes_have_figures_that_are_numbers(size: tuple[int, int], level: float, dtype: Any) -> None:
     source = np.full((*size, 3), level * np.iinfo(dtype).max, dtype)
-    borders = {"rows": [2, size[0]], "columns": [2, size[1]]}
+    borders: dict[str, Any] = {"rows": [2, size[0]], "columns": [2, size[1]]}
     same = measure(enlarged(source, 2), source, **borders)
     assert same.drift_db == fidelity.MOST_DRIFT_DB
     assert (same.ciede2000_mean, same.ciede2000_p95) == pytest.approx((0, 0), abs=1e-4)
