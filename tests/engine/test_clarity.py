@@ -322,12 +322,12 @@ def test_the_original_has_levels_tiles_and_rounding_of_its_own_and_locks_no_colo
     model = clarity.Model(unet=unet, controlnet=None, conditioner=nothing, codec=codec)  # type: ignore[arg-type] # stand-ins
     asked, locked, halos = heard(monkeypatch), [], list[bool]()
 
-    def sharpened(rgb: Any, strength: float, *, classic: bool) -> Any:
+    def sharpened(rgb: Any, strength: float, *, classic: bool, device: torch.device) -> Any:
         halos.append(classic)
         return rgb
 
     monkeypatch.setattr(clarity, "sharpened", sharpened)
-    monkeypatch.setattr(fidelity, "lock_colours", lambda *_, strength: locked.append(strength))
+    monkeypatch.setattr(fidelity, "lock_colours", lambda *_, strength, device: locked.append(strength))
     wanted = recipe(classic=classic, steps=18, tile_height=24, tile_width=16, dynamic=1.0, resemblance=0.7)
     with torch.inference_mode():
         clarity.run(model, brighter(), rgb, wanted, lambda fraction: None)
