@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hiresfix.engine import memory, resampling, seams
+from hiresfix.engine import resampling, seams
 from hiresfix.engine.enlarging import Report, Samples
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,6 @@ _FAINT = 0.15 / 255
 _RIDGE = 1e-12
 _MOST_PIXELS = 1 << 22
 _MOST_COLOURS = 1 << 16
-_LUMA = (0.299, 0.587, 0.114)
 _CPU = torch.device("cpu")
 
 
@@ -123,7 +122,7 @@ def _cells(result: Samples, source: Samples, scale: int, cell: int, device: torc
 
 def _slope(x: Tensor) -> Tensor:
     """Sum over both axes of the squared central difference of the luminance, for each pixel of distance."""
-    luma = functional.pad(_luma(x), (1, 1, 1, 1), mode="replicate")
+    luma = functional.pad(resampling.luminance(x), (1, 1, 1, 1), mode="replicate")
     down = (luma[:, :, 2:, 1:-1] - luma[:, :, :-2, 1:-1]) / 2
     across = (luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]) / 2
     return down.square() + across.square()
@@ -343,14 +342,8 @@ def _compare(result: Samples, source: Samples, device: torch.device) -> _Sums:
         kept = (..., slice(top - low, end - low), slice(None))
         sums.add(*(x[kept].cpu() for x in (shrunk, original)))
         if min(high - low, width) > 2 * _BLIND:
-            sums.add_slopes(*(_smooth(_luma(x)).cpu() for x in (shrunk, original)))
+            sums.add_slopes(*(resampling.smoothed(resampling.luminance(x)).cpu() for x in (shrunk, original)))
     return sums
-
-
-def _smooth(luma: Tensor) -> Tensor:
-    """Binomial low-pass of nine taps without the four pixels of border that it cannot reach."""
-    taps = memory.send(torch.tensor([1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0]) / 256, luma.device)
-    return functional.conv2d(functional.conv2d(luma, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
 
 def _scale(result: Samples, source: Samples) -> int:
@@ -366,8 +359,3 @@ def _rows(picture: Samples) -> Iterator[Samples]:
 
 def _constant(picture: Samples) -> bool:
     return all(bool((band == picture[0, 0]).all()) for band in _rows(picture))
-
-
-def _luma(x: Tensor) -> Tensor:
-    red, green, blue = x.split(1, 1)  # type: ignore[no-untyped-call]  # upstream
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue  # type: ignore[no-any-return]  # a Tensor

@@ -90,11 +90,24 @@ def accent(y: Tensor, x: Tensor, gain: float) -> Tensor:
 
 
 def _coarse(x: Tensor) -> Tensor:
-    """Low-pass at half the Nyquist frequency: the binomial kernel of nine taps, separable; 4 pixels' reach."""
-    taps = torch.tensor([1, 8, 28, 56, 70, 56, 28, 8, 1], dtype=x.dtype, device=x.device) / 256
-    x = functional.pad(x, (4, 4, 4, 4), mode="replicate")
-    x = functional.conv2d(x, taps.view(1, 1, 1, 9).expand(3, -1, -1, -1), groups=3)
-    return functional.conv2d(x, taps.view(1, 1, 9, 1).expand(3, -1, -1, -1), groups=3)
+    return smoothed(functional.pad(x, (4, 4, 4, 4), mode="replicate"))
+
+
+def smoothed(x: Tensor) -> Tensor:
+    """Low-pass at half the Nyquist frequency: the binomial kernel of nine taps, separable.
+
+    Without the four pixels at each side that see beyond it.
+    """
+    taps = memory.send(torch.tensor([1, 8, 28, 56, 70, 56, 28, 8, 1], dtype=x.dtype) / 256, x.device)
+    channels = x.shape[1]
+    x = functional.conv2d(x, taps.view(1, 1, 1, 9).expand(channels, -1, -1, -1), groups=channels)
+    return functional.conv2d(x, taps.view(1, 1, 9, 1).expand(channels, -1, -1, -1), groups=channels)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(n, 3, h, w) -> (n, 1, h, w): the weighted sum of red, green and blue (ITU-R BT.601)."""
+    red, green, blue = x.split(1, 1)  # type: ignore[no-untyped-call]  # upstream
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue  # type: ignore[no-any-return]  # a Tensor
 
 
 def sharpen(y: Tensor, strength: float) -> Tensor:
@@ -105,7 +118,7 @@ def sharpen(y: Tensor, strength: float) -> Tensor:
     """
     if strength == 0:
         return y
-    luma = (y * y.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    luma = luminance(y)
     padded = functional.pad(luma, (1, 1, 1, 1), mode="replicate")
     around = 9 * functional.avg_pool2d(padded, 3, 1) - luma
     wanted = luma + strength / 10 * (8 * luma - around)
