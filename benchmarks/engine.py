@@ -15,12 +15,10 @@ import argparse
 import copy
 import gc
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks import record
 from benchmarks.enlargers import drawn, machine
 from hiresfix.catalog import CLARITY, find_weights
 from hiresfix.engine import clarity, compiling, enlarging, footprint, memory, multidiffusion, weights
@@ -47,7 +46,6 @@ from hiresfix.engine.sampling import SAMPLERS, NoiseTable
 from hiresfix.engine.vae import Autoencoder, Codec, Pixels
 from hiresfix.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = 3
 REAL = 320
 SAMPLER = "dpmpp-2m-sde-karras"
@@ -103,11 +101,7 @@ def main() -> None:
     else:
         name = f"engine-{device.type}"
         text, data = side_by_side(arguments.width, arguments.side, device, compiled=arguments.compile)
-    print(text)
-    if arguments.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-        (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    record.tell(name, text, data, write=arguments.write)
 
 
 def networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype: torch.dtype) -> Networks:

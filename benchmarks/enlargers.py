@@ -9,7 +9,6 @@ speed bought with pixels shows. ncnn and OpenVINO are measured if they are insta
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -26,10 +25,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import record
 from hiresfix.catalog import WEIGHTS, WeightFile, find_weights
 from hiresfix.engine import enlarging, esrgan, memory, resampling, weights
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = 3
 CPU = torch.device("cpu")
 Pixels = NDArray[np.float32]
@@ -96,11 +95,7 @@ def main() -> None:
     with torch.inference_mode():
         name = "enlargers-halo" if arguments.halo else "enlargers-cpu"
         text, data = measure_halos(rgb) if arguments.halo else measure_ways(rgb)
-    print(text)
-    if arguments.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-        (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    record.tell(name, text, data, write=arguments.write)
 
 
 def centre(path: Path, side: int) -> NDArray[np.uint8]:

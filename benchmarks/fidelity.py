@@ -32,14 +32,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from training import evaluation
 
-from benchmarks import tiny
+from benchmarks import record, tiny
 from hiresfix.catalog import CLARITY, FAITHFUL
 from hiresfix.engine import assembly, compact
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.images import Picture
 from hiresfix.recipe import Engine, Recipe
 
-RESULTS = Path(__file__).parent / "results"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "colosseum.png"
 LATENT_TILE, TILE = 16, 64
 QUICK = "realesr-animevideov3"
@@ -70,19 +69,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if arguments.engines:
         engines = {name: engines[name] for name in arguments.engines.split(";")}
-        kept = json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))
+        kept = json.loads((record.RESULTS / "fidelity.json").read_text(encoding="utf-8"))
         rows = [row for row in kept if row["engine"] not in engines]
     for engine, (upscaler, recipe) in engines.items():
         for name, rgb in pictures:
             quality = upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None).metadata["quality"]
             rows.append({"engine": engine, "picture": name, **quality})
             print(rows[-1], flush=True)
-    text = table(rows, arguments.side)
-    print(text)
-    if arguments.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "fidelity.md").write_text(text, encoding="utf-8")
-        (RESULTS / "fidelity.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    record.tell("fidelity", table(rows, arguments.side), rows, write=arguments.write)
 
 
 def drawn(side: int) -> Iterator[tuple[str, NDArray[Any]]]:

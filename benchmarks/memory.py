@@ -20,10 +20,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import record
+
 LIMIT_GB = 6.0
 SIDES = (512, 1024, 2048, 4096)
 RESULT_SIDES = (2048, 4096, 8192)
@@ -43,7 +43,7 @@ def main() -> None:
         return
     if arguments.model:
         rows = list(plans())
-        finish("memory-model", plans_table(rows), rows, write=arguments.write)
+        record.tell("memory-model", plans_table(rows), rows, write=arguments.write)
         return
     rows = []
     for engine in ENGINES:
@@ -52,15 +52,7 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-    finish("memory", table(rows), rows, write=arguments.write)
-
-
-def finish(name: str, text: str, rows: list[dict[str, Any]], *, write: bool) -> None:
-    print(text)
-    if write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-        (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    record.tell("memory", table(rows), rows, write=arguments.write)
 
 
 def measure(engine: str, side: int) -> dict[str, Any]:

@@ -16,18 +16,16 @@ noise up to the schedule's first level and are brought back; a perfect sampler g
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import record
 from hiresfix.engine import sampling
 from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler
 
-RESULTS = Path(__file__).parent / "results"
 CHANNELS, SIDE = 16, 96
 SPREAD = torch.logspace(0, math.log10(0.05), CHANNELS, dtype=torch.float64).view(1, -1, 1, 1)
 PARTS = ((0.8, 0.5), (0.2, 2.0))
@@ -146,13 +144,7 @@ def main() -> None:
     second = [sampler for sampler in samplers if "2m" in sampler.name and sampler.name.endswith("-karras")]
     samplers += [replace(sampler, name=f"{sampler.name} *", drop=True) for sampler in second]
     figures = [measure(sampler, *setting) for setting in SETTINGS for sampler in samplers]
-    text = table(figures)
-    print(text)
-    if arguments.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "samplers.md").write_text(text, encoding="utf-8")
-        rows = [asdict(figure) for figure in figures]
-        (RESULTS / "samplers.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    record.tell("samplers", table(figures), [asdict(figure) for figure in figures], write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ over the enlarged source's, as the mean of the logarithms.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,12 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import pictures
+from benchmarks import pictures, record
 from hiresfix.catalog import find_weights
 from hiresfix.engine import enlarging, resampling, seams, weights
 from hiresfix.engine.esrgan import Network
 
-RESULTS = Path(__file__).parent / "results"
 TILE = 64
 LIMIT = 1.1
 QUICK, GOOD = "realesr-animevideov3", "realsr-df2k"
@@ -68,13 +66,10 @@ def main() -> None:
                     if ratio is not None:
                         found.setdefault(fault, {}).setdefault(name, []).append(ratio)
             print(number, original.name, flush=True)
-    text = table(found)
-    print(text)
-    if arguments.write:
-        (RESULTS / "seams.md").write_text(text, encoding="utf-8")
-        rounded = {fault: {name: [round(each, 3) for each in all_] for name, all_ in row.items()}
-                   for fault, row in found.items()}  # fmt: skip
-        (RESULTS / "seams.json").write_text(json.dumps(rounded) + "\n", encoding="utf-8")
+    rounded = {
+        fault: {name: [round(each, 3) for each in all_] for name, all_ in row.items()} for fault, row in found.items()
+    }
+    record.tell("seams", table(found), rounded, write=arguments.write, indent=None)
 
 
 def cases(number: int, rgb: Pixels) -> Iterator[tuple[str, Case]]:
