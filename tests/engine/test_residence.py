@@ -98,6 +98,14 @@ def test_64_megapixels_of_stable_diffusion_fit_into_eight_gigabytes_of_a_device(
     assert large.tile == pytest.approx(0.65 * GIB, rel=0.05)
 
 
+def test_a_model_acts_on_its_device_also_while_its_networks_wait_elsewhere() -> None:
+    waiting = stable_diffusion()
+    assert waiting.residents is not None
+    acting = replace(waiting.residents, device=torch.device("cuda", 1))
+    assert replace(waiting, residents=acting).device == torch.device("cuda", 1)
+    assert replace(waiting, residents=None).device == waiting.unet.device
+
+
 def test_a_small_device_holds_only_the_networks_that_act_and_a_large_one_all_of_them() -> None:
     small, large = (residence.plan(free * GIB, need(4096)) for free in (5, 24))
     assert (small.together, large.together) == (False, True)

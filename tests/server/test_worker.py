@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,9 +53,11 @@ class Broken:
         self.runs = 0
         self.device = torch.device("cpu")
         self.exact: list[bool] = []
+        self.compiled: list[bool] = []
 
     def in_place_of_an_upscaler(self, device: str, *, exact: bool = False, compiled: bool = False) -> Broken:
         self.exact.append(exact)
+        self.compiled.append(compiled)
         return self
 
     def run(self, *_: Any) -> None:
@@ -63,8 +66,9 @@ class Broken:
 
 
 async def test_a_bad_result_gets_one_more_attempt_and_is_then_refunded(
-    api: Api, photo: str, monkeypatch: pytest.MonkeyPatch
+    start_api: Callable[..., Api], photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    api = await asyncio.to_thread(start_api, compile=True)
     assert api.settings.max_attempts > 2
     assert (await asyncio.to_thread(api.submit, {"image": photo})).status_code == 202
     broken = Broken()
@@ -74,6 +78,7 @@ async def test_a_bad_result_gets_one_more_attempt_and_is_then_refunded(
     await attempt(api, times=3)
     assert broken.runs == 2
     assert broken.exact == [False, False, True]  # each of the two workers begins with the usual precision
+    assert broken.compiled == [True, True, False]  # which is not worth it for one job
     assert api.value("select state from jobs") == "FAILED"
     assert api.value("select error from jobs") == worker.REFUSED
     assert api.balance == 100
