@@ -35,15 +35,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import record
 from benchmarks.enlargers import drawn, machine
-from hiresfix.catalog import CLARITY, find_weights
-from hiresfix.engine import clarity, compiling, enlarging, footprint, memory, multidiffusion, weights
-from hiresfix.engine.enlarging import Report
-from hiresfix.engine.esrgan import Network
-from hiresfix.engine.multidiffusion import Tile
-from hiresfix.engine.prompts import Conditioner
-from hiresfix.engine.residence import Residents
-from hiresfix.engine.sampling import SAMPLERS, NoiseTable
-from hiresfix.engine.vae import Autoencoder, Codec, Pixels
+from hiresfix.engine import devices
+from hiresfix.engine.diffusion import compiling, multidiffusion, peak_memory
+from hiresfix.engine.diffusion import pipeline as clarity
+from hiresfix.engine.diffusion.multidiffusion import Tile
+from hiresfix.engine.diffusion.offload import Residents
+from hiresfix.engine.diffusion.prompts import Conditioner
+from hiresfix.engine.diffusion.sampling import SAMPLERS, NoiseTable
+from hiresfix.engine.diffusion.vae import Autoencoder, Codec, Pixels
+from hiresfix.engine.superres import tiled_inference
+from hiresfix.engine.superres.networks import Network
+from hiresfix.engine.superres.tiled_inference import Report
+from hiresfix.engine.weights import superres_files
+from hiresfix.models.catalog import CLARITY, find_weights
 from hiresfix.recipe import Recipe
 
 RUNS = 3
@@ -93,7 +97,7 @@ def main() -> None:
     parser.add_argument("--model", action="store_true", help="only count what the real architecture computes")
     parser.add_argument("--write", action="store_true", help="write the tables under benchmarks/results")
     arguments = parser.parse_args()
-    device = memory.choose_device(arguments.device)
+    device = devices.choose_device(arguments.device)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     if arguments.model:
@@ -146,7 +150,7 @@ def stable_diffusion(recipe: Recipe) -> clarity.Model:
 
 
 def _residents(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.device) -> Residents:
-    tile = footprint.evaluation(
+    tile = peak_memory.evaluation(
         nets.unet, nets.controlnet, height=recipe.tile_height, width=recipe.tile_width, factor=8
     )
     return Residents(device=device, text=(text,), diffusing=(nets.unet, nets.controlnet), coding=(nets.vae,), tile=tile)
@@ -156,12 +160,12 @@ def _residents(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.de
 
 
 def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool) -> tuple[str, Any]:
-    dtype = memory.choose_dtype(device)
+    dtype = devices.choose_dtype(device)
     vae_dtype = torch.float32 if device.type == "cpu" else dtype  # as the engine has it
     nets = networks(width, device, dtype, vae_dtype=vae_dtype)
     weight = find_weights("realesr-animevideov3")
     assert weight is not None
-    enlarger = memory.place(weights.load(weight), device, dtype)
+    enlarger = devices.place(superres_files.load(weight), device, dtype)
     rgb = drawn(side)
     bench = _Bench(nets=nets, enlarger=enlarger, rgb=rgb, device=device)
     figures = [bench.ours("clarity-classic"), bench.ours("clarity"), bench.theirs(together=True)]
@@ -244,7 +248,7 @@ class _Bench:
         evaluations, recipe, tiles = self.evaluations, self.recipe, self.tiles
 
         def run() -> None:
-            enlarged = enlarging.enlarge(
+            enlarged = tiled_inference.enlarge(
                 self.enlarger, self.rgb, recipe.tile, factor=2, finish=lambda y, x: y.clamp(0, 1), report=_silent
             )
             pixels = torch.from_numpy(enlarged).permute(2, 0, 1)[None].to(self.device, torch.float32) / 255

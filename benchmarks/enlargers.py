@@ -26,8 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import record
-from hiresfix.catalog import WEIGHTS, WeightFile, find_weights
-from hiresfix.engine import enlarging, esrgan, memory, resampling, weights
+from hiresfix.engine import devices
+from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres import networks, tiled_inference
+from hiresfix.engine.weights import superres_files
+from hiresfix.models.catalog import WEIGHTS, WeightFile, find_weights
 
 RUNS = 3
 CPU = torch.device("cpu")
@@ -53,7 +56,7 @@ class Figure:
 class Plain(nn.Module):
     """RRDBNet's forward as published, whole picture at once, over the engine's own modules."""
 
-    def __init__(self, network: esrgan.RRDBNet) -> None:
+    def __init__(self, network: networks.RRDBNet) -> None:
         super().__init__()
         self.network = network
 
@@ -62,7 +65,7 @@ class Plain(nn.Module):
         first = net.conv_first(x)
         y = first
         for block in net.body:
-            assert isinstance(block, esrgan.RRDB)
+            assert isinstance(block, networks.RRDB)
             inner = y
             for dense in (block.rdb1, block.rdb2, block.rdb3):
                 inner = self._dense(dense, inner)
@@ -74,7 +77,7 @@ class Plain(nn.Module):
         return last
 
     @staticmethod
-    def _dense(block: esrgan.DenseBlock, x: Tensor) -> Tensor:
+    def _dense(block: networks.DenseBlock, x: Tensor) -> Tensor:
         seen = x
         for conv in (block.conv1, block.conv2, block.conv3, block.conv4):
             seen = torch.cat((seen, functional.leaky_relu(conv(seen), 0.2)), 1)
@@ -172,7 +175,7 @@ def ways(rgb: NDArray[np.uint8]) -> Iterator[tuple[str, str, Callable[[], Way]]]
     yield "torch bfloat16", "", lambda: plain(x, bf16, channels_last=False)
     yield "torch bfloat16, channels last", "", lambda: plain(x, bf16, channels_last=True)
     side = len(rgb)
-    best = memory.choose_dtype(CPU)
+    best = devices.choose_dtype(CPU)
     yield "hiresfix float32", "the reference of those below", lambda: ours(rgb, side, torch.float32)
     yield "hiresfix", "bfloat16 blocks, float32 where it shows; sides mirrored", lambda: ours(rgb, side, best)
     yield "hiresfix, half the tile", "the same in bands of rows", lambda: ours(rgb, side // 2, best)
@@ -190,8 +193,8 @@ def x4plus() -> WeightFile:
 
 
 def plain(x: Tensor, dtype: torch.dtype, *, channels_last: bool, compiled: bool = False) -> Way:
-    network = weights.load(x4plus())
-    assert isinstance(network, esrgan.RRDBNet)
+    network = superres_files.load(x4plus())
+    assert isinstance(network, networks.RRDBNet)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = Plain(network).to(dtype)
     for parameter in model.parameters():
@@ -203,11 +206,13 @@ def plain(x: Tensor, dtype: torch.dtype, *, channels_last: bool, compiled: bool 
 
 
 def ours(rgb: NDArray[np.uint8], tile: int, dtype: torch.dtype) -> Way:
-    network = memory.place(weights.load(x4plus()), CPU, dtype)
+    network = devices.place(superres_files.load(x4plus()), CPU, dtype)
 
     def way() -> Pixels:
         wide = (rgb * np.uint16(257)).astype(np.uint16)  # 16 bits, so that rounding to 8 does not hide the precision
-        result = enlarging.enlarge(network, wide, tile, factor=4, finish=lambda y, x: y, report=lambda fraction: None)
+        result = tiled_inference.enlarge(
+            network, wide, tile, factor=4, finish=lambda y, x: y, report=lambda fraction: None
+        )
         return np.asarray(result, np.float32) / np.float32(65535)
 
     return way
@@ -216,8 +221,8 @@ def ours(rgb: NDArray[np.uint8], tile: int, dtype: torch.dtype) -> Way:
 def openvino(x: Tensor, precision: str) -> Way:
     import openvino
 
-    network = weights.load(x4plus())
-    assert isinstance(network, esrgan.RRDBNet)
+    network = superres_files.load(x4plus())
+    assert isinstance(network, networks.RRDBNet)
     model = openvino.convert_model(Plain(network), example_input=x, input=[tuple(x.shape)])
     compiled = openvino.Core().compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -228,7 +233,7 @@ def openvino(x: Tensor, precision: str) -> Way:
 def ncnn(rgb: NDArray[np.uint8], *, bf16: bool) -> Way:
     import ncnn
 
-    path = weights.locate(x4plus())
+    path = superres_files.locate(x4plus())
     net = ncnn.Net()
     net.opt.num_threads = torch.get_num_threads()
     net.opt.use_vulkan_compute = False
@@ -294,7 +299,7 @@ def measure_halos(rgb: NDArray[np.uint8]) -> tuple[str, Table]:
     table: Table = []
     for weight in WEIGHTS:
         for dtype in (torch.float32, torch.bfloat16):
-            network = memory.place(weights.load(weight), CPU, dtype)
+            network = devices.place(superres_files.load(weight), CPU, dtype)
             for picture, pixels in (("picture", rgb), ("noise", noise)):
                 x = resampling.to_tensor(pixels[:_HALO_ROWS, :_HALO_COLUMNS], CPU)
                 name = f"{weight.name}, {str(dtype).removeprefix('torch.')}, {picture}"
@@ -316,7 +321,7 @@ small, turns some roundings over, and these others, as far as the network sees a
     return text, table
 
 
-def differences(network: esrgan.Network, x: Tensor) -> dict[str, float]:
+def differences(network: networks.Network, x: Tensor) -> dict[str, float]:
     whole = network(x).clamp(0, 1)
     found = {}
     for halo in HALOS:
@@ -324,7 +329,7 @@ def differences(network: esrgan.Network, x: Tensor) -> dict[str, float]:
         found[str(halo)] = float((cut[..., halo * 4 :] - whole[..., _CUT * 4 :]).abs().max()) * 255
     starts = range(0, x.shape[2], _HALO_BAND)
     bands = [(x[:, :, top : top + _HALO_BAND], top + _HALO_BAND >= x.shape[2]) for top in starts]
-    joined = torch.cat(list(esrgan.stream(network, bands, lambda work: None)), 2).clamp(0, 1)
+    joined = torch.cat(list(networks.stream(network, bands, lambda work: None)), 2).clamp(0, 1)
     found["bands"] = float((joined - whole).abs().max()) * 255
     return found
 

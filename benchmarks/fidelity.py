@@ -33,10 +33,11 @@ from PIL import Image
 from training import evaluation
 
 from benchmarks import record, tiny
-from hiresfix.catalog import CLARITY, FAITHFUL
-from hiresfix.engine import assembly, compact
+from hiresfix.engine.diffusion import loader
+from hiresfix.engine.diffusion.compact import checkpoint
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.images import Picture
+from hiresfix.models.catalog import CLARITY, FAITHFUL
 from hiresfix.recipe import Engine, Recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "colosseum.png"
@@ -109,11 +110,11 @@ def prepared(preset: Recipe) -> tuple[Upscaler, Recipe]:
 def trained(folder: Path) -> tuple[Upscaler, Recipe]:
     """The preset with the checkpoint in the folder, at tiles of as many pixels as Stable Diffusion's have here."""
     cpu = torch.device("cpu")
-    model = evaluation.engine_model(compact.load(folder, device=cpu, dtype=torch.float32))
+    model = evaluation.engine_model(checkpoint.load(folder, device=cpu, dtype=torch.float32))
     side = LATENT_TILE * 8 // model.codec.factor
     recipe = replace(CLARITY.presets["clarity"], enlarger=QUICK, tile_height=side, tile_width=side, tile=TILE, seed=1)
     upscaler = Upscaler("cpu")
-    upscaler._assembled = assembly.key(recipe), assembly.Assembled(model=model, files=())
+    upscaler._assembled = loader.key(recipe), loader.Assembled(model=model, files=())
     return upscaler, recipe
 
 

@@ -23,13 +23,15 @@ from rich.console import Console
 
 from benchmarks import stack
 from benchmarks.stack import Customer
-from hiresfix import catalog
-from hiresfix.server import gate, jobs, listing, outlook, turns, webhooks
-from hiresfix.server.db import Database
-from hiresfix.server.jobs import Claim, Completed, Result, Source, Submission
-from hiresfix.server.outlook import Forecasts
-from hiresfix.server.queue import Queue
-from hiresfix.server.waiting import Waiting
+from hiresfix.models import catalog
+from hiresfix.server import idempotency
+from hiresfix.server.database.pool import Database
+from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.jobs import estimates, lifecycle, listing, scheduler
+from hiresfix.server.jobs.estimates import Forecasts
+from hiresfix.server.jobs.lifecycle import Claim, Completed, Result, Source, Submission
+from hiresfix.server.jobs.queue_snapshot import Waiting
+from hiresfix.server.webhooks import events
 from hiresfix.wire import JobQuery
 
 TEAMS = 50
@@ -94,54 +96,54 @@ class Life:
         self.held: Claim | None = None
 
     async def authenticate(self) -> None:
-        await gate.admit(self.database, api_key=self.customer.key, authorization=None)
+        await idempotency.admit(self.database, api_key=self.customer.key, authorization=None)
 
     async def room(self) -> None:
         async with self.database.looking() as tx:
-            await jobs.room_for(tx, self.customer.caller, per_team=10**6, in_total=10**6, waiting=0)
+            await lifecycle.room_for(tx, self.customer.caller, per_team=10**6, in_total=10**6, waiting=0)
 
     async def submit(self) -> None:
         async with self.database.pipelined() as tx:
-            await jobs.submit(tx, self.queue, self.new)
+            await lifecycle.submit(tx, self.queue, self.new)
 
     async def poll(self) -> None:
         async with self.database.looking() as tx:
-            await jobs.get(tx, self.new.id, caller=self.customer.caller)
+            await lifecycle.get(tx, self.new.id, caller=self.customer.caller)
 
     async def page(self) -> None:
         async with self.database.looking() as tx:
             await listing.page(tx, self.customer.caller, JobQuery())
 
     async def claim(self) -> None:
-        self.held = await jobs.claim(self.database, worker="benchmark", lease_seconds=60)
+        self.held = await lifecycle.claim(self.database, worker="benchmark", lease_seconds=60)
 
     async def renew(self) -> None:
         assert self.held
         async with self.database.transaction() as tx:
-            await jobs.renew(tx, self.held, progress=50, lease_seconds=60)
+            await lifecycle.renew(tx, self.held, progress=50, lease_seconds=60)
 
     async def settle(self) -> None:
         assert self.held
         async with self.database.transaction() as tx:
-            await jobs.settle(tx, self.queue, self.held, Completed(result=_result(self.held)), public_url=URL)
+            await lifecycle.settle(tx, self.queue, self.held, Completed(result=_result(self.held)), public_url=URL)
 
     async def sweep(self) -> None:
         async with self.database.transaction() as tx:
-            await jobs.sweep(tx, self.queue, public_url=URL)
+            await lifecycle.sweep(tx, self.queue, public_url=URL)
         async with self.database.transaction() as tx:
-            await turns.reconcile(tx, self.queue)
+            await scheduler.reconcile(tx, self.queue)
         async with self.database.transaction() as tx:
-            await webhooks.sweep(tx, self.queue)
+            await events.sweep(tx, self.queue)
 
     async def purge(self) -> None:
         async with self.database.transaction() as tx:
-            await jobs.expired_results(tx, retention=timedelta(days=90))
+            await lifecycle.expired_results(tx, retention=timedelta(days=90))
         async with self.database.transaction() as tx:
-            await jobs.finished_sources(tx, retention=timedelta(hours=1))
+            await lifecycle.finished_sources(tx, retention=timedelta(hours=1))
 
     async def forecast(self) -> None:
         async with self.database.transaction() as tx:
-            paces, running = await outlook.paces(tx), await outlook.running(tx)
+            paces, running = await estimates.paces(tx), await estimates.running(tx)
             Forecasts(await self.line.look(tx, [job.id for job in running]), running, paces)
 
 
@@ -281,8 +283,8 @@ async def _one_job_and_tasks(url: str, customer: Customer, count: int) -> None:
     """What the others are copied from, and as many tasks as submissions of all would have enqueued."""
     every = "select from generate_series(1, %(count)s)"
     async with Database(url, max_size=1) as database, database.pipelined() as tx:
-        await jobs.submit(tx, Queue(""), _submission(customer))
-        await Queue("").enqueue_for_each(tx, every, {"count": count}, turns.TASK, queue=turns.QUEUE)
+        await lifecycle.submit(tx, Queue(""), _submission(customer))
+        await Queue("").enqueue_for_each(tx, every, {"count": count}, scheduler.TASK, queue=scheduler.QUEUE)
 
 
 # Plans

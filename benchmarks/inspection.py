@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hiresfix.engine import inspection, resampling
-from hiresfix.engine.inspection import CLEAN, DAMAGED, Findings
+from hiresfix.engine.analysis import degradation
+from hiresfix.engine.analysis.degradation import CLEAN, DAMAGED, Findings
+from hiresfix.engine.pixels import resampling
 
 from . import metrics, pictures, runs
 from .pictures import Original, Pixels
@@ -74,8 +75,8 @@ def measured(originals: Sequence[Original]) -> Iterator[Row]:
 
 
 def row(made: runs.Runs, original: Original, damaged: Pixels, damage: str) -> Row:
-    findings = inspection.inspect(damaged)
-    choice = inspection.choose(findings).enlarger
+    findings = degradation.inspect(damaged)
+    choice = degradation.choose(findings).enlarger
     part = pictures.middle(damaged, SIDE)
     wanted = pictures.part_of(original, damaged, SIDE, FACTOR)
     results = {name: finished(made.network(part, name).rgb, part) for name in (CLEAN, DAMAGED)}

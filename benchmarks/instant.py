@@ -13,7 +13,9 @@ import torch
 from hiresfix.engine.upscaler import Upscaled
 from hiresfix.images import Picture
 from hiresfix.recipe import Recipe
-from hiresfix.server import config, logs, worker
+from hiresfix.server.platform import logging
+from hiresfix.server.settings import load_settings
+from hiresfix.server.worker import process
 
 
 class Instant:
@@ -32,11 +34,11 @@ class Instant:
 
 
 def main() -> None:
-    settings = config.load().model_copy(update={"self_test": False})  # which the double would rightly fail
+    settings = load_settings().model_copy(update={"self_test": False})  # which the double would rightly fail
     assert settings.database_url
-    logs.configure(settings.log_level)
-    worker.Upscaler = Instant  # type: ignore[attr-defined,assignment]  # the double has what a worker uses of the real one
-    worker.run(settings, database_url=settings.database_url)
+    logging.configure(settings.log_level)
+    process.Upscaler = Instant  # type: ignore[attr-defined,assignment]  # the double has what a worker uses of the real one
+    process.run(settings, database_url=settings.database_url)
 
 
 if __name__ == "__main__":

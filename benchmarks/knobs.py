@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from hiresfix import images
-from hiresfix.catalog import CLARITY, FAITHFUL, Model
 from hiresfix.images import Picture
+from hiresfix.models.catalog import CLARITY, FAITHFUL, Model
 from hiresfix.recipe import OutputFormat
 
 from . import runs

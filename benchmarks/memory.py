@@ -94,8 +94,8 @@ def prepared(engine: str) -> Callable[[Any], Any]:
     from dataclasses import replace
 
     from benchmarks import tiny
-    from hiresfix.catalog import CLARITY, FAITHFUL
     from hiresfix.images import Picture
+    from hiresfix.models.catalog import CLARITY, FAITHFUL
 
     preset = FAITHFUL.preset if engine == "faithful" else CLARITY.presets[engine]
     upscaler, recipe = tiny.upscaler(replace(preset, enlarger=tiny.ENLARGER, steps=4))
@@ -127,10 +127,10 @@ def plans() -> Iterator[dict[str, Any]]:
     from dataclasses import replace
 
     from benchmarks.engine import stable_diffusion
-    from hiresfix.catalog import CLARITY
-    from hiresfix.engine import residence
-    from hiresfix.engine.vae import Autoencoder
+    from hiresfix.engine.diffusion import offload
+    from hiresfix.engine.diffusion.vae import Autoencoder
     from hiresfix.errors import EngineFailed
+    from hiresfix.models.catalog import CLARITY
 
     recipe = CLARITY.presets["clarity"]
     model = stable_diffusion(recipe)
@@ -141,7 +141,7 @@ def plans() -> Iterator[dict[str, Any]]:
         for device in DEVICES_GB:
             row: dict[str, Any] = {"result_mp": side**2 >> 20, "device_gb": device, "tiles": need.tiles}
             try:
-                plan = residence.plan(int((device - 0.5) * 2**30), need)
+                plan = offload.plan(int((device - 0.5) * 2**30), need)
                 repetition = replace(codec, budget=plan.section).repetition(side // 8, side // 8)
                 taken = replace(plan, section=min(plan.section, codec.bytes_for(side // 8, side // 8)))
             except EngineFailed as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hiresfix.engine import fidelity
+from hiresfix.engine.analysis import metrics
 
 from .pictures import Pixels
 
@@ -51,7 +51,7 @@ class Score:
 
 
 def score(result: Pixels, original: Pixels, lowered: Pixels) -> Score:
-    quality = fidelity.measure(result, lowered)
+    quality = metrics.measure(result, lowered)
     return Score(
         psnr_db=psnr(result, original),
         ssimulacra2=ssimulacra2(result, original),

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hiresfix.catalog import CLARITY, FAITHFUL
-from hiresfix.engine.inspection import CLEAN, DAMAGED
+from hiresfix.engine.analysis.degradation import CLEAN, DAMAGED
+from hiresfix.models.catalog import CLARITY, FAITHFUL
 from hiresfix.recipe import Engine, Recipe
 
 from . import metrics, pictures, runs

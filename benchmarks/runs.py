@@ -21,10 +21,12 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hiresfix.engine
-from hiresfix.catalog import find_weights
-from hiresfix.engine import enlarging, esrgan, memory, weights
+from hiresfix.engine import devices
+from hiresfix.engine.superres import networks, tiled_inference
 from hiresfix.engine.upscaler import Upscaler
+from hiresfix.engine.weights import superres_files
 from hiresfix.images import Picture
+from hiresfix.models.catalog import find_weights
 from hiresfix.recipe import Recipe
 
 from .pictures import Pixels
@@ -70,7 +72,7 @@ class Runs:
 
         def make() -> Made:
             start = time.process_time()
-            result = enlarging.enlarge(
+            result = tiled_inference.enlarge(
                 _network(name), rgb, 256, factor=4, finish=lambda y, x: y, report=lambda fraction: None
             )
             return Made(rgb=result, evaluations=1, seconds=time.process_time() - start)
@@ -80,10 +82,10 @@ class Runs:
 
 
 @cache
-def _network(name: str) -> esrgan.Network:
+def _network(name: str) -> networks.Network:
     weight = find_weights(name)
     assert weight is not None
-    return memory.place(weights.load(weight), _CPU, memory.choose_dtype(_CPU))
+    return devices.place(superres_files.load(weight), _CPU, devices.choose_dtype(_CPU))
 
 
 @cache

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from hiresfix.engine import sampling
-from hiresfix.engine.sampling import SAMPLERS, Noise, NoiseTable, Sampler
+from hiresfix.engine.diffusion import sampling
+from hiresfix.engine.diffusion.sampling import SAMPLERS, Noise, NoiseTable, Sampler
 
 CHANNELS, SIDE = 16, 96
 SPREAD = torch.logspace(0, math.log10(0.05), CHANNELS, dtype=torch.float64).view(1, -1, 1, 1)

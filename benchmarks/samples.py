@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 from PIL import Image
 
-from hiresfix.server.web.assets import FOLDER
 from hiresfix.server.web.samples import SAMPLES, Sample
+from hiresfix.server.web.static_files import FOLDER
 
 from .runs import Runs
 

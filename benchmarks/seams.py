@@ -27,9 +27,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import pictures, record
-from hiresfix.catalog import find_weights
-from hiresfix.engine import enlarging, resampling, seams, weights
-from hiresfix.engine.esrgan import Network
+from hiresfix.engine.analysis import seams
+from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres import tiled_inference
+from hiresfix.engine.superres.networks import Network
+from hiresfix.engine.weights import superres_files
+from hiresfix.models.catalog import find_weights
 
 TILE = 64
 LIMIT = 1.1
@@ -106,7 +109,7 @@ def network(name: str) -> Network:
     if name not in _NETWORKS:
         weight = find_weights(name)
         assert weight is not None
-        _NETWORKS[name] = weights.load(weight)
+        _NETWORKS[name] = superres_files.load(weight)
     return _NETWORKS[name]
 
 
@@ -116,7 +119,7 @@ _NETWORKS: dict[str, Network] = {}
 def enlarged(network: Network, rgb: Pixels, scale: int) -> Pixels:
     """As the faithful engine does at its default resemblance, in bands that meet bit for bit."""
     finish = partial(resampling.follow, weights=resampling.rounds(1.0))
-    return enlarging.enlarge(network, rgb, TILE, factor=scale, finish=finish, report=lambda fraction: None)
+    return tiled_inference.enlarge(network, rgb, TILE, factor=scale, finish=finish, report=lambda fraction: None)
 
 
 def reduced(rgb: Pixels, factor: int) -> Pixels:

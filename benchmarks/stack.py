@@ -24,9 +24,11 @@ from urllib.request import urlopen
 import psutil
 import psycopg
 
-from hiresfix.server import accounts, credits, db, embedded
-from hiresfix.server.accounts import Caller
-from hiresfix.server.db import Database, Tx
+from hiresfix.server.accounts import authentication
+from hiresfix.server.accounts.authentication import Caller
+from hiresfix.server.billing import ledger
+from hiresfix.server.database import embedded, pool
+from hiresfix.server.database.pool import Database, Tx
 
 PATIENCE = 60.0
 PLENTY = "100000000"
@@ -206,7 +208,7 @@ def stack(postgres: Postgres) -> Iterator[Stack]:
         admin.execute(f"create database {name}".encode())
         url = _database(postgres.url, name)
         with folder() as home:
-            db.migrate(url)
+            pool.migrate(url)
             made = Stack(postgres=postgres, home=home, database_url=url)
             try:
                 yield made
@@ -239,17 +241,17 @@ def customers(url: str, count: int) -> list[Customer]:
 
 
 async def _customer(tx: Tx, number: int) -> Customer:
-    team = await db.value(
+    team = await pool.value(
         tx,
         "insert into teams (name, max_concurrent_jobs) values (%(name)s, 1000) returning id",
         name=f"team {number}",
     )
-    user = await db.value(
+    user = await pool.value(
         tx,
         "insert into users (team_id, email, role) values (%(team)s, %(email)s, 'OWNER') returning id",
         team=team,
         email=f"{number}@example.com",
     )
-    await credits.grant(tx, team, 10**12, actor="benchmark", reason="plenty")
-    key = await accounts.create_key(tx, "benchmark", user=user)
-    return Customer(key=key, caller=await accounts.authenticate(tx, key))
+    await ledger.grant(tx, team, 10**12, actor="benchmark", reason="plenty")
+    key = await authentication.create_key(tx, "benchmark", user=user)
+    return Customer(key=key, caller=await authentication.authenticate(tx, key))

@@ -16,13 +16,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hiresfix.engine import assembly, memory
-from hiresfix.engine.assembly import Assembled
-from hiresfix.engine.clarity import Model
-from hiresfix.engine.esrgan import SRVGGNetCompact
-from hiresfix.engine.prompts import Conditioner
+from hiresfix.engine import devices
+from hiresfix.engine.diffusion import loader
+from hiresfix.engine.diffusion.loader import Assembled
+from hiresfix.engine.diffusion.pipeline import Model
+from hiresfix.engine.diffusion.prompts import Conditioner
+from hiresfix.engine.diffusion.vae import Autoencoder
+from hiresfix.engine.superres.networks import SRVGGNetCompact
 from hiresfix.engine.upscaler import Upscaler
-from hiresfix.engine.vae import Autoencoder
 from hiresfix.recipe import Engine, Recipe
 
 ENLARGER = "tiny"
@@ -37,11 +38,11 @@ def upscaler(recipe: Recipe) -> tuple[Upscaler, Recipe]:
     """
     made = Upscaler("cpu")
     torch.manual_seed(0)
-    network = memory.place(SRVGGNetCompact(convs=1, features=8).eval(), made.device, torch.float32)
+    network = devices.place(SRVGGNetCompact(convs=1, features=8).eval(), made.device, torch.float32)
     made._networks[ENLARGER] = {"name": ENLARGER, "sha256": ""}, network
     recipe = replace(recipe, loras=(), embeddings=())
     if recipe.engine is Engine.DIFFUSION:
-        made._assembled = assembly.key(recipe), Assembled(model=model(), files=())
+        made._assembled = loader.key(recipe), Assembled(model=model(), files=())
     return made, recipe
 
 

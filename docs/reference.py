@@ -57,9 +57,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def openapi() -> dict[str, Any]:
     """The document that `GET /v2/openapi.json` gives."""
-    from hiresfix.server.api import description
+    from hiresfix.server.api import openapi as description
     from hiresfix.server.app import create_app
-    from hiresfix.server.config import Settings
+    from hiresfix.server.settings import Settings
 
     app = create_app(Settings(), database_url="postgresql://nobody@127.0.0.1/none")
     return description.document(app.routes, public_url="http://127.0.0.1:8000")

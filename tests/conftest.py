@@ -55,7 +55,7 @@ def postgres() -> Iterator[str]:
     if url := os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
         yield url
         return
-    from hiresfix.server import embedded
+    from hiresfix.server.database import embedded
 
     home = reachable_folder()
     try:
@@ -68,12 +68,12 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template_database(postgres: str) -> str:
     """A migrated, empty database that others are copied from."""
-    from hiresfix.server import db
+    from hiresfix.server.database import pool
 
     name = f"hiresfix_template_{os.getpid()}"
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    db.migrate(database_named(postgres, name))
+    pool.migrate(database_named(postgres, name))
     return name
 
 
@@ -102,7 +102,7 @@ def database_named(url: str, name: str) -> str:
 
 def postgres_programs() -> Path:
     """Folder of programs as new as the tests' server (older ones refuse it): the embedded server's own, or Debian's."""
-    from hiresfix.server import embedded
+    from hiresfix.server.database import embedded
 
     if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
         return embedded._installed() / "bin"

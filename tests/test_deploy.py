@@ -23,12 +23,13 @@ import yaml
 from openapi_schema_validator import OAS31Validator
 from packaging.specifiers import SpecifierSet
 
-from hiresfix.server import census, metrics
-from hiresfix.server.config import Settings
+from hiresfix.server.jobs import fleet_metrics
+from hiresfix.server.platform import metrics
+from hiresfix.server.settings import Settings
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-FAMILIES = metrics.families(census.families(None))
+FAMILIES = metrics.families(fleet_metrics.families(None))
 METRICS = {name for name in FAMILIES if not name.startswith("process_")}
 OBJECTS = [
     (file.name, document)
@@ -115,7 +116,7 @@ def test_dashboard_and_alerts_ask_only_for_metrics_and_labels_that_exist() -> No
 
 def test_a_process_that_has_done_nothing_yet_raises_no_alarm() -> None:
     """Alerts take the least of all processes, so a worker's figures must not read as an API's trouble."""
-    program = "from hiresfix.server import metrics; print(metrics.render().decode())"
+    program = "from hiresfix.server.platform import metrics; print(metrics.render().decode())"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
     assert "hiresfix_intake_open 1.0" in told
     assert "hiresfix_ready{" not in told
@@ -222,7 +223,7 @@ def test_workers_get_longer_to_end_than_they_drain() -> None:
 def test_kedas_query_is_the_one_that_the_figures_tell(database_url: str) -> None:
     (scaled,) = (found for _, found in OBJECTS if found["kind"] == "ScaledObject")
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
-    assert query.split() == census.WORKERS_WANTED.split()
+    assert query.split() == fleet_metrics.WORKERS_WANTED.split()
     with psycopg.connect(database_url) as connection:
         assert connection.execute(query).fetchone() == (0,)
     assert scaled["spec"]["scaleTargetRef"]["name"] in {found["metadata"]["name"] for _, found in PODS}

@@ -28,7 +28,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
         ("hiresfix.client", ("torch", "fastapi", "numpy", "PIL", "pydantic", "typer")),
         ("hiresfix.cli", ("torch", "fastapi", "numpy", "PIL", "pydantic", "psycopg")),
         ("hiresfix.server.app", ("torch", "typer", "alembic", "sqlalchemy")),
-        ("hiresfix.server.serve", ("torch", "fastapi")),
+        ("hiresfix.server.supervisor", ("torch", "fastapi")),
         ("hiresfix.engine.upscaler", ("fastapi", "psycopg", "httpx")),
     ],
 )
@@ -40,7 +40,7 @@ def test_importing_loads_nothing_it_does_not_need(module: str, unwanted: tuple[s
 def test_the_api_is_made_without_torch_installed() -> None:
     done = run(
         HIDE.format(hidden=["torch", "safetensors"])
-        + "from hiresfix.server.app import create_app; from hiresfix.server.config import Settings\n"
+        + "from hiresfix.server.app import create_app; from hiresfix.server.settings import Settings\n"
         "create_app(Settings(), database_url='postgresql://nowhere/x'); print('made')"
     )
     assert done.stdout.strip() == "made", done.stderr

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiresfix.catalog import CLARITY, FAITHFUL, MODELS, WEIGHTS, find_model, find_weights
 from hiresfix.errors import NotUnderstood
+from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, WEIGHTS, find_model, find_weights
 from hiresfix.recipe import AUTO, MAX_SEED, SCALES, Engine, OutputFormat, Recipe
 
 recipes = st.builds(

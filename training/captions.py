@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from hiresfix.engine import clip, prompts
+from hiresfix.engine.diffusion import clip_tokenizer, prompts
 from training import degradations
 
 GOOD = ("masterpiece", "best quality", "highres", "sharp", "highly detailed", "crisp", "sharp focus", "8k", "hdr")
@@ -37,7 +37,7 @@ class Captioned:
 def words() -> tuple[int, ...]:
     """The ids of all tokens that captions are made of, in order; a prompt's comma too."""
     said = [*GOOD, *BLURRED, *NOISY, *BLOCKY, *BAD, *FILLING, *(word for word, _, _ in _COLOURS), ","]
-    return tuple(sorted({number for text in said for number in clip.token_ids(text)}))
+    return tuple(sorted({number for text in said for number in clip_tokenizer.token_ids(text)}))
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -22,11 +22,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from hiresfix.catalog import CLARITY, find_weights
-from hiresfix.engine import clarity, compact, memory, resampling, weights
-from hiresfix.engine.compact import Compact
-from hiresfix.engine.esrgan import Network
-from hiresfix.engine.prompts import Conditioner
+from hiresfix.engine import devices
+from hiresfix.engine.diffusion import pipeline
+from hiresfix.engine.diffusion.compact import checkpoint
+from hiresfix.engine.diffusion.compact.checkpoint import Compact
+from hiresfix.engine.diffusion.prompts import Conditioner
+from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres.networks import Network
+from hiresfix.engine.weights import superres_files
+from hiresfix.models.catalog import CLARITY, find_weights
 from hiresfix.recipe import Recipe
 from training import pictures
 from training.pictures import Photo
@@ -44,8 +48,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    device = memory.choose_device(arguments.device)
-    model = compact.load(arguments.checkpoint, device=device, dtype=torch.float32)
+    device = devices.choose_device(arguments.device)
+    model = checkpoint.load(arguments.checkpoint, device=device, dtype=torch.float32)
     dev = pictures.load(pictures.files(arguments.data)[1], device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
@@ -53,9 +57,9 @@ def main() -> None:
             print(f"{name:24} {figure:8.3f}")
 
 
-def engine_model(model: Compact) -> clarity.Model:
+def engine_model(model: Compact) -> pipeline.Model:
     """As the engine runs it."""
-    return clarity.Model(
+    return pipeline.Model(
         unet=model.unet,
         controlnet=model.controlnet,
         conditioner=Conditioner(model.text_encoder),
@@ -84,9 +88,9 @@ def judge(model: Compact, dev: Sequence[Photo], out: Path, step: int) -> dict[st
         original = _middle(photo)
         small = _reduced(original)
         plain = _enlarged(enlarger, small)
-        made = clarity.run(model_of, enlarger, small, recipe(), _silent).rgb
+        made = pipeline.run(model_of, enlarger, small, recipe(), _silent).rgb
         said = [
-            clarity.run(
+            pipeline.run(
                 model_of, enlarger, small, replace(recipe(), prompt=yes, negative_prompt=no, creativity=0.6), _silent
             ).rgb
             for yes, no in ((GOOD, BAD), (BAD, GOOD))
@@ -149,7 +153,7 @@ def _enlarged(enlarger: Network, small: Pixels) -> Pixels:
 def _enlarger(device: torch.device) -> Network:
     weight = find_weights(pictures.ENLARGER)
     assert weight is not None
-    return memory.place(weights.load(weight), device, memory.choose_dtype(device))
+    return devices.place(superres_files.load(weight), device, devices.choose_dtype(device))
 
 
 def _silent(fraction: float) -> None:

@@ -15,10 +15,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hiresfix.engine import blocks, compact
-from hiresfix.engine.blocks import BlockTransform
-from hiresfix.engine.compact import Compact, WordEmbedding
-from hiresfix.engine.preconditioning import Preconditioning
+from hiresfix.engine.diffusion.compact import checkpoint, dct_codec
+from hiresfix.engine.diffusion.compact.checkpoint import Compact, WordEmbedding
+from hiresfix.engine.diffusion.compact.dct_codec import BlockTransform
+from hiresfix.engine.diffusion.compact.preconditioning import Preconditioning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Prec
     torch.manual_seed(seed)
     levels = len(size.channels)
     shared: dict[str, Any] = {
-        "in_channels": blocks.CHANNELS,
+        "in_channels": dct_codec.CHANNELS,
         "block_out_channels": size.channels,
         "layers_per_block": size.layers,
         "cross_attention_dim": size.words,
@@ -57,11 +57,11 @@ def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Prec
         "norm_num_groups": 16,
     }
     up = ("CrossAttnUpBlock2D",) * levels
-    unet = UNet2DConditionModel(out_channels=blocks.CHANNELS, up_block_types=up, **shared)
+    unet = UNet2DConditionModel(out_channels=dct_codec.CHANNELS, up_block_types=up, **shared)
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(16, 32, 96), **shared)
     _wake(controlnet)
     config = CLIPTextConfig(
-        vocab_size=compact.rows(words),
+        vocab_size=checkpoint.rows(words),
         hidden_size=size.words,
         intermediate_size=2 * size.words,
         num_hidden_layers=2,
@@ -71,7 +71,7 @@ def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Prec
         pad_token_id=1,
     )
     text_encoder = CLIPTextModel(config)
-    compact.give_words(text_encoder, WordEmbedding(words, size.words))
+    checkpoint.give_words(text_encoder, WordEmbedding(words, size.words))
     return Compact(
         unet=unet, controlnet=controlnet, text_encoder=text_encoder, words=words, codec=codec, preconditioning=known
     )

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from hiresfix.engine import guidance
-from hiresfix.engine.compact import Compact
-from hiresfix.engine.sampling import NoiseTable
+from hiresfix.engine.diffusion import guidance
+from hiresfix.engine.diffusion.compact.checkpoint import Compact
+from hiresfix.engine.diffusion.sampling import NoiseTable
 from training import captions
 from training.pictures import Batch
 

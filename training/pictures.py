@@ -19,8 +19,9 @@ from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from hiresfix.catalog import find_weights
-from hiresfix.engine import memory, weights
+from hiresfix.engine import devices
+from hiresfix.engine.weights import superres_files
+from hiresfix.models.catalog import find_weights
 from training import degradations
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -84,7 +85,7 @@ def enlarged(photos: Sequence[Photo], cache: Path, device: torch.device, *, seed
     cache.mkdir(parents=True, exist_ok=True)
     weight = find_weights(ENLARGER)
     assert weight is not None
-    network = memory.place(weights.load(weight), device, memory.choose_dtype(device))
+    network = devices.place(superres_files.load(weight), device, devices.choose_dtype(device))
     generator = Generator().manual_seed(seed)
     made = []
     for photo in track(photos, description="Enlarging smaller copies", transient=True):

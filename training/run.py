@@ -23,10 +23,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiresfix.engine import compact, memory, preconditioning
-from hiresfix.engine.blocks import CHANNELS, BlockTransform
-from hiresfix.engine.compact import Compact
-from hiresfix.engine.sampling import NoiseTable
+from hiresfix.engine import devices
+from hiresfix.engine.diffusion.compact import checkpoint, preconditioning
+from hiresfix.engine.diffusion.compact.checkpoint import Compact
+from hiresfix.engine.diffusion.compact.dct_codec import CHANNELS, BlockTransform
+from hiresfix.engine.diffusion.sampling import NoiseTable
 from training import captions, evaluation, muon, networks, objective, pictures
 from training.pictures import Batch, Photo
 
@@ -87,7 +88,7 @@ def main() -> None:
 def train(options: Options) -> list[float]:
     """Returns the loss of each step of this run. Raises ValueError for a folder without usable pictures."""
     options.out.mkdir(parents=True, exist_ok=True)
-    device = memory.choose_device(options.device)
+    device = devices.choose_device(options.device)
     train_files, dev_files = pictures.files(options.data)
     photos = pictures.load(train_files, device)
     dev = pictures.load(dev_files, device)
@@ -147,7 +148,7 @@ class _Run:
         part.replace(self.state_file)
         averaged = self.average.module
         assert isinstance(averaged, Trained)
-        compact.save(averaged.of(self.model), self.options.out / "checkpoint")
+        checkpoint.save(averaged.of(self.model), self.options.out / "checkpoint")
         with torch.inference_mode():
             figures = evaluation.judge(averaged.eval().of(self.model), self.dev, self.options.out, self.step)
         _append(self.options.out / "dev.csv", {"step": self.step, **figures})

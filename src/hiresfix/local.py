@@ -19,16 +19,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from hiresfix import presets
-from hiresfix.catalog import MODELS, Model, find_model
-from hiresfix.client import pictures
-from hiresfix.client.pictures import Image
+from hiresfix.client import inputs
+from hiresfix.client.inputs import Image
 from hiresfix.client.values import Params, spelled_out
 from hiresfix.errors import ConfigurationError, InvalidRequest
-from hiresfix.home import home
-from hiresfix.partfile import PartFile
+from hiresfix.files import FORMAT_OF_SUFFIX, PartFile
+from hiresfix.models import presets
+from hiresfix.models.catalog import MODELS, Model, find_model
+from hiresfix.paths import home
 from hiresfix.recipe import MAX_SEED, OutputFormat, Recipe
-from hiresfix.suffixes import FORMAT_OF_SUFFIX
 from hiresfix.wire.params import canonical
 from hiresfix.wire.problems import Problems
 
@@ -113,16 +112,16 @@ def upscale(
 
     params: scale 1, 2, 4, 8; creativity 0 to 1; resemblance 0 to 3; dynamic 1 to 50; steps 1 to 100; sharpen 0 to 10;
     prompt, negative_prompt, seed; output_format png, jpg, webp; content photo, anime (model="faithful-upscale").
-    preset: of `clarity-upscale`: offline, clarity, clarity-classic or one of your own (`hiresfix.presets`).
+    preset: of `clarity-upscale`: offline, clarity, clarity-classic or one of your own (`hiresfix.models.presets`).
     device: auto, cpu, cuda, cuda:1, mps. keep_metadata False leaves EXIF and XMP out. limits: by default those of a
     server. `on_progress` hears of fractions from 0 to 1, and stops the engine by raising `hiresfix.errors.Cancelled`.
     May be called from any thread; one works at a time. Raises InvalidRequest, PictureError, WeightsError, EngineFailed;
     ModuleNotFoundError without the extra `engine`.
     """
     recipe = recipe_of(model_called(model), spelled_out(params), preset=preset)
-    if pictures.url_of(image) is not None:
+    if inputs.url_of(image) is not None:
         raise InvalidRequest({"image": ["URLs are for servers. Fetch the file and pass its path or its bytes."]})
-    data = pictures.source_of(image).read()
+    data = inputs.source_of(image).read()
     with _one_at_a_time:
         upscaler = _warm(device)
         return enlarge(data, recipe, upscaler, limits=limits, keep_metadata=keep_metadata, report=on_progress)

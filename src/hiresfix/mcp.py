@@ -22,11 +22,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import hiresfix
-from hiresfix.client import AsyncClient, AsyncJobHandle, Job, JobEnded, Params, pictures
-from hiresfix.client.asking import DEFAULT_MODEL
+from hiresfix.client import AsyncClient, AsyncJobHandle, Job, JobEnded, Params, inputs
+from hiresfix.client.arguments import DEFAULT_MODEL
 from hiresfix.errors import HiresfixError
-from hiresfix.partfile import require_writable
-from hiresfix.suffixes import FORMAT_OF_SUFFIX
+from hiresfix.files import FORMAT_OF_SUFFIX, require_writable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,7 +162,7 @@ class _Desk:
         and the same output to get the file later.
         """
         target = self.files.target(output, overwrite=overwrite)
-        source = image if pictures.url_of(image) else self.files.path(image)
+        source = image if inputs.url_of(image) else self.files.path(image)
         params: Params = {"scale": scale, "output_format": FORMAT_OF_SUFFIX[target.suffix.lower()]}
         if creativity is not None:
             params["creativity"] = creativity

@@ -46,7 +46,7 @@ class Recipe:
     scale: multiplier of both sides, one of 1, 2, 4, 8. creativity 0..1: how much detail may be invented.
     resemblance 0..3: how tightly the result, scaled down, follows the input. dynamic 1..50: guidance.
     steps 1..100. sharpen 0..10, 0 = off. seed 0..2^53-1.
-    Operator's side: engine; enlarger, a weight name of `hiresfix.catalog` or `AUTO`; tile, its input pixels a side.
+    Operator's side: engine; enlarger, a weight name of `models.catalog` or `AUTO`; tile, its input pixels a side.
     Operator's side of diffusion: checkpoint, vae, controlnet, loras (name and strength of those always used),
     offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
     sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
-from hiresfix.server import accounts
-from hiresfix.server.db import Database
+from hiresfix.server.accounts import authentication
+from hiresfix.server.database.pool import Database
 from tests.conftest import own_database, reachable_folder
 from tests.journey.conftest import Service
 
@@ -30,7 +30,7 @@ def server(postgres: str, template_database: str) -> Iterator[Service]:
 
     async def bootstrap(url: str) -> str:
         async with Database(url, max_size=1) as database, database.transaction() as tx:
-            key = await accounts.bootstrap(tx, free_credits=10_000, key_name="browser")
+            key = await authentication.bootstrap(tx, free_credits=10_000, key_name="browser")
         assert key is not None
         return key
 

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Page
 
 from hiresfix.server.web import pages
-from hiresfix.server.web.assets import address
 from hiresfix.server.web.languages import LANGUAGES
-from hiresfix.server.web.wording import fill
+from hiresfix.server.web.message_format import fill
+from hiresfix.server.web.static_files import address
 from tests.browser.axe import violations
 from tests.browser.conftest import Visit, needs_browser
 

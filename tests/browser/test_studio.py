@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from hiresfix.server import accounts, signin
-from hiresfix.server.db import Database
+from hiresfix.server.accounts import authentication, login_links
+from hiresfix.server.database.pool import Database
 from tests.browser.bench import Bench, bench, photo
 from tests.browser.conftest import needs_browser
 from tests.conftest import Site
@@ -36,12 +36,12 @@ pytestmark = needs_browser
 def link(server: Service) -> str:
     async def offer() -> str:
         async with Database(server.database_url, max_size=1) as database, database.transaction() as tx:
-            owner = await accounts.first_owner(tx)
-            return await signin.offer(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
+            owner = await authentication.first_owner(tx)
+            return await login_links.offer(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
 
     with ThreadPoolExecutor(1) as apart:  # this thread has Playwright's event loop
         token = apart.submit(lambda: asyncio.run(offer())).result()
-    return signin.link(server.url, token).removeprefix(server.url)
+    return login_links.link(server.url, token).removeprefix(server.url)
 
 
 @pytest.fixture

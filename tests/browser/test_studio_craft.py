@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Response, expect
 
-from hiresfix.catalog import CLARITY
+from hiresfix.models.catalog import CLARITY
 from tests.browser.bench import Bench, bench, photo
 from tests.browser.conftest import Visit, needs_browser
 from tests.browser.test_pages import SPILLS, WIDTHS

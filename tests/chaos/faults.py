@@ -19,7 +19,7 @@ from uuid import UUID
 
 import psycopg
 
-from hiresfix.server.strays import result_key
+from hiresfix.server.jobs.orphaned_results import result_key
 from tests.chaos.stage import LEASE_SECONDS, Kept, Stage
 
 TAKEN_SECONDS = 120.0

@@ -25,7 +25,7 @@ import httpx
 import psutil
 import psycopg
 
-from hiresfix.server import embedded
+from hiresfix.server.database import embedded
 
 LEASE_SECONDS = 4.0
 RESTART_SECONDS = 1.0
@@ -305,12 +305,12 @@ def free_port() -> int:
 @contextlib.contextmanager
 def opened(home: Path, *, workers: int, settings: Mapping[str, str]) -> Iterator[Stage]:
     """The service, started but maybe not ready yet, in a folder that PostgreSQL's user can enter."""
-    from hiresfix.server import db
+    from hiresfix.server.database import pool
 
     with contextlib.ExitStack() as undo:
         database = Cluster(home)
         undo.callback(database.stop)
-        db.migrate(database.url)
+        pool.migrate(database.url)
         disk = Disk(home / "store", home / "disk")
         undo.callback(disk.close)
         receiver = Receiver()

@@ -24,7 +24,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hiresfix.client import AsyncClient, AsyncJobHandle, Client, Terms
 from hiresfix.client.async_client import AsyncImages, AsyncJobs, AsyncUploads
 from hiresfix.server.app import Server, create_app
-from hiresfix.server.config import Settings
+from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from tests.conftest import own_database, png, reachable_folder
 from tests.server.conftest import Api, _bootstrap, free_port, settings, start_api, wait_until

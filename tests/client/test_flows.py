@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hiresfix import errors
-from hiresfix.client import ServerUnreachable, Terms, UnexpectedAnswer, downloads, flows, waiting
+from hiresfix.client import ServerUnreachable, Terms, UnexpectedAnswer, downloads, flows, job_watch
 from hiresfix.client.effects import Close, Do, Flow, Give, Head, Lost, Open, Read, Request, Sleep, Tell
-from hiresfix.client.events import EventReader
 from hiresfix.client.flows import Order
+from hiresfix.client.server_sent_events import EventReader
 from hiresfix.client.values import Job
 
 Answer = tuple[int, dict[str, str], bytes] | Lost
@@ -187,7 +187,7 @@ def stream(*jobs: Answer) -> Answer:
 
 
 def follow(world: World, **more: Any) -> Job:
-    found: Job = world.run(waiting.follow(world.terms(), "7", lambda job: Give(item=job), **more))
+    found: Job = world.run(job_watch.follow(world.terms(), "7", lambda job: Give(item=job), **more))
     return found
 
 

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,8 +15,9 @@ from standardwebhooks import Webhook
 import hiresfix
 from hiresfix import signing
 from hiresfix.client import BadSignature, UnexpectedAnswer
+from tests import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 KEY = "afk_" + "0" * 40
 SECRET = "whsec_" + "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U="
 BODY = json.dumps(

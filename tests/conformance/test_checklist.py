@@ -11,11 +11,12 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from hiresfix.server import accounts, delivery
-from hiresfix.server.outbound import Policy
+from hiresfix.server.accounts import authentication
+from hiresfix.server.guarded_http import Policy
+from hiresfix.server.webhooks import delivery
 from tests.server.conftest import Api
-from tests.server.test_jobs import Town, town
-from tests.server.test_webhooks import announced, make_due, state
+from tests.server.jobs.test_lifecycle import Town, town
+from tests.server.webhooks.test_webhooks import announced, make_due, state
 
 __all__ = ["town"]
 
@@ -43,7 +44,7 @@ def test_04_every_error_has_the_envelope_and_a_status_that_clients_know(
     async def crash(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(accounts, "profile", crash)
+    monkeypatch.setattr(authentication, "profile", crash)
     body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": photo}}
     key = {"Idempotency-Key": "k"}
     with api.client() as client, capture_logs() as logs:  # the console's rendering of a traceback takes seconds

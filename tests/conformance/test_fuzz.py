@@ -27,14 +27,14 @@ from schemathesis import Case, CheckContext, GenerationMode, Response
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
-from hiresfix.server import outbound
-from hiresfix.server.api import description
+from hiresfix.server import guarded_http
+from hiresfix.server.api import openapi
 from hiresfix.server.app import create_app
-from hiresfix.server.config import Settings
+from hiresfix.server.settings import Settings
 from tests.conftest import png
+from tests.server.accounts.test_login_links import offered
+from tests.server.api.test_files import finished
 from tests.server.conftest import Api
-from tests.server.test_downloads import finished
-from tests.server.test_signin import offered
 
 __all__ = ["finished"]
 
@@ -47,7 +47,7 @@ PICTURE = "data:image/png;base64," + base64.b64encode(PNG).decode()
 URLS = st.sampled_from([PICTURE, PICTURE[:-40], "http://nobody.invalid/x.png", "https://[::1]/", "http:", "data:,"])
 NO_JOB = "00000000-0000-4000-8000-000000000000"
 
-DOCUMENT = description.document(
+DOCUMENT = openapi.document(
     create_app(Settings(home=Path("unused")), database_url="").routes, public_url="http://localhost"
 )
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
@@ -94,7 +94,9 @@ def no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
             raise socket.gaierror(f"{host} does not exist")
         return socket.getaddrinfo(host, port, **kind)
 
-    monkeypatch.setattr(outbound, "socket", SimpleNamespace(SOCK_STREAM=socket.SOCK_STREAM, getaddrinfo=getaddrinfo))
+    monkeypatch.setattr(
+        guarded_http, "socket", SimpleNamespace(SOCK_STREAM=socket.SOCK_STREAM, getaddrinfo=getaddrinfo)
+    )
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hiresfix.server import accounts
-from hiresfix.server.db import Database
+from hiresfix.server.accounts import authentication
+from hiresfix.server.database.pool import Database
 from tests.conftest import Site, own_database, png, postgres_programs, reachable_folder
 from tests.docs.examples import Reader, environment_of, wait_for
 from tests.journey.conftest import Service
@@ -41,7 +41,7 @@ def running(postgres: str, template_database: str) -> Iterator[Service]:
 
 async def _first_key(url: str) -> str:
     async with Database(url, max_size=1) as database, database.transaction() as tx:
-        key = await accounts.bootstrap(tx, free_credits=CREDITS, key_name="docs")
+        key = await authentication.bootstrap(tx, free_credits=CREDITS, key_name="docs")
     assert key is not None
     return key
 

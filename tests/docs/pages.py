@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 RUN = ("sh", "bash", "python", "javascript")
 SHOWN = ("", "text", "json", "yaml", "toml", "ini", "sql", "promql", "nginx", "po")
 

@@ -13,17 +13,17 @@ import pytest
 from typer.main import get_command
 
 from hiresfix import cli
-from hiresfix.catalog import MODELS, Param, find_model
-from hiresfix.cli import exits
+from hiresfix.cli import exit_codes
 from hiresfix.client import errors as client_errors
 from hiresfix.errors import HiresfixError, Unreachable
-from hiresfix.server.api import description
+from hiresfix.models.catalog import MODELS, Param, find_model
+from hiresfix.server.api import openapi
 from hiresfix.server.app import create_app
-from hiresfix.server.config import Settings
+from hiresfix.server.settings import Settings
 from hiresfix.wire.params import canonical
 from tests.docs import pages
 from tests.docs.pages import ROOT, Page, page
-from tests.server.test_languages import BELOW_THE_ROUTES
+from tests.server.web.test_languages import BELOW_THE_ROUTES
 
 if TYPE_CHECKING:
     import click
@@ -116,7 +116,7 @@ def test_a_command_or_option_that_does_not_exist_would_be_noticed() -> None:
 
 
 def test_every_exit_code_is_in_the_callers_table_and_no_other() -> None:
-    told = re.findall(r"^(\d+) ", exits.__doc__ or "", re.MULTILINE)
+    told = re.findall(r"^(\d+) ", exit_codes.__doc__ or "", re.MULTILINE)
     rows = [row[0].strip("`") for row in page("docs/caller.md").rows("From the command line")]
     assert rows == told
 
@@ -237,7 +237,7 @@ def test_what_may_be_tried_again_is_what_the_errors_say() -> None:
 
 def _routes() -> list[str]:
     app = create_app(Settings(), database_url="postgresql://nobody@127.0.0.1/none")
-    document = description.document(app.routes, public_url="http://127.0.0.1:8000")
+    document = openapi.document(app.routes, public_url="http://127.0.0.1:8000")
     return [
         f"{method.upper()} {path}"
         for path, methods in document["paths"].items()

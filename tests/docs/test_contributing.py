@@ -14,8 +14,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from babel.messages.pofile import read_po
 
-from hiresfix.server import db, migrations
-from hiresfix.server.web import languages, messages
+from hiresfix.server.database import migrations, pool
+from hiresfix.server.web import languages, message_catalogs
 from hiresfix.server.web.languages import Language
 from tests.conftest import own_database
 from tests.docs.pages import page
@@ -44,9 +44,9 @@ def test_the_migration_is_applied_after_all_others(
     # The page cannot know how many migrations there are when it is read.
     (copy / "versions" / "0099_notes.py").write_text(_file("0099_notes.py").replace('"0098"', f'"{newest}"'))
     monkeypatch.setattr(migrations, "VERSIONS", copy / "versions")
-    monkeypatch.setattr(db, "_alembic_config", lambda: config)
+    monkeypatch.setattr(pool, "_alembic_config", lambda: config)
 
-    assert db.migrate(empty_database) == (None, "0099")
+    assert pool.migrate(empty_database) == (None, "0099")
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("select note from teams").fetchall() == []
 
@@ -54,13 +54,13 @@ def test_the_migration_is_applied_after_all_others(
 def test_the_language_gets_a_file_of_all_messages_and_speaks_once_they_are_translated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "LOCALES", tmp_path)
+    monkeypatch.setattr(message_catalogs, "LOCALES", tmp_path)
     monkeypatch.setattr(languages, "LOCALES", tmp_path)
     names: dict[str, Any] = {}
     exec(_file("german.py"), names)
     german: Language = names["GERMAN"]
 
-    lacking = messages.update(german)
+    lacking = message_catalogs.update(german)
     file = _file_of(german, tmp_path)
     with file.open("rb") as lines:
         assert lacking == len(read_po(lines))
@@ -70,7 +70,7 @@ def test_the_language_gets_a_file_of_all_messages_and_speaks_once_they_are_trans
     text = file.read_text(encoding="utf-8")
     assert f'msgid "{msgid}"\nmsgstr ""' in text
     file.write_text(text.replace(f'msgid "{msgid}"\nmsgstr ""', f'msgid "{msgid}"\nmsgstr "{msgstr}"'))
-    assert messages.update(german) == lacking - 1
+    assert message_catalogs.update(german) == lacking - 1
     languages._translations.cache_clear()
     assert german(msgid) == msgstr
 

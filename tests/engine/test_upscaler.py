@@ -14,16 +14,17 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from hiresfix.catalog import WEIGHTS, WeightFile
-from hiresfix.engine import enlarging, ganprior, memory, upscaler
-from hiresfix.engine.enlarging import Report
-from hiresfix.engine.esrgan import SRVGGNetCompact
-from hiresfix.engine.fidelity import Quality
+from hiresfix.engine import devices, upscaler
+from hiresfix.engine.analysis.metrics import Quality
+from hiresfix.engine.superres import offline, tiled_inference
+from hiresfix.engine.superres.networks import SRVGGNetCompact
+from hiresfix.engine.superres.tiled_inference import Report
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.errors import BadResult, Cancelled, WeightsError
 from hiresfix.images import Picture
+from hiresfix.models.catalog import WEIGHTS, WeightFile
 from hiresfix.recipe import Engine, Recipe
-from tests.pictures import photo
+from tests.sample_images import photo
 
 QUICK = "realesr-animevideov3"
 FAITHFUL = Recipe(enlarger=QUICK, resemblance=3.0)
@@ -200,7 +201,7 @@ def test_a_report_that_raises_stops_the_run(engine: Upscaler) -> None:
 
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(engine: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = enlarging.enlarge
+    genuine = tiled_inference.enlarge
 
     def scarce(network: object, rgb: object, tile: int, **rest: object) -> object:
         if tile > 64:
@@ -208,7 +209,7 @@ def test_running_out_of_memory_halves_the_tile_and_goes_on(engine: Upscaler, mon
             raise torch.OutOfMemoryError("out of memory")
         return genuine(network, rgb, tile, **rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(enlarging, "enlarge", scarce)
+    monkeypatch.setattr(tiled_inference, "enlarge", scarce)
     told: list[float] = []
     upscaled = engine.run(Picture(rgb=photo(20, 20)), FAITHFUL, told.append)
     assert upscaled.metadata["tile"] == 64
@@ -256,7 +257,7 @@ def test_a_result_in_one_colour_of_a_picture_with_more_is_an_error(
     def grey(network: object, rgb: NDArray[np.uint8], *_: object, factor: int, **__: object) -> object:
         return np.full((rgb.shape[0] * factor, rgb.shape[1] * factor, 3), 128, np.uint8), 256
 
-    monkeypatch.setattr(ganprior, "run", grey)
+    monkeypatch.setattr(offline, "run", grey)
     recipe = replace(FAITHFUL, least_drift_db=0.0)
     with pytest.raises(BadResult, match="one colour"):
         engine.run(Picture(rgb=photo(16, 16)), recipe, silent)
@@ -296,4 +297,4 @@ def test_the_gpu_gives_what_the_cpu_gives() -> None:
     picture, recipe = Picture(rgb=photo(200, 120)), Recipe(resemblance=0.6, tile=64)
     on_cpu, on_gpu = (Upscaler(device).run(picture, recipe, silent).picture.rgb for device in ("cpu", "cuda"))
     assert np.abs(on_cpu.astype(int) - on_gpu.astype(int)).max() <= 4
-    assert memory.choose_dtype(torch.device("cuda")) == torch.float16
+    assert devices.choose_dtype(torch.device("cuda")) == torch.float16

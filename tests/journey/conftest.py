@@ -18,8 +18,8 @@ import psutil
 import psycopg
 import pytest
 
-from hiresfix.server import accounts
-from hiresfix.server.db import Database
+from hiresfix.server.accounts import authentication
+from hiresfix.server.database.pool import Database
 from tests.server.conftest import free_port, wait_until
 
 FAST = {
@@ -143,7 +143,7 @@ class Service:
 def service(home: Path, database_url: str) -> Iterator[Service]:
     async def bootstrap() -> str:
         async with Database(database_url, max_size=1) as database, database.transaction() as tx:
-            key = await accounts.bootstrap(tx, free_credits=100, key_name="journey")
+            key = await authentication.bootstrap(tx, free_credits=100, key_name="journey")
         assert key is not None
         return key
 

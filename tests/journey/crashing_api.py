@@ -13,8 +13,9 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hiresfix.server import config, logs
 from hiresfix.server.app import Server, create_app
+from hiresfix.server.platform import logging
+from hiresfix.server.settings import load_settings
 
 
 class KillBeforeAnswer:
@@ -41,8 +42,8 @@ class KillBeforeAnswer:
 
 
 if __name__ == "__main__":
-    settings = config.load()
-    logs.configure(settings.log_level)
+    settings = load_settings()
+    logging.configure(settings.log_level)
     assert settings.database_url is not None
     fuse = os.environ.get("CRASH_FUSE")
     app = create_app(settings, database_url=settings.database_url)

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from hiresfix.modelstore import Store
+from hiresfix.models.store import Store
 from tests.conftest import Site, png
-from tests.engine.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
-from tests.engine.test_clarity import text_encoder
+from tests.engine.diffusion.test_pipeline import text_encoder
+from tests.engine.weights.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 

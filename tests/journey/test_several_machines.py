@@ -20,8 +20,9 @@ import psycopg
 import pytest
 from PIL import Image
 
-from hiresfix.server import accounts, db
-from hiresfix.server.db import Database
+from hiresfix.server.accounts import authentication
+from hiresfix.server.database import pool
+from hiresfix.server.database.pool import Database
 from tests.conftest import Bucket, Site, png, reachable_folder
 from tests.journey.conftest import Service
 from tests.journey.test_life_of_a_job import LARGE
@@ -64,7 +65,7 @@ def external() -> Iterator[str]:
     try:
         wait_until(lambda: answers(url) or server.poll() is not None)
         assert server.poll() is None, (folder / "log").read_text()
-        db.migrate(url)
+        pool.migrate(url)
         yield url
     finally:
         server.send_signal(signal.SIGINT)
@@ -85,7 +86,7 @@ def pair(external: str, object_store: str) -> Iterator[tuple[Service, Service]]:
 
     async def bootstrap() -> str:
         async with Database(external, max_size=1) as database, database.transaction() as tx:
-            key = await accounts.bootstrap(tx, free_credits=100, key_name="several")
+            key = await authentication.bootstrap(tx, free_credits=100, key_name="several")
         assert key is not None
         return key
 

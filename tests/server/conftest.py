@@ -15,11 +15,11 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 
-from hiresfix.server import accounts
+from hiresfix.server.accounts import authentication
 from hiresfix.server.app import Server, create_app
-from hiresfix.server.config import Settings
-from hiresfix.server.db import Database, Tx
-from hiresfix.server.queue import Queue
+from hiresfix.server.database.pool import Database, Tx
+from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from tests.conftest import Site, png
 
@@ -135,7 +135,7 @@ def photo(site: Site) -> str:
 
 async def _bootstrap(url: str) -> str:
     async with Database(url, max_size=1) as database, database.transaction() as tx:
-        key = await accounts.bootstrap(tx, free_credits=100, key_name="test")
+        key = await authentication.bootstrap(tx, free_credits=100, key_name="test")
     assert key is not None
     return key
 

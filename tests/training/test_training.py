@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from training import captions, degradations, evaluation, muon, objective, pictures, run
 
-from hiresfix.engine import clarity, clip, compact
-from hiresfix.engine.sampling import NoiseTable
-from tests.pictures import photo
+from hiresfix.engine.diffusion import clip_tokenizer, pipeline
+from hiresfix.engine.diffusion.compact import checkpoint
+from hiresfix.engine.diffusion.sampling import NoiseTable
+from tests.sample_images import photo
 
 CPU = torch.device("cpu")
 
@@ -85,7 +86,7 @@ def test_captions_say_what_was_done() -> None:
     said = captions.captioned(clean, torch.Generator().manual_seed(3))
     detail = said.target.diff(dim=2).abs().mean((1, 2, 3))
     blurred, sharp = (
-        torch.tensor([bool(set(clip.token_ids(word)) & set(row.tolist())) for row in said.ids])
+        torch.tensor([bool(set(clip_tokenizer.token_ids(word)) & set(row.tolist())) for row in said.ids])
         for word in ("blurry", "sharp")
     )
     assert blurred.any()
@@ -94,7 +95,7 @@ def test_captions_say_what_was_done() -> None:
 
 
 def test_every_word_of_a_caption_is_known() -> None:
-    known = {*captions.words(), clip.START, clip.END}
+    known = {*captions.words(), clip_tokenizer.START, clip_tokenizer.END}
     clean = torch.rand(40, 3, 16, 16)
     said = captions.captioned(clean, torch.Generator().manual_seed(1))
     assert set(said.ids.flatten().tolist()) <= known
@@ -148,7 +149,7 @@ def test_enlarged_copies_fit_their_pictures_and_are_made_once(folder: Path, tmp_
 
 def loss(out: Path, folder: Path) -> float:
     """Of the saved checkpoint, always on the same crops, noise and captions."""
-    model = compact.load(out / "checkpoint", device=CPU, dtype=torch.float32)
+    model = checkpoint.load(out / "checkpoint", device=CPU, dtype=torch.float32)
     random = torch.Generator().manual_seed(7)
     batch = next(pictures.batches(pictures.load(pictures.files(folder)[0], CPU), count=48, side=32, generator=random))
     with torch.inference_mode():
@@ -172,10 +173,10 @@ def test_twenty_steps_learn_and_a_second_run_goes_on_to_a_checkpoint_that_the_en
     with Image.open(out / "sheet-0000022.png") as sheet:
         assert sheet.size == (3 * 80, 80)
 
-    model = compact.load(out / "checkpoint", device=CPU, dtype=torch.float32)
+    model = checkpoint.load(out / "checkpoint", device=CPU, dtype=torch.float32)
     enlarger = evaluation._enlarger(CPU)
     made = [
-        clarity.run(
+        pipeline.run(
             evaluation.engine_model(model),
             enlarger,
             photo(20, 12),

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from hiresfix import __version__
-from hiresfix.cli import accounts, admin, doctor, exits, keys, mcp, models, server, upscale, webhooks
+from hiresfix.cli import accounts, admin, doctor, exit_codes, keys, mcp, models, server, upscale, webhooks
 from hiresfix.errors import HiresfixError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Enlarge pictures and invent plausible detail: here, or as a service with a job API.",
 )
-app.command("upscale", epilog=exits.EPILOG)(upscale.upscale)
+app.command("upscale", epilog=exit_codes.EPILOG)(upscale.upscale)
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
 app.command("workers")(admin.workers)
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         app()
     except HiresfixError as error:
-        _fail(str(error), exits.code_of(error))
+        _fail(str(error), exit_codes.code_of(error))
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -80,9 +80,9 @@ def main() -> None:
         _fail(f"This command needs the {extra} part. Install it with: pip install 'hiresfix[{extra}]'")
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
-        sys.exit(exits.INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
-def _fail(message: str, code: int = exits.FAILED) -> None:
+def _fail(message: str, code: int = exit_codes.FAILED) -> None:
     typer.secho(message, fg=typer.colors.RED, err=True)
     sys.exit(code)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hiresfix.cli.operating import in_transaction, moment, operator, table
+from hiresfix.cli.operator_session import in_transaction, moment, operator, table
 
 if TYPE_CHECKING:
-    from hiresfix.server.db import Tx
-    from hiresfix.server.members import Team, User
+    from hiresfix.server.accounts.teams import Team, User
+    from hiresfix.server.database.pool import Tx
 
 teams = typer.Typer(no_args_is_help=True, help="Teams: who pays.")
 users = typer.Typer(no_args_is_help=True, help="Users of teams.")
@@ -39,7 +39,7 @@ class Role(StrEnum):
 @teams.command("list")
 def list_teams() -> None:
     """Show all teams."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     rows = [
         (str(team.id), team.name, team.plan, str(team.credits), str(team.users), str(team.max_concurrent_jobs),
@@ -55,12 +55,13 @@ def create_team(
     grant: Annotated[int, typer.Option(min=0, help="Credits to start with.")] = 0,
 ) -> None:
     """Make a team and print its id. It has no users yet: `hiresfix users create`."""
-    from hiresfix.server import credits, members
+    from hiresfix.server.accounts import teams as members
+    from hiresfix.server.billing import ledger
 
     async def create(tx: Tx) -> Team:
         team = await members.create_team(tx, name, actor=operator())
         if grant:
-            await credits.grant(tx, team.id, grant, actor=operator(), reason="granted with the team")
+            await ledger.grant(tx, team.id, grant, actor=operator(), reason="granted with the team")
         return team
 
     typer.echo(in_transaction(create).id)
@@ -75,7 +76,7 @@ def change_team(
     max_queued_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that may wait.")] = None,
 ) -> None:
     """Change a team's name, plan or limits."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     if all(given is None for given in (name, plan, max_concurrent_jobs, max_queued_jobs)):
         raise typer.BadParameter("Nothing to change. See: hiresfix teams set --help")
@@ -99,7 +100,7 @@ def change_team(
 @teams.command("suspend")
 def suspend_team(team: TeamName) -> None:
     """Refuse its keys (403) until it is resumed. What it submitted goes on."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     typer.echo(f"Suspended {_with_team(team, members.suspend_team).name}.")
 
@@ -107,13 +108,13 @@ def suspend_team(team: TeamName) -> None:
 @teams.command("resume")
 def resume_team(team: TeamName) -> None:
     """Let its keys in again."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     typer.echo(f"Resumed {_with_team(team, members.resume_team).name}.")
 
 
 def _with_team(wanted: str, change: Callable[..., Awaitable[None]]) -> Team:
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     async def work(tx: Tx) -> Team:
         found = await members.find_team(tx, wanted)
@@ -133,7 +134,7 @@ def _state(account: Team | User) -> str:
 @users.command("list")
 def list_users(team: Annotated[str | None, typer.Option(help="Of this team only: its id or name.")] = None) -> None:
     """Show users."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     async def look(tx: Tx) -> list[User]:
         of = await members.find_team(tx, team) if team else None
@@ -154,7 +155,7 @@ def create_user(
     name: Annotated[str, typer.Option(help="What they are called.")] = "",
 ) -> None:
     """Make a user and print their id. They have no key yet: `hiresfix keys create --user`."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
     from hiresfix.wire.problems import Wrong
     from hiresfix.wire.signup import canonical_email
 
@@ -173,7 +174,7 @@ def create_user(
 @users.command("rename")
 def rename_user(user: UserName, name: Annotated[str, typer.Argument(help="What they are called.")]) -> None:
     """Change a user's name."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     _with_user(user, lambda tx, found: members.rename_user(tx, found, name, actor=operator()))
 
@@ -181,7 +182,7 @@ def rename_user(user: UserName, name: Annotated[str, typer.Argument(help="What t
 @users.command("set-role")
 def set_role(user: UserName, role: Annotated[Role, typer.Argument(help="Their new role.")]) -> None:
     """Change a user's role; a team's last owner stays one."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     found = _with_user(user, lambda tx, found: members.set_role(tx, found, members.Role(role), actor=operator()))
     typer.echo(f"{found.email} is {role} of {found.team_name}.")
@@ -190,7 +191,7 @@ def set_role(user: UserName, role: Annotated[Role, typer.Argument(help="Their ne
 @users.command("suspend")
 def suspend_user(user: UserName) -> None:
     """Refuse the user's keys (403) until they are resumed."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     found = _with_user(user, lambda tx, found: members.suspend_user(tx, found, actor=operator()))
     typer.echo(f"Suspended {found.email}.")
@@ -199,7 +200,7 @@ def suspend_user(user: UserName) -> None:
 @users.command("resume")
 def resume_user(user: UserName) -> None:
     """Let the user's keys in again."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     found = _with_user(user, lambda tx, found: members.resume_user(tx, found, actor=operator()))
     typer.echo(f"Resumed {found.email}.")
@@ -208,14 +209,14 @@ def resume_user(user: UserName) -> None:
 @users.command("remove")
 def remove_user(user: UserName) -> None:
     """Take a user out of their team for good and revoke their keys; a team's last owner stays."""
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     found = _with_user(user, lambda tx, found: members.remove_user(tx, found, actor=operator()))
     typer.echo(f"Removed {found.email} from {found.team_name}.")
 
 
 def _with_user(wanted: str, change: Callable[[Tx, User], Awaitable[None]]) -> User:
-    from hiresfix.server import members
+    from hiresfix.server.accounts import teams as members
 
     async def work(tx: Tx) -> User:
         found = await members.find_user(tx, wanted)
@@ -234,7 +235,7 @@ def create_invite(
     days: Annotated[float, typer.Option(min=0.01, help="How long it is good.")] = 7.0,
 ) -> None:
     """Make an invitation that works once, and print its code, which is never shown again."""
-    from hiresfix.server import signup
+    from hiresfix.server.accounts import signup
 
     valid_for = timedelta(days=days)
     typer.echo(in_transaction(lambda tx: signup.invite(tx, note=note, valid_for=valid_for, actor=operator())))
@@ -243,7 +244,7 @@ def create_invite(
 @invites.command("list")
 def list_invites() -> None:
     """Show all invitations, without their codes."""
-    from hiresfix.server import signup
+    from hiresfix.server.accounts import signup
 
     rows = [
         (str(one.id), one.note, moment(one.created_at), moment(one.expires_at), moment(one.used_at), str(one.refusals))
@@ -258,7 +259,7 @@ def list_audit(
     limit: Annotated[int, typer.Option(min=1)] = 50,
 ) -> None:
     """Show the newest changes."""
-    from hiresfix.server import audit as log
+    from hiresfix.server.accounts import audit_log as log
 
     rows = [
         (str(line.id), moment(line.at), line.actor, line.action, line.subject,

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import typer
 
-from hiresfix.cli.operating import in_transaction, moment, operator, table, team_called, the_fleet
+from hiresfix.cli.operator_session import in_transaction, moment, operator, table, team_called, the_fleet
 
 if TYPE_CHECKING:
-    from hiresfix.server import fleet
-    from hiresfix.server.db import Tx
+    from hiresfix.server.database.pool import Tx
+    from hiresfix.server.jobs import worker_registry
 
 Team = Annotated[str | None, typer.Option(help="Its id or name; default: the first team.")]
 
@@ -27,12 +27,12 @@ def grant(
     team: Team = None,
 ) -> None:
     """Give the team credits; prints the new balance."""
-    from hiresfix.server import audit
-    from hiresfix.server import credits as ledger
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.billing import ledger
 
     async def give(tx: Tx) -> int:
         of = await team_called(tx, team)
-        await audit.note(tx, actor=operator(), action="credits.grant", subject=of, amount=amount, reason=reason)
+        await audit_log.note(tx, actor=operator(), action="credits.grant", subject=of, amount=amount, reason=reason)
         return await ledger.grant(tx, of, amount, actor=operator(), reason=reason)
 
     typer.echo(in_transaction(give))
@@ -46,12 +46,12 @@ def adjust(
 ) -> None:
     """Correct the balance, down to zero at most; prints the new one."""
     from hiresfix.errors import InsufficientCredits
-    from hiresfix.server import audit
-    from hiresfix.server import credits as ledger
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.billing import ledger
 
     async def correct(tx: Tx) -> int:
         of = await team_called(tx, team)
-        await audit.note(tx, actor=operator(), action="credits.adjust", subject=of, amount=amount, reason=reason)
+        await audit_log.note(tx, actor=operator(), action="credits.adjust", subject=of, amount=amount, reason=reason)
         return await ledger.adjust(tx, of, amount, actor=operator(), reason=reason)
 
     if not amount:
@@ -68,13 +68,13 @@ def refund(
     reason: Annotated[str, typer.Option(help="Noted in the ledger.")] = "refunded by the operator",
 ) -> None:
     """Give a job's price back to its team, once however often it is said. The job and its result stay."""
-    from hiresfix.server import audit
-    from hiresfix.server import credits as ledger
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.billing import ledger
 
     async def give_back(tx: Tx) -> bool:
         done = await ledger.refund_by_hand(tx, job, actor=operator(), reason=reason)
         if done:
-            await audit.note(tx, actor=operator(), action="credits.refund", subject=job, reason=reason)
+            await audit_log.note(tx, actor=operator(), action="credits.refund", subject=job, reason=reason)
         return done
 
     typer.echo(f"Refunded {job}." if in_transaction(give_back) else f"{job} was refunded before.")
@@ -83,7 +83,7 @@ def refund(
 @credits.command("balance")
 def balance(team: Team = None) -> None:
     """Print the team's balance."""
-    from hiresfix.server import credits as ledger
+    from hiresfix.server.billing import ledger
 
     async def look(tx: Tx) -> int:
         return await ledger.balance(tx, await team_called(tx, team))
@@ -94,7 +94,7 @@ def balance(team: Team = None) -> None:
 @credits.command("ledger")
 def show_ledger(limit: Annotated[int, typer.Option(min=1)] = 50, team: Team = None) -> None:
     """Show the newest entries."""
-    from hiresfix.server import credits as ledger
+    from hiresfix.server.billing import ledger
 
     async def look(tx: Tx) -> Any:
         return await ledger.history(tx, await team_called(tx, team), limit=limit)
@@ -110,7 +110,7 @@ def show_ledger(limit: Annotated[int, typer.Option(min=1)] = 50, team: Team = No
 @jobs.command("list")
 def list_jobs(limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
     """Show the newest jobs."""
-    from hiresfix.server import jobs as domain
+    from hiresfix.server.jobs import lifecycle as domain
 
     rows = [
         (str(job.id), job.model, job.state, f"{job.progress} %", str(job.attempt), moment(job.created_at),
@@ -125,7 +125,7 @@ def show_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> None
     """Print everything about one job as JSON."""
     from dataclasses import asdict
 
-    from hiresfix.server import jobs as domain
+    from hiresfix.server.jobs import lifecycle as domain
 
     found = in_transaction(lambda tx: domain.get(tx, job))
     typer.echo(json.dumps(asdict(found), indent=2, default=str, ensure_ascii=False))
@@ -134,15 +134,16 @@ def show_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> None
 @jobs.command("cancel")
 def cancel_job(job: Annotated[UUID, typer.Argument(help="The job's id.")]) -> None:
     """End a job that is not over yet and give its credits back. A worker that runs it stops within a second or so."""
-    from hiresfix.server import audit, config
-    from hiresfix.server import jobs as domain
-    from hiresfix.server.queue import Queue
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.database.task_queue import Queue
+    from hiresfix.server.jobs import lifecycle as domain
+    from hiresfix.server.settings import load_settings
 
-    settings = config.load()
+    settings = load_settings()
     queue = Queue(settings.database_url or "")  # enqueues on the transaction's connection, so needs none of its own
 
     async def cancel(tx: Tx) -> None:
-        await audit.note(tx, actor=operator(), action="job.cancel", subject=job)
+        await audit_log.note(tx, actor=operator(), action="job.cancel", subject=job)
         await domain.cancel(tx, queue, job, public_url=settings.public_url)
 
     in_transaction(cancel)
@@ -163,7 +164,7 @@ def workers() -> None:
         typer.echo(f"Jobs that none of them can hold: {stranded}. Start a worker that can, or cancel them.", err=True)
 
 
-def _state(member: fleet.Member) -> str:
+def _state(member: worker_registry.Member) -> str:
     if not member.alive:
         return "silent"
     return "draining" if member.draining else "up"

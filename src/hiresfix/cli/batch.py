@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hiresfix.cli import exits
-from hiresfix.cli.enlargers import Done, Enlarger
-from hiresfix.cli.errands import Errand
-from hiresfix.cli.journal import Journal
+from hiresfix.cli import exit_codes
+from hiresfix.cli.backends import Done, Enlarger
+from hiresfix.cli.inputs import Errand
+from hiresfix.cli.resume_log import Journal
 from hiresfix.errors import Cancelled, HiresfixError
-from hiresfix.partfile import require_writable
+from hiresfix.files import require_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -86,7 +86,7 @@ class Batch:
             else:
                 self._work_together(left, progress, min(self.enlarger.most, len(errands)))
         self._tell_of_the_rest(left)
-        return exits.together(self.codes)
+        return exit_codes.together(self.codes)
 
     def tell_counts(self) -> None:
         """The last line for people, where there were several pictures."""
@@ -159,12 +159,12 @@ class Batch:
             progress.remove_task(task)
 
     def _failed(self, errand: Errand, error: HiresfixError | OSError) -> None:
-        code = exits.code_of(error)
-        if code == exits.LATER and self.endless:
+        code = exit_codes.code_of(error)
+        if code == exit_codes.LATER and self.endless:
             self.postponed.add(errand.source)
         else:
             self.codes.append(code)
-            if code in exits.HOPELESS:
+            if code in exit_codes.HOPELESS:
                 self.stopping.set()
         with self.speaking:
             self.counts["failed"] += 1

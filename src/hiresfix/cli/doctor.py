@@ -70,12 +70,12 @@ def _engine() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from hiresfix.catalog import WEIGHTS
-    from hiresfix.engine import weights
+    from hiresfix.engine.weights import superres_files
+    from hiresfix.models.catalog import WEIGHTS
 
     for entry in WEIGHTS:
         try:
-            weights.locate(entry)
+            superres_files.locate(entry)
         except HiresfixError as error:
             yield Finding(what="weights", verdict="problem", text=error.message)
         else:
@@ -85,15 +85,16 @@ def _weights() -> Iterator[Finding]:
 def _database() -> Iterator[Finding]:
     import psycopg
 
-    from hiresfix.server import config, db, embedded
+    from hiresfix.server.database import embedded, pool
+    from hiresfix.server.settings import load_settings
 
-    settings = config.load()
+    settings = load_settings()
     if settings.database_url:
         try:
             with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
                 version = connection.info.server_version // 10000
         except psycopg.ProgrammingError:
-            yield Finding(what="database", verdict="problem", text=db.NO_URL)
+            yield Finding(what="database", verdict="problem", text=pool.NO_URL)
         except psycopg.OperationalError as error:
             text = f"does not answer: {str(error).strip()}. Check HIRESFIX_DATABASE_URL and that the server is up."
             yield Finding(what="database", verdict="problem", text=text)
@@ -107,10 +108,11 @@ def _database() -> Iterator[Finding]:
 
 
 def _workers() -> Iterator[Finding]:
-    from hiresfix.cli.operating import the_fleet
-    from hiresfix.server import config, embedded
+    from hiresfix.cli.operator_session import the_fleet
+    from hiresfix.server.database import embedded
+    from hiresfix.server.settings import load_settings
 
-    settings = config.load()
+    settings = load_settings()
     if not settings.database_url and not embedded.is_running(settings.home):
         return
     members, stranded = the_fleet()
@@ -125,10 +127,10 @@ def _workers() -> Iterator[Finding]:
 def _storage() -> Iterator[Finding]:
     import asyncio
 
-    from hiresfix.server import config
+    from hiresfix.server.settings import load_settings
     from hiresfix.server.storage import Storage
 
-    settings = config.load()
+    settings = load_settings()
     text = settings.storage_location.partition("?")[0]
     storage = Storage.open(settings.storage_location)
     if not storage.is_there:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hiresfix.cli.operating import table
+from hiresfix.cli.operator_session import table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from hiresfix.catalog import WeightFile
-    from hiresfix.modelstore import Installed, Offer, Store
+    from hiresfix.models.catalog import WeightFile
+    from hiresfix.models.store import Installed, Offer, Store
 
 models = typer.Typer(no_args_is_help=True, help="Weight files: what there is, fetching, adding, checking.")
 
@@ -61,8 +61,8 @@ class Row:
 def _rows() -> Iterator[Row]:
     from importlib.util import find_spec
 
-    from hiresfix.catalog import WEIGHTS
-    from hiresfix.modelstore import Store
+    from hiresfix.models.catalog import WEIGHTS
+    from hiresfix.models.store import Store
 
     for weight in WEIGHTS:
         state = "installed" if find_spec(weight.package) else "comes with hiresfix[engine]"
@@ -90,7 +90,7 @@ def pull(
 ) -> None:
     """Fetch weight files from their public origins. A pull that was cut off goes on where it stopped."""
     from hiresfix.errors import HiresfixError
-    from hiresfix.modelstore import Store
+    from hiresfix.models.store import Store
 
     store = Store.at_home()
     offers = [store.offer(name) for name in dict.fromkeys(names)]
@@ -148,7 +148,7 @@ def verify(
 
     Files of packages are compared whenever they are loaded.
     """
-    from hiresfix.modelstore import Store
+    from hiresfix.models.store import Store
 
     store = Store.at_home()
     here = store.installed()
@@ -183,7 +183,7 @@ def add(
     ] = None,
 ) -> None:
     """Take in a file or folder that is on this machine, your own or one of the list fetched elsewhere."""
-    from hiresfix.modelstore import Store
+    from hiresfix.models.store import Store
 
     with _progress() as progress:
         progress.add_task(file.name, total=None)
@@ -199,7 +199,7 @@ def add(
 @models.command()
 def remove(name: Annotated[str, typer.Argument(help="An installed file's name.")]) -> None:
     """Delete an installed file."""
-    from hiresfix.modelstore import Store
+    from hiresfix.models.store import Store
 
     entry = Store.at_home().remove(name)
     typer.echo(f"Removed {entry.name}, {_size(entry.bytes)}.")

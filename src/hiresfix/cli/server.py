@@ -23,18 +23,20 @@ def serve(
     no_worker: Annotated[bool, typer.Option("--no-worker", help="API only; run `hiresfix worker` elsewhere.")] = False,
 ) -> None:
     """Run the service: API and workers, on the embedded PostgreSQL unless HIRESFIX_DATABASE_URL names another."""
-    from hiresfix.server import config, db, logs
-    from hiresfix.server import serve as serving
+    from hiresfix.server import supervisor as serving
+    from hiresfix.server.database import pool
+    from hiresfix.server.platform import logging
+    from hiresfix.server.settings import load_settings, warn_if_open
 
-    settings = config.load()
-    logs.configure(settings.log_level)
+    settings = load_settings()
+    logging.configure(settings.log_level)
     if "public_url" not in settings.model_fields_set:
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
         settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
-    config.warn_if_open(settings)
+    warn_if_open(settings)
     serving.stop_on_signals()
     with serving.listen(host, port) as listening, serving.database(settings) as url:
-        db.migrate(url)
+        pool.migrate(url)
         key = _first_key(url, settings.free_credits)
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
         if key:  # on standard output, apart from the logs, which tend to be kept
@@ -51,12 +53,12 @@ def serve(
 def _first_key(url: str, free_credits: int) -> str | None:
     import asyncio
 
-    from hiresfix.server import accounts
-    from hiresfix.server.db import Database
+    from hiresfix.server.accounts import authentication
+    from hiresfix.server.database.pool import Database
 
     async def bootstrap() -> str | None:
         async with Database(url, max_size=1) as database, database.transaction() as tx:
-            return await accounts.bootstrap(tx, free_credits=free_credits, key_name="Default")
+            return await authentication.bootstrap(tx, free_credits=free_credits, key_name="Default")
 
     return asyncio.run(bootstrap())
 
@@ -66,15 +68,15 @@ def _first_link(url: str, public_url: str, minutes: float) -> str:
     import asyncio
     from datetime import timedelta
 
-    from hiresfix.server import accounts, signin
-    from hiresfix.server.db import Database
+    from hiresfix.server.accounts import authentication, login_links
+    from hiresfix.server.database.pool import Database
 
     async def offer() -> str:
         async with Database(url, max_size=1) as database, database.transaction() as tx:
-            owner = await accounts.first_owner(tx)
-            return await signin.offer(tx, owner, valid_for=timedelta(minutes=minutes), actor="os:serve")
+            owner = await authentication.first_owner(tx)
+            return await login_links.offer(tx, owner, valid_for=timedelta(minutes=minutes), actor="os:serve")
 
-    return signin.link(public_url, asyncio.run(offer()))
+    return login_links.link(public_url, asyncio.run(offer()))
 
 
 def worker(
@@ -86,21 +88,23 @@ def worker(
     ] = None,
 ) -> None:
     """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
-    from hiresfix.server import config, db, logs, machine
-    from hiresfix.server import serve as serving
+    from hiresfix.server import supervisor as serving
+    from hiresfix.server.database import pool
+    from hiresfix.server.platform import hardware, logging
+    from hiresfix.server.settings import load_settings
 
-    settings = config.load()
-    logs.configure(settings.log_level)
+    settings = load_settings()
+    logging.configure(settings.log_level)
     serving.follow_supervisor()
-    children = [] if devices is None else serving.workers_on(machine.devices(devices), settings)
+    children = [] if devices is None else serving.workers_on(hardware.devices(devices), settings)
     if children:
         serving.stop_on_signals()
     with serving.database(settings) as url:
-        db.require_schema(url)
+        pool.require_schema(url)
         if children:
             serving.Supervisor(settings=settings, database_url=url, children=children).run()
             return
-        from hiresfix.server import worker as working
+        from hiresfix.server.worker import process as working
 
         working.run(settings, database_url=url)
 
@@ -113,15 +117,17 @@ def api(
     """Run one API process (what `serve` starts)."""
     import socket
 
-    from hiresfix.server import config, db, logs
-    from hiresfix.server import serve as serving
+    from hiresfix.server import supervisor as serving
     from hiresfix.server.app import Server, create_app
+    from hiresfix.server.database import pool
+    from hiresfix.server.platform import logging
+    from hiresfix.server.settings import load_settings
 
-    settings = config.load()
-    logs.configure(settings.log_level)
+    settings = load_settings()
+    logging.configure(settings.log_level)
     serving.follow_supervisor()
     with serving.database(settings) as url:
-        db.require_schema(url)
+        pool.require_schema(url)
         app = create_app(settings, database_url=url)
         server = Server(app, host=host, port=port)
         server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
@@ -131,9 +137,10 @@ def api(
 
 def migrate() -> None:
     """Bring the database's schema to this release's version."""
-    from hiresfix.server import config, db
-    from hiresfix.server import serve as serving
+    from hiresfix.server import supervisor as serving
+    from hiresfix.server.database import pool
+    from hiresfix.server.settings import load_settings
 
-    with serving.database(config.load()) as url:
-        before, after = db.migrate(url)
+    with serving.database(load_settings()) as url:
+        before, after = pool.migrate(url)
     typer.echo(f"The schema is up to date ({after})." if before == after else f"Migrated from {before} to {after}.")

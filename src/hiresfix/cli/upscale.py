@@ -12,18 +12,18 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from hiresfix import presets
-from hiresfix.catalog import MODELS, Model, find_model
-from hiresfix.cli import errands as errands_
-from hiresfix.cli import journal as journals
+from hiresfix.cli import inputs as errands_
+from hiresfix.cli import resume_log as journals
+from hiresfix.cli.backends import Enlarger, Here, There
 from hiresfix.cli.batch import Batch
-from hiresfix.cli.enlargers import Enlarger, Here, There
-from hiresfix.cli.errands import Errand
-from hiresfix.cli.journal import Journal
+from hiresfix.cli.inputs import Errand
+from hiresfix.cli.resume_log import Journal
 from hiresfix.errors import InvalidRequest
-from hiresfix.home import home
+from hiresfix.files import SUFFIXES
+from hiresfix.models import presets
+from hiresfix.models.catalog import MODELS, Model, find_model
+from hiresfix.paths import home
 from hiresfix.recipe import Recipe
-from hiresfix.suffixes import SUFFIXES
 
 WATCH_SECONDS = 1.0
 """Between two looks at a watched folder; a file is complete when two looks find it the same."""

@@ -10,10 +10,10 @@ from uuid import UUID
 
 import typer
 
-from hiresfix.cli.operating import in_transaction, moment, operator, table, team_called
+from hiresfix.cli.operator_session import in_transaction, moment, operator, table, team_called
 
 if TYPE_CHECKING:
-    from hiresfix.server.db import Tx
+    from hiresfix.server.database.pool import Tx
 
 webhooks = typer.Typer(no_args_is_help=True, help="Webhook deliveries, and the secrets that sign them.")
 secret = typer.Typer(no_args_is_help=True, help="A team's secret for signatures after Standard Webhooks.")
@@ -36,7 +36,7 @@ def list_deliveries(
     limit: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
     """Show the newest deliveries."""
-    from hiresfix.server import webhooks as domain
+    from hiresfix.server.webhooks import events as domain
 
     wanted = state.name if state else None
     rows = [
@@ -53,7 +53,7 @@ def show_delivery(delivery: DeliveryId) -> None:
     """Print a delivery and every attempt with its answer as JSON."""
     from dataclasses import asdict
 
-    from hiresfix.server import webhooks as domain
+    from hiresfix.server.webhooks import events as domain
 
     told, attempts = in_transaction(lambda tx: domain.get(tx, delivery))
     shown: dict[str, Any] = {**asdict(told), "attempts": [asdict(attempt) for attempt in attempts]}
@@ -63,13 +63,14 @@ def show_delivery(delivery: DeliveryId) -> None:
 @webhooks.command("redeliver")
 def redeliver(delivery: DeliveryId) -> None:
     """Send a completed or failed event again, now, and on the whole schedule if need be."""
-    from hiresfix.server import audit, config
-    from hiresfix.server import webhooks as domain
-    from hiresfix.server.queue import Queue
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.database.task_queue import Queue
+    from hiresfix.server.settings import load_settings
+    from hiresfix.server.webhooks import events as domain
 
     async def again(tx: Tx) -> None:
-        await domain.redeliver(tx, Queue(config.load().database_url or ""), delivery)
-        await audit.note(tx, actor=operator(), action="webhook.redeliver", subject=delivery)
+        await domain.redeliver(tx, Queue(load_settings().database_url or ""), delivery)
+        await audit_log.note(tx, actor=operator(), action="webhook.redeliver", subject=delivery)
 
     in_transaction(again)
     typer.echo("It will be sent at once by any running worker.")
@@ -80,7 +81,7 @@ def prune(
     days: Annotated[float, typer.Option(min=0, help="Keep what ended within so many days.")] = 30.0,
 ) -> None:
     """Forget the attempts of deliveries that ended before that. Workers do it by themselves once a minute."""
-    from hiresfix.server import webhooks as domain
+    from hiresfix.server.webhooks import events as domain
 
     typer.echo(f"{in_transaction(lambda tx: domain.prune(tx, older_than=timedelta(days=days)))} rows deleted.")
 
@@ -88,12 +89,13 @@ def prune(
 @secret.command("show")
 def show_secret(team: Team = None) -> None:
     """Print the team's secret, making one if it has none; from then on its webhooks are signed with it too."""
-    from hiresfix.server import audit, webhook_secrets
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.webhooks import secrets
 
     async def show(tx: Tx) -> str:
         of = await team_called(tx, team)
-        found, made = await webhook_secrets.current(tx, of)
-        await audit.note(
+        found, made = await secrets.current(tx, of)
+        await audit_log.note(
             tx, actor=operator(), action="webhook_secret.create" if made else "webhook_secret.show", subject=of
         )
         return found
@@ -104,11 +106,12 @@ def show_secret(team: Team = None) -> None:
 @secret.command("rotate")
 def rotate_secret(team: Team = None) -> None:
     """Make a new secret and print it. The old one signs beside it for 24 hours."""
-    from hiresfix.server import audit, webhook_secrets
+    from hiresfix.server.accounts import audit_log
+    from hiresfix.server.webhooks import secrets
 
     async def rotate(tx: Tx) -> str:
         of = await team_called(tx, team)
-        await audit.note(tx, actor=operator(), action="webhook_secret.rotate", subject=of)
-        return await webhook_secrets.rotate(tx, of)
+        await audit_log.note(tx, actor=operator(), action="webhook_secret.rotate", subject=of)
+        return await secrets.rotate(tx, of)
 
     typer.echo(in_transaction(rotate))

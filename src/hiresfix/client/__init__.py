@@ -17,7 +17,7 @@ from hiresfix.client.errors import (
     UnexpectedAnswer,
 )
 from hiresfix.client.flows import Terms
-from hiresfix.client.pictures import Image
+from hiresfix.client.inputs import Image
 from hiresfix.client.result import Result
 from hiresfix.client.values import Job, Me, Model, Params, Preview, Upload, WebhookEvent
 

@@ -19,13 +19,13 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from hiresfix.client import asking, downloads, drivers, flows, waiting
-from hiresfix.client.asking import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
+from hiresfix.client import arguments, downloads, drivers, flows, job_watch
+from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
 from hiresfix.client.drivers import Returned
 from hiresfix.client.effects import Flow
 from hiresfix.client.failures import outcome
 from hiresfix.client.flows import Terms
-from hiresfix.client.pictures import Image
+from hiresfix.client.inputs import Image
 from hiresfix.client.result import Result
 from hiresfix.client.values import Event, Job, Me, Model, Params, Preview, Scope, Upload
 
@@ -64,13 +64,13 @@ class AsyncJobHandle:
     async def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109  # the end of waiting is told with the job
         """As `JobHandle.wait`."""
         if self.job.status != "COMPLETED" or not self.job.images:
-            watch = waiting.follow(self._client.terms, self.id, asking.telling(on_progress), seconds=timeout)
+            watch = job_watch.follow(self._client.terms, self.id, arguments.telling(on_progress), seconds=timeout)
             self.job = await self._client._run(watch)
         return outcome(self.job)
 
     async def events(self, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: ASYNC109
         """As `JobHandle.events`."""
-        watch = waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)
+        watch = job_watch.follow(self._client.terms, self.id, arguments.giving, seconds=timeout)
         async with aclosing(self._client._each(watch)) as states:
             async for job in states:
                 self.job = job
@@ -109,7 +109,7 @@ class AsyncImages:
         **params: Unpack[Params],
     ) -> AsyncJobHandle:
         """As `Images.upscale`."""
-        order = asking.order(image, model, params, extra, webhook_url, webhook_events)
+        order = arguments.order(image, model, params, extra, webhook_url, webhook_events)
         client = self._client
         job = await client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload))
         return AsyncJobHandle(client, job)
@@ -123,7 +123,7 @@ class AsyncImages:
         **params: Unpack[Params],
     ) -> Preview:
         """As `Images.preview`."""
-        return await self._client._run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
+        return await self._client._run(flows.preview(self._client.terms, arguments.order(image, model, params, extra)))
 
 
 class AsyncJobs:
@@ -151,7 +151,7 @@ class AsyncJobs:
 
     def events(self, id: str, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: A002
         """As `Jobs.events`."""
-        return self._client._each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
+        return self._client._each(job_watch.follow(self._client.terms, id, arguments.giving, seconds=timeout))
 
     async def cancel(self, id: str) -> Job:  # noqa: A002
         """As `Jobs.cancel`."""
@@ -188,10 +188,10 @@ class AsyncClient:
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
         """As `Client`."""
-        self._server = asking.server(url, api_key)
+        self._server = arguments.server(url, api_key)
         self.terms = terms or Terms()
         self._own = http_client is None
-        self._http = http_client or asking.opened(httpx.AsyncClient, timeout, proxy)
+        self._http = http_client or arguments.opened(httpx.AsyncClient, timeout, proxy)
         self.images, self.jobs, self.uploads = AsyncImages(self), AsyncJobs(self), AsyncUploads(self)
 
     def __repr__(self) -> str:
@@ -227,7 +227,7 @@ class AsyncClient:
         **params: Unpack[Params],
     ) -> Path:
         """As `Client.upscale`."""
-        params = asking.into(out, params)
+        params = arguments.into(out, params)
         await self._run(downloads.writable(Path(out)))
         job = await self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return await job.save(out, on_progress, timeout=timeout)

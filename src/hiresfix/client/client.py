@@ -20,12 +20,12 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from hiresfix.client import asking, downloads, drivers, flows, waiting
-from hiresfix.client.asking import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
+from hiresfix.client import arguments, downloads, drivers, flows, job_watch
+from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
 from hiresfix.client.effects import Flow
 from hiresfix.client.failures import outcome
 from hiresfix.client.flows import Terms
-from hiresfix.client.pictures import Image
+from hiresfix.client.inputs import Image
 from hiresfix.client.result import Result
 from hiresfix.client.values import Event, Job, Me, Model, Params, Preview, Scope, Upload
 
@@ -67,13 +67,13 @@ class JobHandle:
         timeout: seconds, None for as long as it takes. Raises JobFailed, JobCancelled, JobTimedOut.
         """
         if self.job.status != "COMPLETED" or not self.job.images:
-            watch = waiting.follow(self._client.terms, self.id, asking.telling(on_progress), seconds=timeout)
+            watch = job_watch.follow(self._client.terms, self.id, arguments.telling(on_progress), seconds=timeout)
             self.job = self._client._run(watch)
         return outcome(self.job)
 
     def events(self, *, timeout: float | None = None) -> Iterator[Job]:
         """Yields every new state of the job, to the one in which it is over, whatever that is. Raises JobTimedOut."""
-        for job in self._client._each(waiting.follow(self._client.terms, self.id, asking.giving, seconds=timeout)):
+        for job in self._client._each(job_watch.follow(self._client.terms, self.id, arguments.giving, seconds=timeout)):
             self.job = job
             yield job
 
@@ -123,7 +123,7 @@ class Images:
         idempotency_key: pass your own to get the same job for the same call, also from another process, for a day.
         on_upload: called with bytes sent and bytes in all. extra: parameters that this release has no name for.
         """
-        order = asking.order(image, model, params, extra, webhook_url, webhook_events)
+        order = arguments.order(image, model, params, extra, webhook_url, webhook_events)
         client = self._client
         return JobHandle(client, client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload)))
 
@@ -136,7 +136,7 @@ class Images:
         **params: Unpack[Params],
     ) -> Preview:
         """What `upscale` would cost and make; nothing is charged."""
-        return self._client._run(flows.preview(self._client.terms, asking.order(image, model, params, extra)))
+        return self._client._run(flows.preview(self._client.terms, arguments.order(image, model, params, extra)))
 
 
 class Jobs:
@@ -165,7 +165,7 @@ class Jobs:
 
     def events(self, id: str, *, timeout: float | None = None) -> Iterator[Job]:  # noqa: A002
         """Every new state of a job, to its end."""
-        return self._client._each(waiting.follow(self._client.terms, id, asking.giving, seconds=timeout))
+        return self._client._each(job_watch.follow(self._client.terms, id, arguments.giving, seconds=timeout))
 
     def cancel(self, id: str) -> Job:  # noqa: A002
         """End a job; its credits come back. Raises Conflict if it is over already, NotFound."""
@@ -231,10 +231,10 @@ class Client:
         ALL_PROXY, but for hosts in NO_PROXY. terms: retries, patience and so on. http_client: your own, with whatever
         else httpx can do; it is not closed here. Raises ConfigurationError.
         """
-        self._server = asking.server(url, api_key)
+        self._server = arguments.server(url, api_key)
         self.terms = terms or Terms()
         self._own = http_client is None
-        self._http = http_client or asking.opened(httpx.Client, timeout, proxy)
+        self._http = http_client or arguments.opened(httpx.Client, timeout, proxy)
         self.images, self.jobs, self.uploads = Images(self), Jobs(self), Uploads(self)
 
     def __repr__(self) -> str:
@@ -275,7 +275,7 @@ class Client:
         job may take once it is accepted, None for as long as it takes. Raises JobFailed, JobCancelled, JobTimedOut;
         before anything is sent ValueError for a suffix, and OSError for a place, that cannot be written.
         """
-        params = asking.into(out, params)
+        params = arguments.into(out, params)
         self._run(downloads.writable(Path(out)))
         job = self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return job.save(out, on_progress, timeout=timeout)

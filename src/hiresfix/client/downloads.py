@@ -19,8 +19,7 @@ from hiresfix.client.failures import error_of, retry_after
 from hiresfix.client.flows import REPEATED, Attempts, Terms, rest
 from hiresfix.client.values import Job
 from hiresfix.errors import Expired, HiresfixError, NotFound
-from hiresfix.partfile import PartFile, require_writable
-from hiresfix.suffixes import FORMAT_OF_SUFFIX, SUFFIXES
+from hiresfix.files import FORMAT_OF_SUFFIX, SUFFIXES, PartFile, require_writable
 
 
 def picture_url(job: Job, number: int = 0) -> str:

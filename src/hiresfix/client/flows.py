@@ -17,14 +17,14 @@ from functools import partial
 from random import uniform
 from typing import Any, Self, TypeAlias
 
-from hiresfix import catalog
-from hiresfix.client import pictures
+from hiresfix.client import inputs
 from hiresfix.client.effects import Close, Do, Flow, Give, Head, Lost, Open, Read, Request, Sleep
 from hiresfix.client.errors import ServerUnreachable, UnexpectedAnswer
 from hiresfix.client.failures import error_of, retry_after
-from hiresfix.client.pictures import Image, Source
+from hiresfix.client.inputs import Image, Source
 from hiresfix.client.values import Job, JobPage, Me, Model, Preview, Upload, spelled_out
 from hiresfix.errors import HiresfixError, InvalidRequest
+from hiresfix.models import catalog
 
 Report: TypeAlias = Callable[[int, int], object]
 """Hears of bytes sent, of how many in all."""
@@ -218,12 +218,12 @@ def _key(terms: Terms, given: str | None) -> str:
 def upload(terms: Terms, image: Image, *, key: str | None = None, report: Report | None = None) -> Flow[Upload]:
     """Hand a picture in, streamed from where it is; `report(sent, total)` hears of bytes, anew with each attempt."""
     key = _key(terms, key)
-    source = yield Do(work=partial(pictures.source_of, image))
+    source = yield Do(work=partial(inputs.source_of, image))
     return (yield from _upload(terms, source, key, report))
 
 
 def _upload(terms: Terms, source: Source, key: str, report: Report | None) -> Flow[Upload]:
-    content_type, body = pictures.multipart(source, report)
+    content_type, body = inputs.multipart(source, report)
     request = Request(
         method="POST",
         url="/v2/uploads",
@@ -285,12 +285,12 @@ def _address(terms: Terms, image: Image, key: str, report: Report | None) -> Flo
 
     The upload's key follows from the submission's, so that the same call made again names the same URL.
     """
-    if (url := pictures.url_of(image)) is not None:
+    if (url := inputs.url_of(image)) is not None:
         return url
-    source: Source = yield Do(work=partial(pictures.source_of, image))
+    source: Source = yield Do(work=partial(inputs.source_of, image))
     if source.size <= terms.inline_bytes:
         data: bytes = yield Do(work=source.read)
-        return pictures.data_uri(data)
+        return inputs.data_uri(data)
     uploaded = yield from _upload(terms, source, str(uuid.uuid5(_UPLOADS, key)), report)
     return uploaded.url
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiresfix.client.downloads import require_suffix
 from hiresfix.client.values import Job
-from hiresfix.partfile import PartFile
+from hiresfix.files import PartFile
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,21 +17,25 @@ import torch
 from torch import Tensor
 
 from hiresfix import images
-from hiresfix.catalog import find_weights
-from hiresfix.engine import enlarging, fidelity, ganprior, inspection, memory, resampling, weights
-from hiresfix.engine.enlarging import Finish, Report, Samples
-from hiresfix.engine.esrgan import Network
-from hiresfix.engine.fidelity import Quality
-from hiresfix.engine.ganprior import Plan
-from hiresfix.engine.inspection import Findings
+from hiresfix.engine import devices
+from hiresfix.engine.analysis import degradation, metrics
+from hiresfix.engine.analysis.degradation import Findings
+from hiresfix.engine.analysis.metrics import Quality
+from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres import offline, tiled_inference
+from hiresfix.engine.superres.networks import Network
+from hiresfix.engine.superres.offline import Plan
+from hiresfix.engine.superres.tiled_inference import Finish, Report, Samples
+from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, WeightsError
 from hiresfix.images import Picture
-from hiresfix.modelstore import Store
+from hiresfix.models.catalog import find_weights
+from hiresfix.models.store import Store
+from hiresfix.models.weight_files import Kind
 from hiresfix.recipe import AUTO, Engine, Recipe
-from hiresfix.weightfiles import Kind
 
 if TYPE_CHECKING:
-    from hiresfix.engine.assembly import Assembled
+    from hiresfix.engine.diffusion.loader import Assembled
 
 FAITHFUL_NAME = "faithful (enlarger and back-projection)"
 NOT_BLACK = 8 / 255
@@ -82,8 +86,8 @@ class Upscaler:
 
         Raises ConfigurationError for a device that is not there.
         """
-        self.device = memory.choose_device(device)
-        self.dtype = torch.float32 if exact else memory.choose_dtype(self.device)
+        self.device = devices.choose_device(device)
+        self.dtype = torch.float32 if exact else devices.choose_dtype(self.device)
         self._compiled = compiled
         self._networks: dict[str, tuple[dict[str, str], Network]] = {}
         self._assembled: tuple[object, Assembled] | None = None
@@ -103,7 +107,7 @@ class Upscaler:
         recipe, looked = _looked(rgb, picture, recipe)
         make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
         made = make(rgb, recipe, looked, report)
-        quality = fidelity.measure(made.rgb, rgb, rows=made.rows, columns=made.columns, device=self.device)
+        quality = metrics.measure(made.rgb, rgb, rows=made.rows, columns=made.columns, device=self.device)
         _refuse_broken(made.rgb, rgb, quality, recipe)
         alpha = picture.alpha
         if alpha is not None:
@@ -124,24 +128,24 @@ class Upscaler:
         creative = recipe.engine is Engine.GAN_PRIOR
         factors = passes(recipe.scale, network.scale)
         plans = [
-            ganprior.plan(recipe.of_pass(number), reduction=network.scale // factor) if creative else ganprior.Plan()
+            offline.plan(recipe.of_pass(number), reduction=network.scale // factor) if creative else offline.Plan()
             for number, factor in enumerate(factors)
         ]
-        severity = inspection.severity(looked.found) if creative else 0.0
-        follow, lock = ganprior.following(recipe.resemblance, severity)
+        severity = degradation.severity(looked.found) if creative else 0.0
+        follow, lock = offline.following(recipe.resemblance, severity)
         result, tile = self._passes(network, rgb, recipe, factors, plans, follow, report)
-        fidelity.lock_colours(result, rgb, strength=lock, device=self.device)
+        metrics.lock_colours(result, rgb, strength=lock, device=self.device)
         last = factors[-1]
         height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
-        rows, columns = enlarging.borders(network, height, width, tile)
+        rows, columns = tiled_inference.borders(network, height, width, tile)
         metadata = {
-            "engine": ganprior.NAME if creative else FAITHFUL_NAME,
+            "engine": offline.NAME if creative else FAITHFUL_NAME,
             "weights": [weight],
             "tile": tile,
             "evaluations": [plan.evaluations for plan in plans],
             "warnings": [
-                *(ganprior.WARNINGS if creative else ()),
-                *((ganprior.REPAIRED,) if lock else ()),
+                *(offline.WARNINGS if creative else ()),
+                *((offline.REPAIRED,) if lock else ()),
             ],
         }
         return _Made(
@@ -153,18 +157,21 @@ class Upscaler:
 
     def _diffused(self, rgb: Samples, recipe: Recipe, looked: _Looked, report: Report) -> _Made:
         """By the hi-res fix."""
-        from hiresfix.engine import assembly, clarity  # they take seconds, which a faithful upscale need not wait
+        from hiresfix.engine.diffusion import (  # they take seconds, which a faithful upscale need not wait
+            loader,
+            pipeline,
+        )
 
         weight, network = self._network(recipe.enlarger)
-        if self._assembled is None or self._assembled[0] != assembly.key(recipe):
+        if self._assembled is None or self._assembled[0] != loader.key(recipe):
             self._assembled = None  # before the next one is loaded: two may not fit
-            assembled = assembly.assemble(
+            assembled = loader.assemble(
                 recipe, self._store, device=self.device, dtype=self.dtype, compiled=self._compiled
             )
-            self._assembled = assembly.key(recipe), assembled
+            self._assembled = loader.key(recipe), assembled
         assembled = self._assembled[1]
-        severity = inspection.severity(looked.found)
-        made = clarity.run(assembled.model, network, rgb, recipe, report, severity=severity)
+        severity = degradation.severity(looked.found)
+        made = pipeline.run(assembled.model, network, rgb, recipe, report, severity=severity)
         merged = [self._store.locate(name, Kind.LORA) for name in dict.fromkeys(lora.name for lora in made.loras)]
         files = [{"name": file.name, "sha256": file.sha256} for file in (*assembled.files, *merged)]
         repaired = severity > 0 and recipe.colour_lock > 0 and not recipe.classic
@@ -173,7 +180,7 @@ class Upscaler:
             "weights": [weight, *files],
             "loras": [{"name": tag.name, "text_encoder": tag.text_encoder, "unet": tag.unet} for tag in made.loras],
             "tile": [recipe.tile_height, recipe.tile_width],
-            "warnings": [*made.warnings, *((ganprior.REPAIRED,) if repaired else ())],
+            "warnings": [*made.warnings, *((offline.REPAIRED,) if repaired else ())],
         }
         return _Made(rgb=made.rgb, rows=made.rows, columns=made.columns, metadata=metadata)
 
@@ -192,9 +199,9 @@ class Upscaler:
         work = [math.prod(factors[:number]) ** 2 * plan.evaluations for number, plan in enumerate(plans)]
         tile = recipe.tile
         for number, (factor, plan) in enumerate(zip(factors, plans, strict=True)):
-            part = enlarging.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
+            part = tiled_inference.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
             finish = _finish(recipe, plan, resemblance=resemblance, last=number == len(factors) - 1)
-            rgb, tile = ganprior.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
+            rgb, tile = offline.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
         return rgb, tile
 
     def _network(self, name: str) -> tuple[dict[str, str], Network]:
@@ -202,11 +209,11 @@ class Upscaler:
         if name not in self._networks:
             weight = find_weights(name)
             if weight is not None:
-                sha256, network = weight.sha256, weights.load(weight)
+                sha256, network = weight.sha256, superres_files.load(weight)
             else:
                 file = self._store.locate(name, Kind.ENLARGER)
-                sha256, network = file.sha256, weights.load(file.path)
-            self._networks[name] = {"name": name, "sha256": sha256}, memory.place(network, self.device, self.dtype)
+                sha256, network = file.sha256, superres_files.load(file.path)
+            self._networks[name] = {"name": name, "sha256": sha256}, devices.place(network, self.device, self.dtype)
         return self._networks[name]
 
 
@@ -225,10 +232,10 @@ def passes(scale: int, network_scale: int) -> list[int]:
 
 def _looked(rgb: Samples, picture: Picture, recipe: Recipe) -> tuple[Recipe, _Looked]:
     """The recipe, with an enlarger if it names none, and what the picture, bled to `rgb`, looks like."""
-    found = inspection.inspect(rgb, alpha=picture.alpha, quantisation=picture.quantisation)
+    found = degradation.inspect(rgb, alpha=picture.alpha, quantisation=picture.quantisation)
     if recipe.enlarger != AUTO:
         return recipe, _Looked(found=found, because="the recipe names it")
-    choice = inspection.choose(found)
+    choice = degradation.choose(found)
     return replace(recipe, enlarger=choice.enlarger), _Looked(found=found, because=choice.because)
 
 

@@ -36,21 +36,26 @@ from hiresfix.errors import (
     StorageFailed,
     Unavailable,
 )
-from hiresfix.server import api, config, db, downloads, fleet, gate, monitoring, tracing, uploads, web
-from hiresfix.server.api.context import Service
-from hiresfix.server.census import Census
-from hiresfix.server.changes import Changes
-from hiresfix.server.config import Settings
-from hiresfix.server.db import Database
-from hiresfix.server.disk import Disk
-from hiresfix.server.envelope import BoundedBody, CrossOrigin, Envelope
-from hiresfix.server.health import Health
-from hiresfix.server.outlook import Outlook
-from hiresfix.server.quarantine import Quarantine
-from hiresfix.server.queue import Queue
-from hiresfix.server.ratelimit import Limiter
+from hiresfix.server import api, idempotency, uploads, web
+from hiresfix.server.api import files
+from hiresfix.server.api.dependencies import Service
+from hiresfix.server.database import pool
+from hiresfix.server.database.notifications import Changes
+from hiresfix.server.database.pool import Database
+from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.http import metrics_server
+from hiresfix.server.http.middleware import BoundedBody, CrossOrigin, Envelope
+from hiresfix.server.http.rate_limit import Limiter
+from hiresfix.server.http.uvicorn_server import server_config
+from hiresfix.server.jobs import worker_registry
+from hiresfix.server.jobs.estimates import Outlook
+from hiresfix.server.jobs.fleet_metrics import Census
+from hiresfix.server.platform import tracing
+from hiresfix.server.platform.disk import Disk
+from hiresfix.server.platform.health import Health
+from hiresfix.server.sandbox.client import Quarantine
+from hiresfix.server.settings import Settings, warn_if_open
 from hiresfix.server.storage import Storage
-from hiresfix.server.transport import server_config
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +70,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        config.warn_if_open(settings)
+        warn_if_open(settings)
         changes, links = Changes(database_url), _links(settings)
         async with (
             Quarantine(uploads.limits(settings)) as quarantine,
@@ -87,20 +92,20 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 outlook=Outlook(database),
                 limiter=limiter,
                 quarantine=quarantine,
-                quotas=gate.quotas(settings),
+                quotas=idempotency.quotas(settings),
                 decoding=asyncio.Semaphore(DECODING),
                 disk=disk,
                 health=health,
                 census=Census(database),
             )
-            async with monitoring.serving(settings, app.state.service.census.figures), aclosing(health):
+            async with metrics_server.serving(settings, app.state.service.census.figures), aclosing(health):
                 with tracing.exporting(settings.telemetry_url, role="api"):
                     yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     # One flat list, what is asked most first: a router within a router is a table more to go through for each request.
-    app.router.routes.extend([*api.routes, *downloads.router.routes, *web.routes])
-    for kind in (HiresfixError, HTTPException, RequestValidationError, *db.OUTAGE):
+    app.router.routes.extend([*api.routes, *files.router.routes, *web.routes])
+    for kind in (HiresfixError, HTTPException, RequestValidationError, *pool.OUTAGE):
         app.add_exception_handler(kind, _render)
     _wrap(app, settings)
     return app
@@ -119,8 +124,8 @@ def _health(settings: Settings, database: Database, storage: Storage, disk: Disk
     async def look_at_database() -> str | None:
         try:
             async with database.transaction() as tx:
-                await db.value(tx, "select 1 from teams limit 1")
-        except db.OUTAGE:
+                await pool.value(tx, "select 1 from teams limit 1")
+        except pool.OUTAGE:
             return "does not answer"
         return None
 
@@ -137,8 +142,8 @@ def _health(settings: Settings, database: Database, storage: Storage, disk: Disk
     async def look_at_workers() -> str | None:
         try:
             async with database.transaction() as tx:
-                return None if await fleet.anybody_alive(tx) else "none is up; jobs are accepted and wait"
-        except db.OUTAGE:
+                return None if await worker_registry.anybody_alive(tx) else "none is up; jobs are accepted and wait"
+        except pool.OUTAGE:
             return "not known while the database does not answer"
 
     checks = {

@@ -2,11 +2,10 @@
 
 Reading (`parse_upscale`, `data_uri`, `own_result`, ...) turns what strangers send into canonical values or
 InvalidRequest; writing (`job`, `hook_body`, `error_body`, ...) turns values into what the contract promises.
-No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfix.catalog`: another model is an
+No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfix.models.catalog`: another model is an
 entry there and nothing here.
 """
 
-from hiresfix.wire.about import me, model_entry, readiness
 from hiresfix.wire.locations import (
     data_uri,
     own_result,
@@ -45,6 +44,7 @@ from hiresfix.wire.render import (
     timestamp,
     upload,
 )
+from hiresfix.wire.service_info import me, model_entry, readiness
 
 __all__ = [
     "EVENTS",

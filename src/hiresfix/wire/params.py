@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, TypeAlias
 
-from hiresfix.catalog import Model, Param
+from hiresfix.models.catalog import Model, Param
 from hiresfix.wire.locations import canonical_picture
 from hiresfix.wire.problems import Wrong
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hiresfix import catalog
-from hiresfix.catalog import Model, Param
 from hiresfix.errors import InvalidRequest
+from hiresfix.models import catalog
+from hiresfix.models.catalog import Model, Param
 from hiresfix.wire.body import json_object
 from hiresfix.wire.locations import canonical_url, placeholder
 from hiresfix.wire.params import Value, canonical, default, spellings

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from hiresfix.catalog import Model
 from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, OverBudget, RateLimited, Unavailable
+from hiresfix.models.catalog import Model
 from hiresfix.wire.locations import result_path, upload_path
 from hiresfix.wire.queries import Place, cursor
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hiresfix import catalog
-from hiresfix.catalog import Model
+from hiresfix.models import catalog
+from hiresfix.models.catalog import Model
 from hiresfix.wire.params import json_schema
 from hiresfix.wire.parse import DEFAULT_EVENTS, EVENTS
 from hiresfix.wire.queries import MODALITIES, STATES

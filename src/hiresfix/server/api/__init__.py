@@ -5,18 +5,18 @@ and `description`, by which its routes get into the OpenAPI document.
 """
 
 from hiresfix.server.api import (
-    about,
-    elsewhere,
+    api_keys,
     events,
-    files,
+    health,
     jobs,
-    keys,
-    operations,
+    login_links,
+    not_offered,
     records,
-    signin,
+    service_info,
     signup,
-    submission,
+    uploads,
+    upscale,
 )
 
-topics = (submission, jobs, files, events, keys, records, signin, signup, about, operations, elsewhere)
+topics = (upscale, jobs, uploads, events, api_keys, records, login_links, signup, service_info, health, not_offered)
 routes = [route for topic in topics for route in topic.router.routes]

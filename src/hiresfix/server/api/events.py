@@ -22,11 +22,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hiresfix.errors import RateLimited
-from hiresfix.server import following, jobs
-from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown
-from hiresfix.server.api.description import answer, header, nothing, operation
-from hiresfix.server.jobs import TERMINAL
-from hiresfix.server.routing import Plain
+from hiresfix.server.api.dependencies import Service, caller_of, parse_job_id, service, shown
+from hiresfix.server.api.openapi import answer, header, nothing, operation
+from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.jobs import lifecycle, watch
+from hiresfix.server.jobs.lifecycle import TERMINAL
 
 router = APIRouter(route_class=Plain)
 
@@ -55,7 +55,7 @@ async def job_events(request: Request, job_id: str) -> Response:
     """Events `progress`, then one of `completed` and `failed` (which also tells of a cancelled job)."""
     own, caller = service(request), await caller_of(request)
     async with own.database.transaction() as tx:
-        found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
+        found = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
     if found.state in TERMINAL and request.headers.get("last-event-id") == _event_id(found.state, found.progress):
         return Response(status_code=204, headers=_HEADERS)
     return EventStream(own, key=caller.key, events=_events(own, found.id))
@@ -86,7 +86,7 @@ class EventStream(StreamingResponse):
 async def _events(own: Service, job: UUID) -> AsyncGenerator[bytes]:
     yield format_sse_event(retry=RETRY_MILLISECONDS)
     told, spoke = None, time.monotonic()
-    async with aclosing(following.follow(own.database, own.changes, job, seconds=STREAM_SECONDS)) as looks:
+    async with aclosing(watch.follow(own.database, own.changes, job, seconds=STREAM_SECONDS)) as looks:
         async for found in looks:
             body = found and await shown(own, found, with_input=False)
             news = body and (body["status"], body["progress"], body["queuePosition"])

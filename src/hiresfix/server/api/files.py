@@ -1,236 +1,180 @@
-"""Files that callers hand in before they use them, and the files of a job that they want gone."""
+"""Results and uploads over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired.
+
+Where the operator wants it, who asks for a result is sent on to a signed URL at the object store. The URL that a job
+names stays ours, so that it works for as long as the result is kept, and answers 410 from then on.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
-from datetime import timedelta
-from uuid import UUID, uuid4
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from hiresfix import wire
-from hiresfix.errors import (
-    Conflict,
-    FetchError,
-    HiresfixError,
-    InvalidRequest,
-    PictureError,
-    QuotaExceeded,
-    RequestTooLarge,
-    StorageFailed,
-)
-from hiresfix.images import MEBIBYTE
-from hiresfix.server import gate, jobs, uploads
-from hiresfix.server.accounts import Caller
-from hiresfix.server.api.context import Service, caller_of, parse_job_id, service, shown, small_body
-from hiresfix.server.api.description import answer, header, operation
-from hiresfix.server.gate import Bucket
-from hiresfix.server.routing import Plain
-from hiresfix.server.uploads import Probed, Upload
-from hiresfix.wire import records, schemas
+from hiresfix.errors import Expired, NotFound
+from hiresfix.server import uploads
+from hiresfix.server.api.dependencies import service
+from hiresfix.server.api.openapi import answer, nothing, operation
+from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.jobs import lifecycle
+from hiresfix.server.jobs.lifecycle import Job
+from hiresfix.server.storage import Storage
 
 router = APIRouter(route_class=Plain)
 
-UPLOADS = "/v2/uploads"
-FRAMING_BYTES = 64 * 1024
-"""What a multipart body may hold beside the file."""
-OTHER_FIELDS = 10
-FIELD_BYTES = 4096
-
-_HOW = "Send multipart/form-data with one part named 'file' that has a filename."
-
-
-_MULTIPART = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}},
+_ANSWERS = {
+    200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),
+    206: answer(description="The part asked for.", media_type="image/*"),
+    304: nothing("You have it already."),
+    416: nothing("There is no such part."),
 }
-
-
-@router.post(
-    UPLOADS,
-    openapi_extra={
-        **operation(
-            "createUpload",
-            "Hand in a picture, or its address, to be named in submissions for two hours.",
-            {201: answer("Upload", "The upload.")},
-            errors={400: "ValidationError", 409: "ErrorResponse", 502: "ErrorResponse"},
-            parameters=[header("Idempotency-Key", "Makes trying again safe: the same key and file, the same upload.")],
-        ),
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": _MULTIPART},
-                "application/json": {"schema": schemas.ref("UploadFromUrl")},
-            },
-        },
-    },
+_REDIRECT = nothing(
+    "Where the picture is, for a while: only where the operator has results fetched from the object store.",
 )
-async def upload(request: Request) -> JSONResponse:
-    """Keep a picture for a while under a URL that a submission can name; answers 201. Costs nothing.
-
-    JSON with a `url` has the server fetch it: for who wants to see a picture before it is submitted.
-    """
-    own, caller = service(request), await caller_of(request, Bucket.UPLOADS)
-    key = wire.idempotency_key(request.headers.get("idempotency-key"))
-    own.disk.require_room()  # before the body, which waits for its turn on a disk of ours
-    if request.headers.get("content-type", "").lower().startswith("application/json"):
-        data = await _fetched(request, own)
-        async with own.decoding:
-            return await _keep(own, caller, data, key, field="url")
-    async with _form(request, own.settings.max_image_bytes) as form:
-        file = _only_file(form, own.settings.max_image_bytes)
-        async with own.decoding:  # files wait on disk for their turn, so few are in memory at once
-            data = await file.read()
-            return await _keep(own, caller, data, key)
+_ERRORS = {404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"}
+_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-async def _fetched(request: Request, own: Service) -> bytes:
-    url = records.parse_upload_url(await small_body(request), request.headers.get("content-type"))
-    try:
-        return await uploads.fetch(url, own.settings)
-    except FetchError as error:
-        raise InvalidRequest({"url": [error.message]}) from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What is sent: where the store has it, what it is, and for how many seconds a cache may keep it."""
+
+    key: str
+    bytes: int
+    sha256: str
+    media_type: str
+    seconds: int
 
 
-async def _keep(own: Service, caller: Caller, data: bytes, key: str | None, *, field: str = "file") -> JSONResponse:
-    """field: what of the request is at fault if the picture is none that we accept."""
-    fingerprint = uploads.fingerprint(data)
-    if key:
-        async with own.database.transaction() as tx:
-            before = await gate.recall(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint)
-        if before:
-            return await _replay(own, before)
-    try:
-        async with own.database.transaction() as tx:
-            await uploads.room_for(tx, caller, len(data), quota=own.settings.upload_quota_bytes)
-        kept = await _store(own, caller, await uploads.probe(data, own.quarantine, whose=caller), key)
-    except (PictureError, QuotaExceeded) as error:
-        raise InvalidRequest({field: [error.message]}) from error
-    except StorageFailed as error:
-        raise StorageFailed("Upload failed") from error
-    except gate.Replayed as winner:
-        return await _replay(own, winner.made)
-    return JSONResponse(wire.upload(kept, public_url=own.settings.public_url), status_code=201)
-
-
-async def _store(own: Service, caller: Caller, probed: Probed, key: str | None) -> Upload:
-    """Bytes first, then row and idempotency row in one transaction: what is announced is there."""
-    new = uuid4()
-    stored = uploads.upload_key(new)
-    await own.storage.put(stored, probed.data, probed.header.media_type)
-    try:
-        async with own.database.transaction() as tx:
-            if key:
-                fingerprint = uploads.fingerprint(probed.data)
-                await gate.remember(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint, upload=new)
-            return await uploads.record(
-                tx,
-                new,
-                caller,
-                probed,
-                quota=own.settings.upload_quota_bytes,
-                lifetime=timedelta(hours=own.settings.upload_hours),
-            )
-    except (HiresfixError, gate.Replayed):
-        # Surely rolled back; after a lost connection the commit may have happened, and upkeep knows.
-        with contextlib.suppress(StorageFailed):
-            await own.storage.delete(stored)
-        raise
-
-
-async def _replay(own: Service, before: UUID) -> JSONResponse:
-    async with own.database.transaction() as tx:
-        found = await uploads.get(tx, before)
-    body = wire.upload(found, public_url=own.settings.public_url)
-    return JSONResponse(body, status_code=201, headers={"Idempotency-Replayed": "true"})
-
-
-@contextlib.asynccontextmanager
-async def _form(request: Request, most: int) -> AsyncGenerator[FormData]:
-    """The parts of the body, files spooled to disk until the block ends. Raises InvalidRequest."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise InvalidRequest({"file": [_HOW]})
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest({"file": ["Compressed request bodies are not accepted. Send the file as it is."]})
-    parser = MultiPartParser(
-        Headers(scope=request.scope),
-        _bounded(request, most),
-        max_files=2,  # so that a second one can be complained of
-        max_fields=OTHER_FIELDS,
-        max_part_size=FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise InvalidRequest({"file": [f"{error.message.rstrip('.')}. {_HOW}"]}) from error
-    except UnicodeError as error:  # Python knows charsets that only ever fail, such as "undefined"
-        raise InvalidRequest({"file": [f"The charset of the Content-Type cannot be read. {_HOW}"]}) from error
-    except RequestTooLarge as error:
-        raise _too_large(most) from error
-    try:
-        yield form
-    finally:
-        await form.close()
-
-
-async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes]:
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > most + FRAMING_BYTES:
-            raise RequestTooLarge
-        yield chunk
-
-
-def _only_file(form: FormData, most: int) -> UploadFile:
-    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    if len(files) > 1:
-        raise InvalidRequest({"file": ["Expected one file. Upload the others with requests of their own."]})
-    file = form.get("file")
-    if file is None:
-        raise InvalidRequest({"file": [f"Required. {_HOW}"]})
-    if not isinstance(file, UploadFile):
-        raise InvalidRequest({"file": [f"Expected a file. {_HOW}"]})
-    if not file.size:
-        raise InvalidRequest({"file": ["The file is empty. Send a picture."]})
-    if file.size > most:
-        raise _too_large(most)
-    return file
-
-
-def _too_large(most: int) -> InvalidRequest:
-    text = f"The file is larger than the limit of {most / MEBIBYTE:g} MiB. Compress it more or make it smaller."
-    return InvalidRequest({"file": [text]})
-
-
-@router.delete(
-    "/v2/jobs/{job_id}/files",
+@router.api_route(
+    "/files/images/{name}",
+    methods=["GET", "HEAD"],
     openapi_extra=operation(
-        "deleteJobFiles",
-        "Delete a finished job's input and result now.",
-        {200: answer("Job", "The job, expired.")},
-        errors={400: "ErrorResponse", 404: "ErrorResponse", 409: "ErrorResponse", 502: "ErrorResponse"},
+        "getResult",
+        "A finished picture, by its unguessable name.",
+        {**_ANSWERS, 302: _REDIRECT},
+        errors=_ERRORS,
+        public=True,
     ),
 )
-async def delete_files(request: Request, job_id: str) -> JSONResponse:
-    """Delete a finished job's input and result now; the job stays, `expired`. Again is no error."""
-    own, caller = service(request), await caller_of(request)
+async def result(request: Request, name: str) -> Response:
+    """A job's result, while it is kept."""
+    job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)
+    assert job.result is not None
+    kept = {field: job.result[field] for field in ("key", "bytes", "sha256", "media_type")}
+    file = _File(**kept, seconds=3600)
+    own = service(request)
+    if request.method == "GET" and own.links is not None and not _is_known(request, file):
+        return await _send_on(own.links, file, seconds=own.settings.result_url_seconds)
+    return _serve(request, file, name)
+
+
+async def _send_on(links: Storage, file: _File, *, seconds: float) -> Response:
+    """To the store itself; the client repeats its Range there. Kept by caches no longer than half the URL's life."""
+    headers = {
+        "Location": await links.sign(file.key, seconds=seconds),
+        "Cache-Control": f"private, max-age={min(int(seconds / 2), file.seconds)}",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    return Response(status_code=302, headers=headers)
+
+
+@router.api_route(
+    "/files/uploads/{name}",
+    methods=["GET", "HEAD"],
+    openapi_extra=operation(
+        "getUpload", "An uploaded picture, by its unguessable name.", _ANSWERS, errors=_ERRORS, public=True
+    ),
+)
+async def upload(request: Request, name: str) -> Response:
+    """An upload, until its time is up."""
+    own, named = service(request), wire.parse_upload_path(f"/files/uploads/{name}")
+    if named is None:
+        raise NotFound("File not found")
     async with own.database.transaction() as tx:
-        job = await jobs.get(tx, parse_job_id(job_id), caller=caller)
-    if job.state not in jobs.TERMINAL:
-        raise Conflict("The job is not finished. Cancel it, or wait for its end, and then delete its files.")
-    # Files first, marks after: if the store fails here, the marks do not lie and the request can be repeated.
-    await own.storage.delete(uploads.source_key(job.id))
-    await own.storage.delete_prefix(f"results/{job.id}")
-    async with own.database.transaction() as tx:
-        await jobs.mark_source_purged(tx, job.id)
-        if job.result is not None:
-            await jobs.mark_result_purged(tx, job.id)
-        job = await jobs.get(tx, job.id)
-    return JSONResponse(await shown(own, job), headers={"Cache-Control": "no-store"})
+        found = await uploads.get(tx, named[0])
+    if found.extension != named[1]:
+        raise NotFound("File not found")
+    await own.storage.head(found.key)
+    left = int((found.expires_at - datetime.now(UTC)).total_seconds())
+    file = _File(
+        key=found.key,
+        bytes=found.bytes,
+        sha256=found.sha256,
+        media_type=found.media_type,
+        seconds=min(max(left, 0), 3600),
+    )
+    return _serve(request, file, name)
+
+
+def _serve(request: Request, file: _File, name: str) -> Response:
+    size, etag = file.bytes, f'"{file.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": f"public, max-age={file.seconds}, immutable",
+        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Type": file.media_type,
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+        "Cross-Origin-Resource-Policy": "cross-origin",  # pages of the caller's show it; its name is the secret
+        "X-Content-Type-Options": "nosniff",
+    }
+    if _is_known(request, file):
+        return Response(status_code=304, headers=headers)
+    span = _range(request, size, etag)
+    if span is None:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    start, end = span
+    status = 206 if "range" in request.headers and (start, end) != (0, size) else 200
+    headers["Content-Length"] = str(end - start)
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    body = service(request).storage.stream(file.key, start, end)
+    return StreamingResponse(body, status_code=status, headers=headers)
+
+
+def _is_known(request: Request, file: _File) -> bool:
+    """The client has the file already."""
+    if_none_match = request.headers.get("if-none-match", "")
+    return f'"{file.sha256}"' in if_none_match or if_none_match.strip() == "*"
+
+
+async def _find(request: Request, named: tuple[UUID, str] | None, name: str) -> Job:
+    if named is None:
+        raise NotFound("File not found")
+    job_id, extension = named
+    async with service(request).database.transaction() as tx:
+        job = await lifecycle.get(tx, job_id)
+    if job.result is None or job.output_format != extension:
+        raise NotFound("File not found")
+    try:
+        # Before any header: once the answer has begun, a missing file could only be a broken one.
+        if not job.expired:
+            await service(request).storage.head(job.result["key"])
+            return job
+    except NotFound:
+        pass  # deleted a moment ago; its mark is about to follow
+    raise Expired("This file has expired and was deleted.")
+
+
+def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """First byte and the one after the last; the whole file unless one range is asked for. None: unsatisfiable."""
+    asked = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    condition = request.headers.get("if-range")
+    if not asked or asked.groups() == ("", "") or condition not in (None, etag):
+        return 0, size
+    first, last = asked.groups()
+    if first and last and int(last) < int(first):
+        return 0, size  # invalid, hence ignored (RFC 9110, 14.1.1)
+    if first:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+    else:
+        start, end = max(0, size - int(last)), size
+    return (start, end) if start < end else None

@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.server import jobs, listing
-from hiresfix.server.api.context import caller_of, parse_job_id, service, shown
-from hiresfix.server.api.description import answer, operation, query
-from hiresfix.server.gate import Bucket
-from hiresfix.server.routing import Plain
+from hiresfix.server.api.dependencies import caller_of, parse_job_id, service, shown
+from hiresfix.server.api.openapi import answer, operation, query
+from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.idempotency import Bucket
+from hiresfix.server.jobs import lifecycle, listing
 from hiresfix.wire.queries import JOB_QUERY
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ async def list_jobs(request: Request) -> JSONResponse:
 async def get_job(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request, Bucket.JOB_POLLING)
     async with own.database.looking() as tx:
-        found = await jobs.get(tx, parse_job_id(job_id), caller=caller)
+        found = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
     return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
 
 
@@ -66,7 +66,7 @@ async def cancel_job(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     job = parse_job_id(job_id)
     async with own.database.transaction() as tx:
-        cancelled = await jobs.cancel(tx, own.queue, job, public_url=own.settings.public_url, caller=caller)
+        cancelled = await lifecycle.cancel(tx, own.queue, job, public_url=own.settings.public_url, caller=caller)
     log.info("job.cancelled", job_id=str(job))
     return JSONResponse(await shown(own, cancelled), headers={"Cache-Control": "no-store"})
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
-from hiresfix.server import records
-from hiresfix.server.api.context import NO_STORE, caller_of, service
-from hiresfix.server.api.description import answer, operation, query
-from hiresfix.server.routing import Plain
+from hiresfix.server.api import team_records
+from hiresfix.server.api.dependencies import NO_STORE, caller_of, service
+from hiresfix.server.api.openapi import answer, operation, query
+from hiresfix.server.http.plain_route import Plain
 from hiresfix.wire import records as wire
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ async def list_ledger(request: Request) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     query = wire.parse_ledger_query(request.query_params)
     async with own.database.transaction() as tx:
-        page = await records.ledger(tx, caller, query)
+        page = await team_records.ledger(tx, caller, query)
     return JSONResponse(wire.ledger(page.rows, page.after), headers=NO_STORE)
 
 
@@ -49,7 +49,7 @@ async def list_deliveries(request: Request) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     query = wire.parse_delivery_query(request.query_params)
     async with own.database.transaction() as tx:
-        page = await records.deliveries(tx, caller, query)
+        page = await team_records.deliveries(tx, caller, query)
     return JSONResponse(wire.deliveries(page.rows, page.after), headers=NO_STORE)
 
 
@@ -65,7 +65,7 @@ async def list_deliveries(request: Request) -> JSONResponse:
 async def get_delivery(request: Request, delivery_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     async with own.database.transaction() as tx:
-        told, attempts = await records.delivery(tx, caller, wire.parse_id(delivery_id, name="delivery_id"))
+        told, attempts = await team_records.delivery(tx, caller, wire.parse_id(delivery_id, name="delivery_id"))
     return JSONResponse(wire.delivery(told, attempts), headers=NO_STORE)
 
 
@@ -82,6 +82,6 @@ async def redeliver(request: Request, delivery_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     wanted = wire.parse_id(delivery_id, name="delivery_id")
     async with own.database.transaction() as tx:
-        told, attempts = await records.redeliver(tx, own.queue, caller, wanted)
+        told, attempts = await team_records.redeliver(tx, own.queue, caller, wanted)
     log.info("webhook.redelivered", delivery_id=str(wanted))
     return JSONResponse(wire.delivery(told, attempts), headers=NO_STORE)

@@ -7,11 +7,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
-from hiresfix.server import signup
-from hiresfix.server.api.context import count_address, service, small_body
-from hiresfix.server.api.description import answer, operation
-from hiresfix.server.gate import Bucket
-from hiresfix.server.routing import Plain
+from hiresfix.server.accounts import signup
+from hiresfix.server.api.dependencies import count_address, service, small_body
+from hiresfix.server.api.openapi import answer, operation
+from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.idempotency import Bucket
 from hiresfix.wire import signup as wire
 
 log = structlog.get_logger(__name__)

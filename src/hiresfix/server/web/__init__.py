@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from hiresfix.catalog import MODELS, Model
-from hiresfix.server.api.context import service
-from hiresfix.server.web import assets, pages, structured
+from hiresfix.models.catalog import MODELS, Model
+from hiresfix.server.api.dependencies import service
+from hiresfix.server.web import pages, static_files, structured_data
 from hiresfix.server.web import studio as workshop
 from hiresfix.server.web.languages import ENGLISH, FORMER_PREFIXES, LANGUAGES, Language, named, preferred
-from hiresfix.server.web.rendering import CACHED
+from hiresfix.server.web.templating import CACHED
 
 View = Callable[[Request, Language], Awaitable[Response]]
 
@@ -59,8 +59,8 @@ def _moved(prefix: str, to: str) -> list[Route]:
 
 
 async def _sitemap(request: Request) -> Response:
-    content = structured.sitemap(service(request).settings.public_url.rstrip("/"), pages.paths()).encode()
-    return assets.respond(request, assets.made(content, "application/xml"), {"Cache-Control": CACHED})
+    content = structured_data.sitemap(service(request).settings.public_url.rstrip("/"), pages.paths()).encode()
+    return static_files.respond(request, static_files.made(content, "application/xml"), {"Cache-Control": CACHED})
 
 
 async def _robots(request: Request) -> Response:
@@ -87,8 +87,8 @@ def _model_routes(model: Model) -> list[Route]:
 
 
 routes: list[Route] = [
-    Route("/static/{fingerprint}/{path:path}", assets.serve),
-    Route("/favicon.ico", assets.favicon),
+    Route("/static/{fingerprint}/{path:path}", static_files.serve),
+    Route("/favicon.ico", static_files.favicon),
     Route("/robots.txt", _robots),
     Route("/sitemap.xml", _sitemap),
     *in_every_language("/", pages.front),

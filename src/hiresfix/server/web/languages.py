@@ -20,7 +20,7 @@ from babel.lists import format_list
 from babel.messages.pofile import read_po
 from babel.numbers import format_decimal
 
-from hiresfix.server.web.wording import fill
+from hiresfix.server.web.message_format import fill
 
 LOCALES = Path(__file__).parent / "locales"
 

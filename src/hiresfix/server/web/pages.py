@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hiresfix import catalog
-from hiresfix.catalog import Model
 from hiresfix.errors import HiresfixError
-from hiresfix.pricing import Price
+from hiresfix.models import catalog
+from hiresfix.models.catalog import Model
+from hiresfix.models.pricing import Price
 from hiresfix.recipe import OutputFormat
-from hiresfix.server.api.context import service
-from hiresfix.server.config import Settings
-from hiresfix.server.web import samples, schema, snippets, structured
-from hiresfix.server.web.about import ABOUT
+from hiresfix.server.api.dependencies import service
+from hiresfix.server.settings import Settings
+from hiresfix.server.web import samples, schema_table, snippets, structured_data
+from hiresfix.server.web.error_texts import ERRORS
 from hiresfix.server.web.languages import Language
-from hiresfix.server.web.rendering import page_of, render
+from hiresfix.server.web.model_texts import ABOUT
 from hiresfix.server.web.samples import Sample
-from hiresfix.server.web.texts import ERRORS
+from hiresfix.server.web.templating import page_of, render
 
 SCRIPTS = ("pages.js",)
 _MET_BY_CALLERS = (
@@ -53,7 +53,7 @@ async def front(request: Request, language: Language) -> Response:
         samples=samples.SAMPLES,
         offers=_offers(service(request).settings),
         submission=snippets.submission(catalog.CLARITY, page.origin),
-        structured_data=structured.software(page, language),
+        structured_data=structured_data.software(page, language),
     )
 
 
@@ -66,7 +66,7 @@ async def models(request: Request, language: Language) -> Response:
         page,
         samples=samples.SAMPLES,
         offers=_offers(service(request).settings),
-        structured_data=structured.trail(page, language, [("/models", language("Models"))]),
+        structured_data=structured_data.trail(page, language, [("/models", language("Models"))]),
     )
 
 
@@ -93,7 +93,7 @@ async def model(request: Request, language: Language, offered: Model) -> Respons
         seconds=pace.seconds if pace else None,
         contents=_contents(language, why=about is not None, samples=len(shown) > 1),
         features=features(offered, own.settings, language),
-        schema=schema.rows(offered, language),
+        schema=schema_table.rows(offered, language),
         questions=asked,
         errors=_errors(),
         key_variable=snippets.KEY_VARIABLE,
@@ -102,7 +102,7 @@ async def model(request: Request, language: Language, offered: Model) -> Respons
         uploading=snippets.uploading(page.origin),
         accepted=snippets.accepted(),
         completed=snippets.completed(offered, page.origin, price.least),
-        structured_data=structured.model(page, language, offered, asked),
+        structured_data=structured_data.model(page, language, offered, asked),
     )
 
 

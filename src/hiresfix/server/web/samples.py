@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hiresfix import catalog
-from hiresfix.catalog import Model
-from hiresfix.server.web.wording import mark
+from hiresfix.models import catalog
+from hiresfix.models.catalog import Model
+from hiresfix.server.web.message_format import mark
 
 BUDGIE = "https://github.com/BuddiesOfBudgie/budgie-backgrounds"
 UBUNTU_MATE = "https://github.com/ubuntu-mate/ubuntu-mate-artwork"

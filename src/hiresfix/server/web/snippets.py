@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hiresfix.catalog import Model
+from hiresfix.models.catalog import Model
 
 PICTURE = "https://example.com/input.jpg"
 JOB = "JOB_ID"

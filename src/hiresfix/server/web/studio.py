@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hiresfix.server.web import snippets
+from hiresfix.server.web.error_texts import ERRORS, SAYINGS
 from hiresfix.server.web.languages import Language
-from hiresfix.server.web.rendering import page_of, render
-from hiresfix.server.web.texts import ERRORS, SAYINGS
+from hiresfix.server.web.templating import page_of, render
 
 PATH = "/studio"
 

@@ -1,0 +1,1 @@
+"""Measurements on images: degradation of the input, fidelity of the result, seams; colour lock."""

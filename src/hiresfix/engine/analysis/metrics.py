@@ -1,0 +1,362 @@
+"""How true a result stays to its source: tying its colours or all that shows to it, and measuring what changed.
+
+Guarantees: no float copy of a picture ever exists, both are read in bands of rows; measuring looks at a bounded number
+of pixels, however large the picture. Results are (H * scale, W * scale, 3), sources (H, W, 3), uint8, uint16 or
+float in 0..1, scale a whole number. Samples are taken for sRGB with its white D65: profiles are not looked at, so in
+a wider space the colour differences come out too small. Knows no networks, no tiles and no recipes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from hiresfix.engine.analysis import seams
+from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres.tiled_inference import Report, Samples
+
+Floats = NDArray[np.float64]
+
+MOST_DRIFT_DB = 100.0
+RADIUS = 8.0
+"""Input pixels; wide enough that the network keeps its own textures, far narrower than a tile."""
+_CELLS = 4
+"""Cells of the coarse grid in one radius."""
+_STEEP = 4 / 255
+"""Slope for each input pixel at which a pixel counts half in the mean colour of its surroundings."""
+_BAND = 128
+_ROWS = 32
+_MARGIN = 6
+_BLIND = 6
+_FAINT = 0.15 / 255
+"""Slope for each input pixel at which movement is believed by half: below it lie the steps of 8-bit levels."""
+_RIDGE = 1e-12
+_MOST_PIXELS = 1 << 22
+_MOST_COLOURS = 1 << 16
+_CPU = torch.device("cpu")
+
+
+def lock_colours(
+    result: Samples,
+    source: Samples,
+    *,
+    radius: float = RADIUS,
+    strength: float = 1.0,
+    device: torch.device = _CPU,
+) -> None:
+    """Changes `result` so that its low frequencies become the source's; what is finer stays as it is.
+
+    result += strength * G(source - down(result)), G a Gaussian of standard deviation `radius` in input pixels, of
+    at least 2, followed by a cubic B-spline on a grid of quarter radii. strength: 0..1. The Gaussian is normalised
+    by a weight that is small on edges of either picture (Knutsson and Westin, Normalized Convolution, 1993): an edge
+    that moved by a pixel is no colour error, and no halo appears beside it.
+    """
+    scale = _scale(result, source)
+    if not 0 <= strength <= 1 or radius < 2:
+        raise ValueError(f"cannot lock with a strength of {strength} and a radius of {radius}; use 0..1 and 2 or more")
+    if strength == 0:
+        return
+    cell = max(1, int(radius / _CELLS))
+    correction = strength * _low_pass(*_cells(result, source, scale, cell, device), sigma=radius / cell)
+    height, columns = result.shape[0], _positions(0, result.shape[1], scale * cell, device)
+    for top in range(0, height, _BAND):
+        band = result[top : top + _BAND]
+        # Only the few rows of cells that this band looks at are widened to the picture's width.
+        first, last = ((2 * row + 1 - scale * cell) // (2 * scale * cell) for row in (top, top + len(band) - 1))
+        near = correction[:, :, max(0, first - 1) : last + 3]
+        rows = _positions(top, len(band), scale * cell, device) - max(0, first - 1)
+        y = resampling.to_tensor(band, device).add_(_spline(_spline(near, columns, 3), rows, 2))
+        band[...] = resampling.to_samples(y, band.dtype)
+
+
+def follow(
+    result: Samples,
+    source: Samples,
+    weights: Sequence[float],
+    *,
+    device: torch.device = _CPU,
+    report: Report = lambda fraction: None,
+) -> None:
+    """Changes `result` so that, scaled down, it becomes the source: `resampling.follow` with these weights.
+
+    What is finer than the source can show stays. At most nine weights; bands of rows are computed on the device.
+    """
+    scale, (height, width) = _scale(result, source), source.shape[:2]
+    step = max(resampling.REACH, _MOST_PIXELS // 4 // (width * scale**2))
+    before = result[:0]
+    for top in range(0, height if weights else 0, step):
+        end = min(height, top + step)
+        low, high = max(0, top - resampling.REACH), min(height, end + resampling.REACH)
+        seen = np.concatenate((before, result[top * scale : high * scale]))
+        before = result[max(0, end - resampling.REACH) * scale : end * scale].copy()  # the next band sees it unchanged
+        x = resampling.to_tensor(source[low:high], device)
+        y = resampling.follow(resampling.to_tensor(seen, device), x, weights)
+        kept = y[:, :, (top - low) * scale : (end - low) * scale]
+        result[top * scale : end * scale] = resampling.to_samples(kept, result.dtype)
+        report(end / height)
+
+
+def _cells(result: Samples, source: Samples, scale: int, cell: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each cell of `cell` input pixels: the sum of weighted misses (1, 3, h, w) and of weights (1, 1, h, w)."""
+    height, width = (-(-side // cell) for side in source.shape[:2])
+    misses, weights = (torch.zeros(1, channels, height, width, device=device) for channels in (3, 1))
+    step = max(cell, _BAND // cell * cell)
+    for top in range(0, source.shape[0], step):
+        # One more row at both ends, for the slopes.
+        low, high = max(0, top - 1), min(source.shape[0], top + step + 1)
+        x = resampling.to_tensor(source[low:high], device)
+        y = functional.avg_pool2d(resampling.to_tensor(result[low * scale : high * scale], device), scale)
+        weight = 1 / (1 + (_slope(x) + _slope(y)) / _STEEP**2)
+        kept = slice(top - low, min(top - low + step, high - low))
+        place = slice(top // cell, top // cell + -(-(min(top + step, source.shape[0]) - top) // cell))
+        misses[:, :, place] = _sums(((x - y) * weight)[:, :, kept], cell)
+        weights[:, :, place] = _sums(weight[:, :, kept], cell)
+    return misses, weights
+
+
+def _slope(x: Tensor) -> Tensor:
+    """Sum over both axes of the squared central difference of the luminance, for each pixel of distance."""
+    luma = functional.pad(resampling.luminance(x), (1, 1, 1, 1), mode="replicate")
+    down = (luma[:, :, 2:, 1:-1] - luma[:, :, :-2, 1:-1]) / 2
+    across = (luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]) / 2
+    return down.square() + across.square()
+
+
+def _sums(x: Tensor, cell: int) -> Tensor:
+    """Sum of each cell, of which the last may be cut off."""
+    x = functional.pad(x, (0, -x.shape[3] % cell, 0, -x.shape[2] % cell))
+    return functional.avg_pool2d(x, cell) * cell**2
+
+
+def _low_pass(misses: Tensor, weights: Tensor, *, sigma: float) -> Tensor:
+    return _blurred(misses, sigma) / _blurred(weights, sigma)
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    reach = math.ceil(3 * sigma)
+    taps = torch.exp(-torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device).square() / (2 * sigma**2))
+    channels = x.shape[1]
+    x = functional.conv2d(x, taps.view(1, 1, 1, -1).expand(channels, -1, -1, -1), padding=(0, reach), groups=channels)
+    return functional.conv2d(
+        x, taps.view(1, 1, -1, 1).expand(channels, -1, -1, -1), padding=(reach, 0), groups=channels
+    )
+
+
+def _positions(first: int, count: int, cell: int, device: torch.device) -> Tensor:
+    """Where the centres of `count` pixels from `first` on lie, counted in cells from the centre of the first cell."""
+    return (torch.arange(first, first + count, device=device) + 0.5) / cell - 0.5
+
+
+def _spline(x: Tensor, positions: Tensor, axis: int) -> Tensor:
+    """The cubic B-spline with coefficients `x`: nowhere beyond their range, straight where they are."""
+    start = positions.floor()
+    t = positions - start
+    weights = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
+    shape = [1, 1, 1, 1]
+    shape[axis] = len(positions)
+    total = x.new_zeros(())
+    for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
+        index = (start.long() + offset).clamp(0, x.shape[axis] - 1)
+        total = total + x.index_select(axis, index) * (weight / 6).view(shape)
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Figures of one result against its source; what they should be is said beside each.
+
+    drift_db: PSNR of the result scaled down, at least 34. ciede2000_mean, ciede2000_p95: colour difference of the
+    result scaled down, at most 1 and 3. shift_px: how far it moved, in input pixels, below 0.1; reliable up to 1.
+    seam_ratio: steps across the borders given, relative to those beside them, at most 1.1, and 1 where they are no
+    more than chance makes; and the same after a fourfold contrast stretch. None without borders that can be judged.
+    alive: finite, and neither black nor of one colour.
+    """
+
+    drift_db: float
+    ciede2000_mean: float
+    ciede2000_p95: float
+    shift_px: float
+    seam_ratio: float | None = None
+    seam_ratio_stretched: float | None = None
+    alive: bool = True
+
+    def to_dict(self) -> dict[str, float | bool | None]:
+        """Plain JSON values, rounded to what they are good for."""
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def measure(
+    result: Samples,
+    source: Samples,
+    *,
+    rows: Sequence[int] = (),
+    columns: Sequence[int] = (),
+    device: torch.device = _CPU,
+) -> Quality:
+    """rows, columns: where in the result tiles meet, as the index of the first row or column behind each border."""
+    sums = _compare(result, source, device)
+    colours = np.concatenate(sums.colours)
+    plain, stretched = seams.ratios(result, source, rows=rows, columns=columns, stretches=(1.0, 4.0))
+    return Quality(
+        drift_db=sums.drift_db,
+        ciede2000_mean=float(np.mean(colours)),
+        ciede2000_p95=float(np.percentile(colours, 95)),
+        shift_px=math.hypot(*sums.shift),
+        seam_ratio=plain,
+        seam_ratio_stretched=stretched,
+        alive=is_finite_and_alive(result, source),
+    )
+
+
+def is_finite_and_alive(result: Samples, source: Samples) -> bool:
+    """False for values that are no numbers, and for one colour all over where the source has more than one."""
+    if result.dtype.kind == "f" and not all(np.isfinite(band).all() for band in _rows(result)):
+        return False
+    return not _constant(result) or _constant(source)
+
+
+def shift(result: Samples, source: Samples) -> tuple[float, float]:
+    """(right, down) by which the result scaled down moved against the source, in input pixels; good up to about 1.
+
+    Least squares over the difference and both pictures' slopes (Lucas and Kanade, 1981, made symmetric), jointly with a
+    change of brightness and of contrast: on a plain gradient a brighter picture and one that moved are the same, and
+    then nothing has moved.
+    """
+    return _compare(result, source, _CPU).shift
+
+
+def ciede2000(one: Floats, other: Floats) -> Floats:
+    """The CIE's colour difference of 2000 between Lab colours (..., 3), with all weighting factors 1.
+
+    Source: Sharma, Wu and Dalal, The CIEDE2000 Color-Difference Formula: Implementation Notes (2005).
+    """
+    (l1, a1, b1), (l2, a2, b2) = (np.moveaxis(lab, -1, 0) for lab in (one, other))
+    stretch = 1.5 - 0.5 * _saturation((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2)
+    c1, c2 = np.hypot(a1 * stretch, b1), np.hypot(a2 * stretch, b2)
+    h1, h2 = (np.degrees(np.arctan2(b, a * stretch)) % 360 for a, b in ((a1, b1), (a2, b2)))
+    grey = c1 * c2 == 0
+    turn = h2 - h1
+    turn = np.where(grey, 0, turn - 360 * (turn > 180) + 360 * (turn < -180))
+    hue = np.where(grey, h1 + h2, _middle(h1, h2))
+    chroma, light = (c1 + c2) / 2, ((l1 + l2) / 2 - 50) ** 2
+    t = 1 - 0.17 * _cos(hue - 30) + 0.24 * _cos(2 * hue) + 0.32 * _cos(3 * hue + 6) - 0.20 * _cos(4 * hue - 63)
+    by_light = (l2 - l1) / (1 + 0.015 * light / np.sqrt(20 + light))
+    by_chroma = (c2 - c1) / (1 + 0.045 * chroma)
+    by_hue = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
+    blue = np.sin(np.radians(60 * np.exp(-(((hue - 275) / 25) ** 2)))) * 2 * _saturation(chroma)
+    squares = by_light**2 + by_chroma**2 + by_hue**2 - blue * by_chroma * by_hue
+    difference: Floats = np.sqrt(np.maximum(squares, 0))
+    return difference
+
+
+def _saturation(chroma: Floats) -> Floats:
+    return np.sqrt(chroma**7 / (chroma**7 + 25.0**7))
+
+
+def _middle(h1: Floats, h2: Floats) -> Floats:
+    """The hue half way on the shorter way between two."""
+    total = h1 + h2
+    return np.where(np.abs(h1 - h2) <= 180, total, np.where(total < 360, total + 360, total - 360)) / 2
+
+
+def _cos(degrees: Floats) -> Floats:
+    return np.cos(np.radians(degrees))
+
+
+def lab(rgb: Floats) -> Floats:
+    """sRGB in 0..1, (..., 3), to CIE Lab under D65 (IEC 61966-2-1, CIE 15)."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ _TO_XYZ.T / _TO_XYZ.sum(1)
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = np.moveaxis(f, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sums:
+    """What bands of rows add up to; every `stride`th pixel of each axis has its colour looked at."""
+
+    stride: int
+    squares: float = 0.0
+    values: int = 0
+    slopes: Floats = field(default_factory=lambda: np.zeros((4, 4)))
+    along: Floats = field(default_factory=lambda: np.zeros(4))
+    colours: list[Floats] = field(default_factory=list)
+
+    def add(self, shrunk: Tensor, original: Tensor) -> None:
+        self.squares += float((shrunk - original).square().sum(dtype=torch.float64))
+        self.values += original.numel()
+        one, other = (
+            lab(x[0, :, :: self.stride, :: self.stride].clamp(0, 1).permute(1, 2, 0).double().numpy())
+            for x in (shrunk, original)
+        )
+        self.colours.append(ciede2000(one, other).ravel())
+
+    def add_slopes(self, shrunk: Tensor, original: Tensor) -> None:
+        """Luminances (1, 1, h, w), of which the two outermost pixels are only looked at."""
+        mean = (shrunk + original) / 2
+        taps = torch.tensor([1.0, -8.0, 0.0, 8.0, -1.0]) / 12
+        across = functional.conv2d(mean[:, :, 2:-2], taps.view(1, 1, 1, -1)).double()
+        down = functional.conv2d(mean[:, :, :, 2:-2], taps.view(1, 1, -1, 1)).double()
+        miss = (original - shrunk)[:, :, 2:-2, 2:-2].double()
+        light = mean[:, :, 2:-2, 2:-2].double() - 0.5
+        slopes = torch.stack([each.flatten() for each in (across, down, torch.ones_like(light), light)])
+        self.slopes += (slopes @ slopes.T).numpy()
+        self.along += (slopes @ miss.flatten()).numpy()
+
+    @property
+    def drift_db(self) -> float:
+        mean = self.squares / self.values
+        return min(MOST_DRIFT_DB, -10 * math.log10(mean)) if mean > 0 else MOST_DRIFT_DB
+
+    @property
+    def shift(self) -> tuple[float, float]:
+        # Slopes that hardly differ from place to place say nothing: brightness explains as much, and nothing has moved.
+        flat = np.diag([_FAINT**2, _FAINT**2, _RIDGE, _RIDGE]) * self.values
+        right, down, *_ = np.linalg.solve(self.slopes + flat, self.along)
+        return float(right), float(down)
+
+
+def _compare(result: Samples, source: Samples, device: torch.device) -> _Sums:
+    """Adds up bands of the result, scaled down, against the source: all, or as many as `_MOST_PIXELS` allow."""
+    scale = _scale(result, source)
+    height, width = source.shape[:2]
+    count = -(-height // _ROWS)
+    allowed = max(1, _MOST_PIXELS // (_ROWS * width * scale**2))
+    chosen = [_ROWS * band for band in seams.some(range(count), most=allowed)]
+    sums = _Sums(stride=math.ceil(math.sqrt(len(chosen) * _ROWS * width / _MOST_COLOURS)))
+    for top in chosen:
+        end = min(height, top + _ROWS)
+        low, high = max(0, top - _MARGIN), min(height, end + _MARGIN)
+        original = resampling.to_tensor(source[low:high], device)
+        shrunk = resampling.resize(resampling.to_tensor(result[low * scale : high * scale], device), high - low, width)
+        kept = (..., slice(top - low, end - low), slice(None))
+        sums.add(*(x[kept].cpu() for x in (shrunk, original)))
+        if min(high - low, width) > 2 * _BLIND:
+            sums.add_slopes(*(resampling.smoothed(resampling.luminance(x)).cpu() for x in (shrunk, original)))
+    return sums
+
+
+def _scale(result: Samples, source: Samples) -> int:
+    scale = int(result.shape[0]) // int(source.shape[0])
+    if scale < 1 or result.shape[:2] != (source.shape[0] * scale, source.shape[1] * scale):
+        raise ValueError(f"{result.shape[1]}x{result.shape[0]} is no multiple of {source.shape[1]}x{source.shape[0]}")
+    return scale
+
+
+def _rows(picture: Samples) -> Iterator[Samples]:
+    return (picture[top : top + _BAND] for top in range(0, picture.shape[0], _BAND))
+
+
+def _constant(picture: Samples) -> bool:
+    return all(bool((band == picture[0, 0]).all()) for band in _rows(picture))

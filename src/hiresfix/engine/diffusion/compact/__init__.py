@@ -1,0 +1,1 @@
+"""The compact checkpoint format: a small diffusion model without a VAE."""

@@ -1,0 +1,1 @@
+"""Pixels without networks: resizing, sharpening, back-projection and the geometry of tiles."""

@@ -1,0 +1,1 @@
+"""Super-resolution networks, tiled inference, and the offline creative engine."""

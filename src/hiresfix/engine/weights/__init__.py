@@ -1,0 +1,1 @@
+"""Weight files read safely and turned into networks; LoRA."""

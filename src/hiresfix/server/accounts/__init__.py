@@ -1,0 +1,1 @@
+"""Teams, users, API keys, sign-up, login links and the audit log."""

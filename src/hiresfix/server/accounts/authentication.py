@@ -1,0 +1,226 @@
+"""Teams, users and API keys: who is calling, and on whose credits.
+
+A key is shown once and never stored: only its SHA-256 is, which is also what signs its webhooks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from hiresfix import signing
+from hiresfix.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from hiresfix.server.billing import ledger
+from hiresfix.server.database import pool
+from hiresfix.server.database.pool import Tx
+
+# Only what follows the prefix may differ from hexadecimal: clients redact keys by exactly this pattern.
+_KEY_PATTERN = re.compile(r"afk_[A-Za-z0-9]{16,128}")
+PREFIX_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who sent a request: ids of user, team and key, and the user's role in the team."""
+
+    user: UUID
+    team: UUID
+    key: UUID
+    role: str
+
+    @property
+    def leads(self) -> bool:
+        """Owners and admins see and arrange what is their team's; members only what is their own."""
+        return self.role in ("OWNER", "ADMIN")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a caller may know of the user, the team and the key behind a request."""
+
+    user_id: UUID
+    email: str
+    role: str
+    team_id: UUID
+    team_name: str
+    credits: int
+    plan: str
+    max_concurrent_jobs: int
+    key_id: UUID
+    key_name: str
+    key_prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """An API key as it may be shown again: everything but the key itself."""
+
+    id: UUID
+    name: str
+    prefix: str
+    email: str
+    team: UUID
+    team_name: str
+    active: bool
+    signing_mode: signing.KeyMode
+    monthly_budget: int | None
+    """Credits it may spend in a calendar month; None: as many as the team has."""
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    """When it ends by itself; None: never."""
+    revoked_at: datetime | None
+    user: UUID
+    role: str
+    """Its user's, not one of its own."""
+
+
+def digest(key: str) -> bytes:
+    """SHA-256 of the key: what is stored, and the secret its webhooks are signed with."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+async def authenticate(tx: Tx, key: str | None) -> Caller:
+    """The caller behind an API key; notes that the key was used (once a minute is exact enough).
+
+    Raises Unauthenticated for a missing, unknown, revoked or expired key and Forbidden for a deactivated one, which it
+    also is while its user or team is suspended.
+    """
+    if not key:
+        raise Unauthenticated("API key is required")
+    if not _KEY_PATTERN.fullmatch(key):
+        raise Unauthenticated("Invalid API key")
+    # Found by the hash of a random 160-bit secret: the time of an index look-up tells nothing about the key.
+    row = await (
+        await tx.execute(
+            "select k.id, k.user_id, u.team_id, u.role,"
+            " k.active and u.suspended_at is null and t.suspended_at is null,"
+            " k.last_used_at is null or k.last_used_at < now() - interval '1 minute'"
+            " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
+            " where k.digest = %(digest)s and k.revoked_at is null"
+            " and (k.expires_at is null or k.expires_at > now())",
+            {"digest": digest(key)},
+        )
+    ).fetchone()
+    if row is None:
+        raise Unauthenticated("Invalid API key")
+    key_id, user, team, role, active, stale = row
+    if not active:
+        raise Forbidden("API key is inactive")
+    if stale:
+        await pool.execute(tx, "update api_keys set last_used_at = now() where id = %(id)s", id=key_id)
+    return Caller(user=user, team=team, key=key_id, role=role)
+
+
+async def profile(tx: Tx, caller: Caller) -> Profile:
+    found = await pool.one(
+        tx,
+        Profile,
+        "select u.id as user_id, u.email, u.role, t.id as team_id, t.name as team_name, t.credits, t.plan,"
+        " coalesce(t.max_concurrent_jobs, p.max_concurrent_jobs) as max_concurrent_jobs,"
+        " k.id as key_id, k.name as key_name, k.prefix as key_prefix"
+        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
+        " join plans p on p.name = t.plan where k.id = %(key)s",
+        key=caller.key,
+    )
+    assert found is not None
+    return found
+
+
+async def create_key(tx: Tx, name: str, *, user: UUID, valid_for: timedelta | None = None) -> str:
+    """A new key for the user, ending by itself if so wanted. The returned text is the only copy there will ever be."""
+    key = f"afk_{secrets.token_hex(20)}"
+    await pool.execute(
+        tx,
+        "insert into api_keys (user_id, name, prefix, digest, expires_at)"
+        " values (%(user)s, %(name)s, %(prefix)s, %(digest)s, now() + %(valid)s::interval)",
+        user=user,
+        valid=valid_for,
+        name=name,
+        prefix=key[:PREFIX_LENGTH],
+        digest=digest(key),
+    )
+    return key
+
+
+async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
+    """On an empty database: a team with its owner, the free credits and a key, which is returned.
+
+    None if there is a team already. Two servers that start together make one team.
+    """
+    await pool.execute(tx, "lock table teams in exclusive mode")
+    if await pool.value(tx, "select 1 from teams limit 1"):
+        return None
+    team = await pool.value(tx, "insert into teams (name) values ('Default') returning id")
+    user = await pool.value(
+        tx,
+        "insert into users (team_id, email, role) values (%(team)s, 'owner@localhost', 'OWNER') returning id",
+        team=team,
+    )
+    if free_credits:
+        await ledger.grant(tx, team, free_credits, actor="system", reason="free credits")
+    return await create_key(tx, key_name, user=user)
+
+
+async def first_owner(tx: Tx) -> UUID:
+    """The user on whose behalf the command line acts when it names none."""
+    owner = await pool.value(
+        tx, "select id from users where role = 'OWNER' and removed_at is null order by created_at limit 1"
+    )
+    if owner is None:
+        raise NotFound("There is no account yet. Run `hiresfix serve` or `hiresfix migrate` once.")
+    assert isinstance(owner, UUID)
+    return owner
+
+
+async def first_team(tx: Tx) -> UUID:
+    team = await pool.value(tx, "select team_id from users where id = %(user)s", user=await first_owner(tx))
+    assert isinstance(team, UUID)
+    return team
+
+
+async def keys(tx: Tx, *, team: UUID | None = None, user: UUID | None = None) -> Sequence[Key]:
+    """All keys, or those of one team or user, oldest first."""
+    return await pool.every(
+        tx,
+        Key,
+        "select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,"
+        " k.monthly_budget, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, u.id as user, u.role"
+        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
+        " where (%(team)s::uuid is null or t.id = %(team)s) and (%(user)s::uuid is null or u.id = %(user)s)"
+        " order by k.created_at",
+        team=team,
+        user=user,
+    )
+
+
+async def find_key(tx: Tx, wanted: str) -> Key:
+    """The one key with this id, name or prefix that is not revoked; raises NotFound or Conflict."""
+    matching = [
+        key for key in await keys(tx) if wanted in (str(key.id), key.name, key.prefix) and key.revoked_at is None
+    ]
+    if not matching:
+        raise NotFound(f"No live key is called {wanted!r}. `hiresfix keys list` shows them.")
+    if len(matching) > 1:
+        raise Conflict(f"{len(matching)} keys are called {wanted!r}. Name one by its id (`hiresfix keys list`).")
+    return matching[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """What signs a key's webhooks: the key's digest, used raw or as hexadecimal text (api-contract.md D11)."""
+
+    digest: bytes
+    mode: signing.KeyMode
+
+
+async def signing_key(tx: Tx, key: UUID) -> SigningKey | None:
+    """Also for a revoked key: its last webhooks are still signed with it."""
+    return await pool.one(
+        tx, SigningKey, "select digest, signing_mode as mode from api_keys where id = %(key)s", key=key
+    )

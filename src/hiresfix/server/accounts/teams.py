@@ -1,0 +1,237 @@
+"""Teams and their users, as an operator arranges them.
+
+Guarantees: a team never loses its last owner; an address has one account, whatever its case; every change leaves a
+line in the audit log, in its own transaction. Suspension takes effect with the next request and loses nothing.
+Functions take an already chosen team or user; `find_team` and `find_user` choose by id or by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import LiteralString
+from uuid import UUID
+
+from hiresfix.errors import Conflict, NotFound
+from hiresfix.server.accounts import audit_log
+from hiresfix.server.database import pool
+from hiresfix.server.database.pool import Tx
+
+
+class Role(StrEnum):
+    """OWNER and ADMIN see all jobs of their team; only a MEMBER does not."""
+
+    OWNER = "OWNER"
+    ADMIN = "ADMIN"
+    MEMBER = "MEMBER"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """A team: who pays. `users` counts those that were not removed."""
+
+    id: UUID
+    name: str
+    plan: str
+    credits: int
+    max_concurrent_jobs: int
+    max_queued_jobs: int | None
+    users: int
+    suspended_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A person in a team."""
+
+    id: UUID
+    team: UUID
+    team_name: str
+    email: str
+    name: str
+    role: str
+    suspended_at: datetime | None
+    created_at: datetime
+
+
+_TEAMS: LiteralString = """
+    select id, name, plan, credits, max_queued_jobs, suspended_at, created_at,
+    coalesce(max_concurrent_jobs,
+             (select plans.max_concurrent_jobs from plans where plans.name = plan)) as max_concurrent_jobs,
+    (select count(*) from users u where u.team_id = teams.id and removed_at is null) as users from teams
+"""
+_USERS: LiteralString = """
+    select u.id, u.team_id as team, t.name as team_name, u.email, u.name, u.role, u.suspended_at, u.created_at
+    from users u join teams t on t.id = u.team_id where u.removed_at is null
+"""
+
+
+# Teams ------------------------------------------------------------------------------------------------------------
+
+
+async def teams(tx: Tx) -> Sequence[Team]:
+    """All teams, oldest first."""
+    return await pool.every(tx, Team, _TEAMS + " order by created_at")
+
+
+async def find_team(tx: Tx, wanted: str) -> Team:
+    """The one team with this id or name; raises NotFound or Conflict."""
+    found = await pool.every(tx, Team, _TEAMS + " where %(wanted)s in (id::text, name)", wanted=wanted)
+    if not found:
+        raise NotFound(f"No team is called {wanted!r}. `hiresfix teams list` shows them.")
+    if len(found) > 1:
+        raise Conflict(f"{len(found)} teams are called {wanted!r}. Name one by its id (`hiresfix teams list`).")
+    return found[0]
+
+
+async def create_team(tx: Tx, name: str, *, actor: str) -> Team:
+    """A team without users and credits."""
+    team = await pool.value(tx, "insert into teams (name) values (%(name)s) returning id", name=name)
+    await audit_log.note(tx, actor=actor, action="team.create", subject=team, name=name)
+    return await find_team(tx, str(team))
+
+
+async def change_team(
+    tx: Tx,
+    team: Team,
+    *,
+    actor: str,
+    name: str | None = None,
+    plan: str | None = None,
+    max_concurrent_jobs: int | None = None,
+    max_queued_jobs: int | None = None,
+) -> Team:
+    """Change what is given. More concurrent jobs are noticed within seconds (`turns.reconcile`).
+
+    Raises NotFound for a plan that there is none of.
+    """
+    given = {
+        "name": name,
+        "plan": plan,
+        "max_concurrent_jobs": max_concurrent_jobs,
+        "max_queued_jobs": max_queued_jobs,
+    }
+    known = await pool.value(tx, "select array_agg(name order by name) from plans")
+    if plan is not None and plan not in known:
+        raise NotFound(f"There is no plan {plan!r}. Use one of {', '.join(known)}.")
+    await pool.execute(
+        tx,
+        "update teams set name = coalesce(%(name)s, name), plan = coalesce(%(plan)s, plan),"
+        " max_concurrent_jobs = coalesce(%(max_concurrent_jobs)s, max_concurrent_jobs),"
+        " max_queued_jobs = coalesce(%(max_queued_jobs)s, max_queued_jobs) where id = %(id)s",
+        id=team.id,
+        **given,
+    )
+    changed = {key: value for key, value in given.items() if value is not None}
+    await audit_log.note(tx, actor=actor, action="team.change", subject=team.id, **changed)
+    return await find_team(tx, str(team.id))
+
+
+async def suspend_team(tx: Tx, team: Team, *, actor: str) -> None:
+    """Its keys are refused from the next request on. What it submitted goes on."""
+    await pool.execute(
+        tx, "update teams set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=team.id
+    )
+    await audit_log.note(tx, actor=actor, action="team.suspend", subject=team.id)
+
+
+async def resume_team(tx: Tx, team: Team, *, actor: str) -> None:
+    await pool.execute(tx, "update teams set suspended_at = null where id = %(id)s", id=team.id)
+    await audit_log.note(tx, actor=actor, action="team.resume", subject=team.id)
+
+
+# Users ------------------------------------------------------------------------------------------------------------
+
+
+async def users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
+    """All users, or those of one team, oldest first."""
+    return await pool.every(
+        tx,
+        User,
+        _USERS + " and (%(team)s::uuid is null or t.id = %(team)s) order by u.created_at",
+        team=team.id if team else None,
+    )
+
+
+async def find_user(tx: Tx, wanted: str) -> User:
+    """The user with this id or address; raises NotFound."""
+    found = await pool.one(
+        tx, User, _USERS + " and (u.id::text = %(wanted)s or lower(u.email) = lower(%(wanted)s))", wanted=wanted
+    )
+    if found is None:
+        raise NotFound(f"No user is called {wanted!r}. `hiresfix users list` shows them.")
+    return found
+
+
+async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str = "", actor: str) -> User:
+    """A user without keys; raises Conflict if the address, in any case, has an account."""
+    user = await pool.value(
+        tx,
+        "insert into users (team_id, email, name, role) values (%(team)s, %(email)s, %(name)s, %(role)s)"
+        " on conflict (lower(email)) where removed_at is null do nothing returning id",
+        team=team,
+        email=email,
+        name=name,
+        role=role.value,
+    )
+    if user is None:
+        raise Conflict(f"{email} has an account already. Remove that user first, or use another address.")
+    await audit_log.note(
+        tx, actor=actor, action="user.create", subject=user, team=str(team), email=email, role=role.value
+    )
+    return await find_user(tx, str(user))
+
+
+async def rename_user(tx: Tx, user: User, name: str, *, actor: str) -> None:
+    await pool.execute(tx, "update users set name = %(name)s where id = %(id)s", name=name, id=user.id)
+    await audit_log.note(tx, actor=actor, action="user.rename", subject=user.id, name=name)
+
+
+async def set_role(tx: Tx, user: User, role: Role, *, actor: str) -> None:
+    """Raises Conflict if that would leave the team without an owner."""
+    if role is not Role.OWNER:
+        await _require_other_owner(tx, user)
+    await pool.execute(tx, "update users set role = %(role)s where id = %(id)s", role=role.value, id=user.id)
+    await audit_log.note(tx, actor=actor, action="user.set_role", subject=user.id, before=user.role, role=role.value)
+
+
+async def suspend_user(tx: Tx, user: User, *, actor: str) -> None:
+    """The user's keys are refused from the next request on."""
+    await pool.execute(
+        tx, "update users set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=user.id
+    )
+    await audit_log.note(tx, actor=actor, action="user.suspend", subject=user.id)
+
+
+async def resume_user(tx: Tx, user: User, *, actor: str) -> None:
+    await pool.execute(tx, "update users set suspended_at = null where id = %(id)s", id=user.id)
+    await audit_log.note(tx, actor=actor, action="user.resume", subject=user.id)
+
+
+async def remove_user(tx: Tx, user: User, *, actor: str) -> None:
+    """Take the user out of the team for good: keys are revoked, the address is free, the jobs stay the team's.
+
+    Raises Conflict if that would leave the team without an owner.
+    """
+    await _require_other_owner(tx, user)
+    await pool.execute(tx, "update users set removed_at = now() where id = %(id)s", id=user.id)
+    await pool.execute(
+        tx, "update api_keys set revoked_at = now() where user_id = %(id)s and revoked_at is null", id=user.id
+    )
+    await audit_log.note(tx, actor=actor, action="user.remove", subject=user.id, email=user.email)
+
+
+async def _require_other_owner(tx: Tx, user: User) -> None:
+    # The team's row is the turnstile: of two owners who leave at once, the second finds the first gone.
+    await pool.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=user.team)
+    owners = await (
+        await tx.execute(
+            "select id from users where team_id = %(team)s and role = 'OWNER' and removed_at is null",
+            {"team": user.team},
+        )
+    ).fetchall()
+    if owners == [(user.id,)]:
+        raise Conflict(f"{user.email} is the last owner of {user.team_name}. Make somebody else an owner first.")

@@ -1,0 +1,46 @@
+"""Signing a browser in by a link that works once (a route of our own)."""
+
+from __future__ import annotations
+
+import structlog
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+
+from hiresfix.errors import Unauthenticated
+from hiresfix.server.accounts import login_links
+from hiresfix.server.api.dependencies import NO_STORE, count_address, service, small_body
+from hiresfix.server.api.openapi import answer, operation
+from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.idempotency import Bucket
+from hiresfix.wire import records as wire
+from hiresfix.wire import timestamp
+
+log = structlog.get_logger(__name__)
+router = APIRouter(route_class=Plain)
+
+
+@router.post(
+    "/v2/signin",
+    openapi_extra=operation(
+        "signIn",
+        "Exchange the token of a one-time sign-in link for an API key that ends by itself.",
+        {201: answer("SignedIn", "The key, and its only showing.")},
+        errors={400: "ValidationError", 401: "ErrorResponse", 413: "ErrorResponse", 429: "ErrorResponse"},
+        body="SignIn",
+        public=True,
+    ),
+)
+async def sign_in(request: Request) -> JSONResponse:
+    """201, once; from then on the link is refused. Refusals count against their address like wrong keys."""
+    own = service(request)
+    token = wire.parse_sign_in(await small_body(request), request.headers.get("content-type"))
+    try:
+        async with own.database.transaction() as tx:
+            entrance = await login_links.redeem(tx, token)
+    except Unauthenticated:
+        await count_address(request, Bucket.FAILED_AUTH)
+        raise
+    log.info("account.signed_in")
+    body = {"apiKey": entrance.key, "expiresAt": timestamp(entrance.expires_at)}
+    return JSONResponse(body, status_code=201, headers=NO_STORE)

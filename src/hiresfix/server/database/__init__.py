@@ -1,0 +1,1 @@
+"""PostgreSQL: pool, queries, migrations, notifications, task queue, and the embedded server."""

@@ -1,0 +1,1 @@
+"""HTTP below the application: uvicorn, middleware, rate limits and the metrics server."""

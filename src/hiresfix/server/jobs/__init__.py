@@ -1,0 +1,1 @@
+"""Jobs from submission to settlement, the scheduler and the worker registry."""

@@ -1,0 +1,1 @@
+"""Logging, metrics, tracing, health checks, disk space and hardware."""

@@ -1,0 +1,1 @@
+"""Untrusted images decoded in short-lived processes with limits."""

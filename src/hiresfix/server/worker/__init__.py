@@ -1,0 +1,1 @@
+"""The worker process, its self-test and periodic maintenance."""

@@ -1,0 +1,99 @@
+"""A backup by PostgreSQL's own tools, as docs/operator.md says, and the service on what was restored."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from hiresfix.server.app import Server, create_app
+from hiresfix.server.database import pool
+from hiresfix.server.database.pool import Database
+from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.jobs import lifecycle
+from tests.conftest import own_database, postgres_programs
+from tests.server.conftest import Api, commit, free_port, wait_until
+from tests.server.worker.test_process import attempt
+
+
+def tool(name: str) -> str:
+    return str(postgres_programs() / name)
+
+
+def run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def restored_url(postgres: str) -> Iterator[str]:
+    """An empty database to restore into."""
+    with own_database(postgres) as url:
+        yield url
+
+
+def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(
+    start_api: Callable[..., Api], photo: str, restored_url: str, tmp_path: Path
+) -> None:
+    api = start_api()
+    done = api.submit({"image": photo}, headers={"Idempotency-Key": "done"}).json()["jobId"]
+    asyncio.run(attempt(api))
+    running, waiting = (api.submit({"image": photo}).json()["jobId"] for _ in range(2))
+
+    async def claim() -> None:
+        async with Database(api.database_url, max_size=2) as database:
+            assert await lifecycle.claim(database, worker="w", lease_seconds=0.1)
+
+    asyncio.run(claim())
+
+    # The database first, then the files: every file that the dump names is there when the files are copied.
+    dump, files = tmp_path / "hiresfix.dump", tmp_path / "restored"
+    run(tool("pg_dump"), "--format=custom", f"--file={dump}", api.database_url)
+    later = api.submit({"image": photo}).json()["jobId"]  # between the two: its file is copied, its row is not there
+    shutil.copytree(api.settings.home / "files", files / "files")
+    run(tool("pg_restore"), "--exit-on-error", "--no-owner", f"--dbname={restored_url}", str(dump))
+
+    pool.require_schema(restored_url)
+    assert pool.migrate(restored_url) == (pool.newest_revision(), pool.newest_revision())
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = api.settings.model_copy(update={"home": files, "public_url": url})
+    app = create_app(settings, database_url=restored_url)
+    server = Server(app, host="127.0.0.1", port=port)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        again = Api(url=url, key=api.key, database_url=restored_url, settings=settings, app=app)
+        with again.client() as client:  # the key still opens it
+            assert client.get(f"/v2/jobs/{later}").status_code == 404
+            finished = client.get(f"/v2/jobs/{done}").json()
+            assert finished["status"] == "COMPLETED"
+            assert httpx.get(finished["result"]["images"][0]).status_code == 200
+        replay = again.submit({"image": photo}, headers={"Idempotency-Key": "done"})
+        assert replay.json()["jobId"] == done
+        assert again.balance == 91
+
+        async def sweep() -> None:
+            async with Database(restored_url, max_size=2) as database:
+                swept = await commit(database, lambda tx: lifecycle.sweep(tx, Queue(restored_url), public_url=url))
+            assert swept is not None
+
+        asyncio.run(sweep())
+        asyncio.run(attempt(again, times=2))
+        for job in (running, waiting):
+            assert again.value("select state from jobs where id = %s", job) == "COMPLETED"
+        with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+            again.do("delete from ledger")
+        assert again.submit({"image": photo}).status_code == 202  # sequences go on where they were
+        assert again.balance == 88
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,199 @@
+"""Messages and their translations: complete, true to their placeholders, with particles that suit what is filled in."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.pofile import read_po
+
+import hiresfix
+from hiresfix import errors
+from hiresfix.images.containers import read_container
+from hiresfix.images.values import Limits, check_output
+from hiresfix.models.catalog import MODELS
+from hiresfix.server.web import error_texts, message_catalogs
+from hiresfix.server.web.languages import ENGLISH, JAPANESE, KOREAN, LANGUAGES, LOCALES, Language, preferred
+from hiresfix.server.web.message_format import fill, particle, placeholders, rich
+
+TRANSLATED = [language for language in LANGUAGES if language is not ENGLISH]
+BELOW_THE_ROUTES = {"cors_refused", "invalid_http"}
+each_language = pytest.mark.parametrize("language", TRANSLATED, ids=lambda language: language.code)
+
+
+def catalog_of(language: Language) -> Catalog:
+    with (LOCALES / language.code / "LC_MESSAGES" / "messages.po").open("rb") as lines:
+        return read_po(lines, locale=language.code, abort_invalid=True)
+
+
+def pairs(language: Language) -> Iterator[tuple[str, str]]:
+    """Each message, or its form for many, with each of its translations."""
+    for message in catalog_of(language):
+        source = message.id[-1] if isinstance(message.id, tuple) else message.id
+        forms = message.string if isinstance(message.string, tuple) else (message.string or "",)
+        if source:
+            yield from ((str(source), str(form)) for form in forms)
+
+
+@each_language
+def test_every_message_is_translated_and_no_translation_is_unused(language: Language) -> None:
+    used = {message.id for message in message_catalogs.everything() if message.id}
+    known = {message.id for message in catalog_of(language) if message.id}
+    assert (used - known, known - used) == (set(), set()), "run `python -m hiresfix.server.web`, then translate"
+    assert [source for source, translation in pairs(language) if not translation] == []
+    assert [message.id for message in catalog_of(language) if message.fuzzy and message.id] == []
+
+
+@each_language
+def test_a_translation_has_the_placeholders_and_the_code_of_its_message(language: Language) -> None:
+    for source, translation in pairs(language):
+        assert placeholders(translation) == placeholders(source), translation
+        assert code_in(translation) == code_in(source), translation
+        assert re.findall(r"\]\(([^)]*)\)", translation) == re.findall(r"\]\(([^)]*)\)", source), translation
+
+
+def code_in(message: str) -> set[str]:
+    """What stands between backticks; of a particle inside of them only the word it belongs to."""
+    bare = re.sub(r"\{(\w+):`[^}]*\}", r"{\1}`", message)
+    return set(re.findall(r"`([^`]+)`", bare))
+
+
+def test_no_korean_text_leaves_the_choice_of_a_particle_to_the_reader() -> None:
+    for _, translation in pairs(KOREAN):
+        assert not re.search(r"[을를이가은는과와로]\s*[(/][^)}]{0,3}[을를이가은는과와로]\)", translation), translation
+        # A particle that depends on the word before it may not follow a placeholder as it is.
+        assert not re.search(r"\{\w+\}`?(?:을|를|이|가|은|는|과|와|으로|로)(?:\s|$|[,.])", translation), translation
+
+
+def test_every_text_is_polite_in_the_same_way() -> None:
+    for _, translation in pairs(KOREAN):
+        assert not re.search(r"(?:니다|하라|한다|된다)(?:[.!?]|$)", translation), translation
+    for _, translation in pairs(JAPANESE):
+        assert not re.search(r"(?:である|だ|する|った)。", translation), translation
+
+
+def test_every_error_code_has_a_text() -> None:
+    def codes(kind: type[errors.HiresfixError]) -> set[str]:
+        # What a client library adds for its own users reaches no page.
+        served = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+        return {kind.code}.union(*(codes(child) for child in served))
+
+    assert set(error_texts.ERRORS) == codes(errors.HiresfixError) | BELOW_THE_ROUTES
+
+
+@each_language
+def test_every_parameter_and_preset_has_its_texts_in_the_language(language: Language) -> None:
+    for model in MODELS:
+        of_subjects = (text for subject in model.subjects for text in (subject.label, subject.help))
+        for text in (model.description, *(param.help for param in model.params), *of_subjects):
+            assert language(text) != text
+
+
+def test_the_sentences_that_pages_know_are_those_the_server_says() -> None:
+    said = [*written_in_the_source(), *refusals()]
+    for saying in error_texts.SAYINGS:
+        pattern = re.sub(r"\\\{\w+\\\}", "(.+?)", re.escape(saying))
+        assert any(re.fullmatch(pattern, sentence) for sentence in said), saying
+
+
+def refusals() -> Iterator[str]:
+    """Sentences that are put together from parts."""
+    small = Limits(max_output_megapixels=0.01)
+    for refused in (
+        lambda: read_container(b"no picture"),
+        lambda: check_output((300, 200), 4, Limits(max_output_megapixels=0.3)),
+        lambda: check_output((300, 200), 4, small),
+    ):
+        with pytest.raises(errors.PictureError) as refusal:
+            refused()
+        yield refusal.value.message
+
+
+def written_in_the_source() -> Iterator[str]:
+    """Every text outside of the pages, with {} for what is filled in."""
+    for file in Path(hiresfix.__file__).parent.rglob("*.py"):
+        if "web" not in file.parts:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("집", "집을 집으로 집이"),
+        ("서울", "서울을 서울로 서울이"),
+        ("파리", "파리를 파리로 파리가"),
+        ("3", "3을 3으로 3이"),
+        ("8", "8을 8로 8이"),
+        ("2", "2를 2로 2가"),
+        ("10", "10을 10으로 10이"),
+        ("URL", "URL을 URL로 URL이"),
+        ("PNG", "PNG를 PNG로 PNG가"),
+        ("JPEG", "JPEG을 JPEG으로 JPEG이"),
+        ("webhook", "webhook을 webhook으로 webhook이"),
+        ("faithful-upscale", "faithful-upscale을 faithful-upscale로 faithful-upscale이"),
+        ("Clarity Upscaler", "Clarity Upscaler를 Clarity Upscaler로 Clarity Upscaler가"),
+        ("집)", "집)을 집)으로 집)이"),
+        ("", "를 로 가"),
+    ],
+)
+def test_a_particle_follows_the_sound_of_the_word(word: str, wanted: str) -> None:
+    filled = fill("{word:을/를} {word:으로/로} {word:이/가}", {"word": word})
+    assert filled == wanted
+    assert particle(word, "은", "는") == ("은" if "을" in wanted else "는")
+
+
+def test_a_message_without_a_value_for_its_placeholder_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        fill("Costs {credits}", {})
+
+
+def test_rich_text_knows_code_and_links_and_escapes_everything_else() -> None:
+    wanted = 'Use <code>a&lt;b</code> &amp; <a href="/v2">the API</a>'
+    assert rich("Use `a<b` & [the API](/v2)") == wanted
+    assert "<script" not in rich('<script>`x`[y](javascript:"onclick)')
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ("", "en"),
+        ("ja", "ja"),
+        ("ko-KR,ko;q=0.9,en-US;q=0.8", "ko"),
+        ("de, ja;q=0.5, en;q=0.7", "en"),
+        ("fr-FR, JA-jp;q=0.4", "ja"),
+        ("ja;q=0, ko;q=0.1", "ko"),
+        ("zh, *;q=0.1", "en"),
+        ("ja;q=nonsense, ;;;,", "en"),
+    ],
+)
+def test_the_browsers_preference_decides_among_the_languages_there_are(header: str, code: str) -> None:
+    assert preferred(header).code == code
+
+
+def test_numbers_dates_and_lists_are_written_as_the_language_does() -> None:
+    day = date(2026, 3, 5)
+    assert [language.long_date(day) for language in LANGUAGES] == ["March 5, 2026", "2026年3月5日", "2026년 3월 5일"]
+    assert [language.number(1234.56, 1) for language in LANGUAGES] == ["1,234.6"] * 3
+    assert ENGLISH.plural("{n} credit", "{n} credits", 1) == "1 credit"
+    assert ENGLISH.plural("{n} credit", "{n} credits", 2000) == "2,000 credits"
+    assert KOREAN.plural("{n} day", "{n} days", 90) == "90일"
+    assert JAPANESE.either(["a", "b"]) == "aまたはb"
+
+
+def test_scripts_get_the_texts_they_and_their_imports_use_and_those_of_the_api() -> None:
+    carried = message_catalogs.for_script(KOREAN, "pages.js")
+    assert carried["Copied"] == ("복사했어요",)
+    assert carried[error_texts.ERRORS["not_found"]]
+    assert carried[MODELS[0].params[0].help]
+    assert "Quick start" not in carried
+    assert message_catalogs.for_script(KOREAN, "text.js") == {}
+    assert message_catalogs.for_script(ENGLISH, "pages.js") == {}
