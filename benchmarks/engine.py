@@ -43,9 +43,9 @@ from hiresfix.engine.diffusion.offload import Residents
 from hiresfix.engine.diffusion.prompts import Conditioner
 from hiresfix.engine.diffusion.sampling import SAMPLERS, NoiseTable
 from hiresfix.engine.diffusion.vae import Autoencoder, Codec, Pixels
-from hiresfix.engine.superres import tiled_inference
+from hiresfix.engine.progress import Report
+from hiresfix.engine.superres import networks, tiled_inference
 from hiresfix.engine.superres.networks import Network
-from hiresfix.engine.superres.tiled_inference import Report
 from hiresfix.engine.weights import superres_files
 from hiresfix.models.catalog import CLARITY, find_weights
 from hiresfix.recipe import Recipe
@@ -60,7 +60,7 @@ CLIP: dict[str, Any] = {
 }  # fmt: skip
 DEFAULT_SIDE = 1024
 H200_TFLOPS = 790.0
-"""Dense bf16 of one H200 as measured for clarity-algorithm.md 13; the data sheet says 989."""
+"""Dense bf16 of one H200 as measured for algorithm.md 13; the data sheet says 989."""
 
 STAGES = ("text, enlarger", "encoder", "hint, diffusion", "decoder", "account")
 
@@ -108,7 +108,7 @@ def main() -> None:
     record.tell(name, text, data, write=arguments.write)
 
 
-def networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype: torch.dtype) -> Networks:
+def build_networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype: torch.dtype) -> Networks:
     """Stable Diffusion 1.5 with `width` in place of 320 channels; the rest in proportion."""
     blocks = (width, width * 2, width * 4, width * 4)
     context = CLIP_WIDTH * width // REAL // 8 * 8
@@ -137,7 +137,7 @@ def networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype:
 
 def stable_diffusion(recipe: Recipe) -> clarity.Model:
     """The real architecture in half precision without values, to be planned for: it lies on no device."""
-    nets = networks(REAL, torch.device("meta"), torch.float16, vae_dtype=torch.float16)
+    nets = build_networks(REAL, torch.device("meta"), torch.float16, vae_dtype=torch.float16)
     with torch.device("meta"):
         text: Any = CLIPTextModel(CLIPTextConfig(**CLIP))
     return clarity.Model(
@@ -162,10 +162,10 @@ def _residents(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.de
 def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool) -> tuple[str, Any]:
     dtype = devices.choose_dtype(device)
     vae_dtype = torch.float32 if device.type == "cpu" else dtype  # as the engine has it
-    nets = networks(width, device, dtype, vae_dtype=vae_dtype)
+    nets = build_networks(width, device, dtype, vae_dtype=vae_dtype)
     weight = find_weights("realesr-animevideov3")
     assert weight is not None
-    enlarger = devices.place(superres_files.load(weight), device, dtype)
+    enlarger = networks.place(superres_files.load(weight), device, dtype)
     rgb = drawn(side)
     bench = _Bench(nets=nets, enlarger=enlarger, rgb=rgb, device=device)
     figures = [bench.ours("clarity-classic"), bench.ours("clarity"), bench.theirs(together=True)]
@@ -432,7 +432,7 @@ def _report(bench: _Bench, width: int, figures: list[Figure], stages: list[dict[
 def model_of_work() -> tuple[str, Any]:
     """TFLOP of one job of 1024x1024 -> 2048x2048 by parts, counted on networks that hold no weights."""
     meta = torch.device("meta")
-    nets = networks(REAL, meta, torch.float32, vae_dtype=torch.float32)
+    nets = build_networks(REAL, meta, torch.float32, vae_dtype=torch.float32)
     recipe = CLARITY.presets["clarity"]
     latent = DEFAULT_SIDE * 2 // 8
     sizes = {"tile_height": recipe.tile_height, "tile_width": recipe.tile_width}
@@ -440,7 +440,7 @@ def model_of_work() -> tuple[str, Any]:
     feathered = multidiffusion.feathered_grid(latent, latent, **sizes)
     sampler = SAMPLERS[recipe.sampler]
     evaluations = len(sampler.sigmas(NoiseTable.scaled_linear(), recipe.steps, recipe.creativity)) - 1
-    enlarger = 35.85e6 * DEFAULT_SIDE**2 / 1e12  # RRDBNet, for each input pixel (clarity-algorithm.md 13)
+    enlarger = 35.85e6 * DEFAULT_SIDE**2 / 1e12  # RRDBNet, for each input pixel (algorithm.md 13)
     rows, parts = [], {"encoder": _encoding(nets, latent), "decoder": _decoding(nets, latent), "enlarger": enlarger}
     for name, grid in (("clarity-classic", classic), ("clarity", feathered)):
         tile, count = grid.tiles(0)[0], len(grid.tiles(0))

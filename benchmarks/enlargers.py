@@ -206,7 +206,7 @@ def plain(x: Tensor, dtype: torch.dtype, *, channels_last: bool, compiled: bool 
 
 
 def ours(rgb: NDArray[np.uint8], tile: int, dtype: torch.dtype) -> Way:
-    network = devices.place(superres_files.load(x4plus()), CPU, dtype)
+    network = networks.place(superres_files.load(x4plus()), CPU, dtype)
 
     def way() -> Pixels:
         wide = (rgb * np.uint16(257)).astype(np.uint16)  # 16 bits, so that rounding to 8 does not hide the precision
@@ -299,7 +299,7 @@ def measure_halos(rgb: NDArray[np.uint8]) -> tuple[str, Table]:
     table: Table = []
     for weight in WEIGHTS:
         for dtype in (torch.float32, torch.bfloat16):
-            network = devices.place(superres_files.load(weight), CPU, dtype)
+            network = networks.place(superres_files.load(weight), CPU, dtype)
             for picture, pixels in (("picture", rgb), ("noise", noise)):
                 x = resampling.to_tensor(pixels[:_HALO_ROWS, :_HALO_COLUMNS], CPU)
                 name = f"{weight.name}, {str(dtype).removeprefix('torch.')}, {picture}"

@@ -24,12 +24,12 @@ from rich.console import Console
 from benchmarks import stack
 from benchmarks.stack import Customer
 from hiresfix.models import catalog
-from hiresfix.server import idempotency
+from hiresfix.server.accounts import authentication
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import estimates, lifecycle, listing, scheduler
 from hiresfix.server.jobs.estimates import Forecasts
-from hiresfix.server.jobs.lifecycle import Claim, Completed, Result, Source, Submission
+from hiresfix.server.jobs.model import Claim, Completed, Result, Source, Submission
 from hiresfix.server.jobs.queue_snapshot import Waiting
 from hiresfix.server.webhooks import events
 from hiresfix.wire import JobQuery
@@ -96,7 +96,7 @@ class Life:
         self.held: Claim | None = None
 
     async def authenticate(self) -> None:
-        await idempotency.admit(self.database, api_key=self.customer.key, authorization=None)
+        await authentication.admit(self.database, api_key=self.customer.key, authorization=None)
 
     async def room(self) -> None:
         async with self.database.looking() as tx:

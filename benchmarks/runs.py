@@ -85,7 +85,7 @@ class Runs:
 def _network(name: str) -> networks.Network:
     weight = find_weights(name)
     assert weight is not None
-    return devices.place(superres_files.load(weight), _CPU, devices.choose_dtype(_CPU))
+    return networks.place(superres_files.load(weight), _CPU, devices.choose_dtype(_CPU))
 
 
 @cache

@@ -27,7 +27,7 @@ import psycopg
 from hiresfix.server.accounts import authentication
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import embedded, pool
+from hiresfix.server.database import embedded, query, schema
 from hiresfix.server.database.pool import Database, Tx
 
 PATIENCE = 60.0
@@ -208,7 +208,7 @@ def stack(postgres: Postgres) -> Iterator[Stack]:
         admin.execute(f"create database {name}".encode())
         url = _database(postgres.url, name)
         with folder() as home:
-            pool.migrate(url)
+            schema.migrate(url)
             made = Stack(postgres=postgres, home=home, database_url=url)
             try:
                 yield made
@@ -218,8 +218,8 @@ def stack(postgres: Postgres) -> Iterator[Stack]:
 
 
 def _database(url: str, name: str) -> str:
-    base, _, query = url.partition("?")
-    return base.rpartition("/")[0] + f"/{name}" + (f"?{query}" if query else "")
+    base, _, options = url.partition("?")
+    return base.rpartition("/")[0] + f"/{name}" + (f"?{options}" if options else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,12 +241,12 @@ def customers(url: str, count: int) -> list[Customer]:
 
 
 async def _customer(tx: Tx, number: int) -> Customer:
-    team = await pool.value(
+    team = await query.value(
         tx,
         "insert into teams (name, max_concurrent_jobs) values (%(name)s, 1000) returning id",
         name=f"team {number}",
     )
-    user = await pool.value(
+    user = await query.value(
         tx,
         "insert into users (team_id, email, role) values (%(team)s, %(email)s, 'OWNER') returning id",
         team=team,

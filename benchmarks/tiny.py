@@ -16,12 +16,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hiresfix.engine import devices
 from hiresfix.engine.diffusion import loader
 from hiresfix.engine.diffusion.loader import Assembled
 from hiresfix.engine.diffusion.pipeline import Model
 from hiresfix.engine.diffusion.prompts import Conditioner
 from hiresfix.engine.diffusion.vae import Autoencoder
+from hiresfix.engine.superres import networks
 from hiresfix.engine.superres.networks import SRVGGNetCompact
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.recipe import Engine, Recipe
@@ -38,7 +38,7 @@ def upscaler(recipe: Recipe) -> tuple[Upscaler, Recipe]:
     """
     made = Upscaler("cpu")
     torch.manual_seed(0)
-    network = devices.place(SRVGGNetCompact(convs=1, features=8).eval(), made.device, torch.float32)
+    network = networks.place(SRVGGNetCompact(convs=1, features=8).eval(), made.device, torch.float32)
     made._networks[ENLARGER] = {"name": ENLARGER, "sha256": ""}, network
     recipe = replace(recipe, loras=(), embeddings=())
     if recipe.engine is Engine.DIFFUSION:

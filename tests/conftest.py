@@ -68,12 +68,12 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template_database(postgres: str) -> str:
     """A migrated, empty database that others are copied from."""
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
 
     name = f"hiresfix_template_{os.getpid()}"
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    pool.migrate(database_named(postgres, name))
+    schema.migrate(database_named(postgres, name))
     return name
 
 

@@ -28,6 +28,7 @@ from hiresfix.engine.diffusion.compact import checkpoint
 from hiresfix.engine.diffusion.compact.checkpoint import Compact
 from hiresfix.engine.diffusion.prompts import Conditioner
 from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres import networks
 from hiresfix.engine.superres.networks import Network
 from hiresfix.engine.weights import superres_files
 from hiresfix.models.catalog import CLARITY, find_weights
@@ -153,7 +154,7 @@ def _enlarged(enlarger: Network, small: Pixels) -> Pixels:
 def _enlarger(device: torch.device) -> Network:
     weight = find_weights(pictures.ENLARGER)
     assert weight is not None
-    return devices.place(superres_files.load(weight), device, devices.choose_dtype(device))
+    return networks.place(superres_files.load(weight), device, devices.choose_dtype(device))
 
 
 def _silent(fraction: float) -> None:

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from hiresfix.engine import devices
+from hiresfix.engine.superres import networks
 from hiresfix.engine.weights import superres_files
 from hiresfix.models.catalog import find_weights
 from training import degradations
@@ -85,7 +86,7 @@ def enlarged(photos: Sequence[Photo], cache: Path, device: torch.device, *, seed
     cache.mkdir(parents=True, exist_ok=True)
     weight = find_weights(ENLARGER)
     assert weight is not None
-    network = devices.place(superres_files.load(weight), device, devices.choose_dtype(device))
+    network = networks.place(superres_files.load(weight), device, devices.choose_dtype(device))
     generator = Generator().manual_seed(seed)
     made = []
     for photo in track(photos, description="Enlarging smaller copies", transient=True):

@@ -305,12 +305,12 @@ def free_port() -> int:
 @contextlib.contextmanager
 def opened(home: Path, *, workers: int, settings: Mapping[str, str]) -> Iterator[Stage]:
     """The service, started but maybe not ready yet, in a folder that PostgreSQL's user can enter."""
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
 
     with contextlib.ExitStack() as undo:
         database = Cluster(home)
         undo.callback(database.stop)
-        pool.migrate(database.url)
+        schema.migrate(database.url)
         disk = Disk(home / "store", home / "disk")
         undo.callback(disk.close)
         receiver = Receiver()

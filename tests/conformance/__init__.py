@@ -1,4 +1,4 @@
-"""The contract's checklist (api-contract.md 17), and for each of its items the tests that show it.
+"""The contract's checklist (contract.md 17), and for each of its items the tests that show it.
 
 `test_proofs.py` holds this list against the tests there are, so that renaming one without it is noticed.
 

@@ -56,7 +56,7 @@ assert len(OPERATIONS) == sum(map(len, DOCUMENT["paths"].values()))
 
 
 def is_enveloped(context: CheckContext, response: Response, case: Case[Any]) -> None:
-    """What api-contract.md 2 and 11 promise of every answer, whatever the document says of this one."""
+    """What contract.md 2 and 11 promise of every answer, whatever the document says of this one."""
     names = response.headers
     assert names["x-request-id"], "no X-Request-Id"
     assert response.status_code not in (HTTPStatus.UNPROCESSABLE_ENTITY, *range(300, 400)), "a status clients misread"

@@ -21,8 +21,9 @@ from hiresfix.server.api import openapi
 from hiresfix.server.app import create_app
 from hiresfix.server.settings import Settings
 from hiresfix.wire.params import canonical
+from tests import ROOT
 from tests.docs import pages
-from tests.docs.pages import ROOT, Page, page
+from tests.docs.pages import Page, page
 from tests.server.web.test_languages import BELOW_THE_ROUTES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from babel.messages.pofile import read_po
 
-from hiresfix.server.database import migrations, pool
+from hiresfix.server.database import migrations, schema
 from hiresfix.server.web import languages, message_catalogs
 from hiresfix.server.web.languages import Language
 from tests.conftest import own_database
@@ -44,9 +44,9 @@ def test_the_migration_is_applied_after_all_others(
     # The page cannot know how many migrations there are when it is read.
     (copy / "versions" / "0099_notes.py").write_text(_file("0099_notes.py").replace('"0098"', f'"{newest}"'))
     monkeypatch.setattr(migrations, "VERSIONS", copy / "versions")
-    monkeypatch.setattr(pool, "_alembic_config", lambda: config)
+    monkeypatch.setattr(schema, "_alembic_config", lambda: config)
 
-    assert pool.migrate(empty_database) == (None, "0099")
+    assert schema.migrate(empty_database) == (None, "0099")
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("select note from teams").fetchall() == []
 

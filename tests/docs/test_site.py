@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import hiresfix
-from tests.docs.pages import ROOT
+from tests import ROOT
 from tests.docs.test_contents import COMMANDS, ROUTES
 
 LOADED = r"""<(?:link|script|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'>\s]+)"""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from hiresfix.engine import devices, upscaler
 from hiresfix.engine.analysis.metrics import Quality
+from hiresfix.engine.progress import Report
 from hiresfix.engine.superres import offline, tiled_inference
 from hiresfix.engine.superres.networks import SRVGGNetCompact
-from hiresfix.engine.superres.tiled_inference import Report
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.errors import BadResult, Cancelled, WeightsError
 from hiresfix.images import Picture

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from hiresfix.server.accounts import authentication
-from hiresfix.server.database import pool
+from hiresfix.server.database import schema
 from hiresfix.server.database.pool import Database
 from tests.conftest import Bucket, Site, png, reachable_folder
 from tests.journey.conftest import Service
@@ -65,7 +65,7 @@ def external() -> Iterator[str]:
     try:
         wait_until(lambda: answers(url) or server.poll() is not None)
         assert server.poll() is None, (folder / "log").read_text()
-        pool.migrate(url)
+        schema.migrate(url)
         yield url
     finally:
         server.send_signal(signal.SIGINT)

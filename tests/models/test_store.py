@@ -386,6 +386,8 @@ def test_a_folder_is_not_taken_for_a_file_of_the_lists(store: Store, model_folde
 
 def test_a_pickle_is_told_by_the_names_in_it(store: Store, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
+    from hiresfix.engine.weights.superres_files import read_tensors
+
     contents: dict[Kind, Any] = {
         Kind.ENLARGER: {"params_ema": {"conv_first.weight": torch.ones(1)}},
         Kind.EMBEDDING: {"string_to_param": {"*": torch.ones(2, 768)}, "name": "bad"},
@@ -394,7 +396,16 @@ def test_a_pickle_is_told_by_the_names_in_it(store: Store, tmp_path: Path) -> No
     }
     for kind, content in contents.items():
         torch.save(content, tmp_path / "file.pt")
-        assert store.add(tmp_path / "file.pt", name=f"a-{kind}", licence="x", commercial=True).kind is kind
+        entry = store.add(
+            tmp_path / "file.pt", name=f"a-{kind}", licence="x", commercial=True, read_pickle=read_tensors
+        )
+        assert entry.kind is kind
+
+
+def test_a_pickle_needs_a_reader(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file.pt").write_bytes(b"")
+    with pytest.raises(WeightsError, match="is a pickle"):
+        store.add(tmp_path / "file.pt", name="a", licence="x", commercial=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The public contract, reading query strings and the Prefer header: api-contract.md 5.3, 9."""
+"""The public contract, reading query strings and the Prefer header: contract.md 5.3, 9."""
 
 from __future__ import annotations
 

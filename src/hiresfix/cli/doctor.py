@@ -85,7 +85,7 @@ def _weights() -> Iterator[Finding]:
 def _database() -> Iterator[Finding]:
     import psycopg
 
-    from hiresfix.server.database import embedded, pool
+    from hiresfix.server.database import embedded, schema
     from hiresfix.server.settings import load_settings
 
     settings = load_settings()
@@ -94,7 +94,7 @@ def _database() -> Iterator[Finding]:
             with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
                 version = connection.info.server_version // 10000
         except psycopg.ProgrammingError:
-            yield Finding(what="database", verdict="problem", text=pool.NO_URL)
+            yield Finding(what="database", verdict="problem", text=schema.NO_URL)
         except psycopg.OperationalError as error:
             text = f"does not answer: {str(error).strip()}. Check HIRESFIX_DATABASE_URL and that the server is up."
             yield Finding(what="database", verdict="problem", text=text)

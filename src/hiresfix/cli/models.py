@@ -192,6 +192,7 @@ def add(
             name=name or (file.resolve().name if file.is_dir() else file.stem),
             licence=licence,
             commercial=commercial,
+            read_pickle=_read_pickle,
         )
     typer.echo(f"Added the {entry.kind} {entry.name} ({_size(entry.bytes)}, SHA-256 {entry.sha256}).")
 
@@ -223,3 +224,9 @@ def _size(count: int | None) -> str:
 
 def _yes_or_no(allowed: bool | None) -> str:
     return {True: "yes", False: "no", None: "unknown"}[allowed]
+
+
+def _read_pickle(path: Path) -> Any:
+    from hiresfix.engine.weights.superres_files import read_tensors  # here: it imports torch
+
+    return read_tensors(path)

@@ -21,7 +21,7 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
     import asyncio
 
     from hiresfix.server import supervisor as serving
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
     from hiresfix.server.database.pool import Database
     from hiresfix.server.settings import load_settings
 
@@ -33,9 +33,9 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
 
     with serving.database(settings) as url:
         if not settings.database_url:
-            pool.migrate(url)  # ours alone, so nobody else decides when
+            schema.migrate(url)  # ours alone, so nobody else decides when
         else:
-            pool.require_schema(url)
+            schema.require_schema(url)
         return asyncio.run(run(url))
 
 

@@ -24,7 +24,7 @@ def serve(
 ) -> None:
     """Run the service: API and workers, on the embedded PostgreSQL unless HIRESFIX_DATABASE_URL names another."""
     from hiresfix.server import supervisor as serving
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
     from hiresfix.server.platform import logging
     from hiresfix.server.settings import load_settings, warn_if_open
 
@@ -36,7 +36,7 @@ def serve(
     warn_if_open(settings)
     serving.stop_on_signals()
     with serving.listen(host, port) as listening, serving.database(settings) as url:
-        pool.migrate(url)
+        schema.migrate(url)
         key = _first_key(url, settings.free_credits)
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
         if key:  # on standard output, apart from the logs, which tend to be kept
@@ -89,7 +89,7 @@ def worker(
 ) -> None:
     """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
     from hiresfix.server import supervisor as serving
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
     from hiresfix.server.platform import hardware, logging
     from hiresfix.server.settings import load_settings
 
@@ -100,7 +100,7 @@ def worker(
     if children:
         serving.stop_on_signals()
     with serving.database(settings) as url:
-        pool.require_schema(url)
+        schema.require_schema(url)
         if children:
             serving.Supervisor(settings=settings, database_url=url, children=children).run()
             return
@@ -119,7 +119,7 @@ def api(
 
     from hiresfix.server import supervisor as serving
     from hiresfix.server.app import Server, create_app
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
     from hiresfix.server.platform import logging
     from hiresfix.server.settings import load_settings
 
@@ -127,7 +127,7 @@ def api(
     logging.configure(settings.log_level)
     serving.follow_supervisor()
     with serving.database(settings) as url:
-        pool.require_schema(url)
+        schema.require_schema(url)
         app = create_app(settings, database_url=url)
         server = Server(app, host=host, port=port)
         server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
@@ -138,9 +138,9 @@ def api(
 def migrate() -> None:
     """Bring the database's schema to this release's version."""
     from hiresfix.server import supervisor as serving
-    from hiresfix.server.database import pool
+    from hiresfix.server.database import schema
     from hiresfix.server.settings import load_settings
 
     with serving.database(load_settings()) as url:
-        before, after = pool.migrate(url)
+        before, after = schema.migrate(url)
     typer.echo(f"The schema is up to date ({after})." if before == after else f"Migrated from {before} to {after}.")

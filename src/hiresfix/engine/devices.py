@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hiresfix.engine.superres.networks import Network
 from hiresfix.errors import ConfigurationError, EngineFailed
 
 T = TypeVar("T")
@@ -48,22 +47,6 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return torch.bfloat16
     return torch.float32
-
-
-def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
-    """The network itself, moved, in the memory layout that convolutions like best.
-
-    On a GPU all of it computes in `dtype`; on a CPU only what `lower` says, where the rest costs little in float32.
-    """
-    network = network.to(device)
-    if device.type == "cuda":
-        network.to(dtype)
-    elif dtype != torch.float32:
-        network.lower(dtype)
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from hiresfix import images
-from hiresfix.engine import devices
-from hiresfix.engine.analysis import degradation, metrics
+from hiresfix.engine import devices, progress
+from hiresfix.engine.analysis import colour_lock, degradation, metrics
 from hiresfix.engine.analysis.degradation import Findings
 from hiresfix.engine.analysis.metrics import Quality
 from hiresfix.engine.pixels import resampling
-from hiresfix.engine.superres import offline, tiled_inference
+from hiresfix.engine.pixels.resampling import Samples
+from hiresfix.engine.progress import Report
+from hiresfix.engine.superres import networks, offline, tiled_inference
 from hiresfix.engine.superres.networks import Network
 from hiresfix.engine.superres.offline import Plan
-from hiresfix.engine.superres.tiled_inference import Finish, Report, Samples
+from hiresfix.engine.superres.tiled_inference import Finish
 from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, WeightsError
 from hiresfix.images import Picture
@@ -134,7 +136,7 @@ class Upscaler:
         severity = degradation.severity(looked.found) if creative else 0.0
         follow, lock = offline.following(recipe.resemblance, severity)
         result, tile = self._passes(network, rgb, recipe, factors, plans, follow, report)
-        metrics.lock_colours(result, rgb, strength=lock, device=self.device)
+        colour_lock.lock_colours(result, rgb, strength=lock, device=self.device)
         last = factors[-1]
         height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
         rows, columns = tiled_inference.borders(network, height, width, tile)
@@ -199,7 +201,7 @@ class Upscaler:
         work = [math.prod(factors[:number]) ** 2 * plan.evaluations for number, plan in enumerate(plans)]
         tile = recipe.tile
         for number, (factor, plan) in enumerate(zip(factors, plans, strict=True)):
-            part = tiled_inference.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
+            part = progress.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
             finish = _finish(recipe, plan, resemblance=resemblance, last=number == len(factors) - 1)
             rgb, tile = offline.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
         return rgb, tile
@@ -213,7 +215,7 @@ class Upscaler:
             else:
                 file = self._store.locate(name, Kind.ENLARGER)
                 sha256, network = file.sha256, superres_files.load(file.path)
-            self._networks[name] = {"name": name, "sha256": sha256}, devices.place(network, self.device, self.dtype)
+            self._networks[name] = {"name": name, "sha256": sha256}, networks.place(network, self.device, self.dtype)
         return self._networks[name]
 
 

@@ -131,14 +131,22 @@ class Store:
                 raise WeightsError(f"{problem} It was thrown away; its origin is {offer.origin}.")
             return self._install(part, offer, sha256)
 
-    def add(self, path: Path, *, name: str, licence: str | None, commercial: bool | None) -> Installed:
+    def add(
+        self,
+        path: Path,
+        *,
+        name: str,
+        licence: str | None,
+        commercial: bool | None,
+        read_pickle: Callable[[Path], Any] | None = None,
+    ) -> Installed:
         """Take a copy of a file or folder (links where the disk allows it), under a name of the lists or a new one.
 
         A folder is a model as diffusers lays it out, or a checkpoint of our own training. For a name of the lists the
         licence is theirs. Raises WeightsError.
         """
         offer = self.offers.get(name)
-        kind = _kind(path)
+        kind = _kind(path, read_pickle)
         if offer is None:
             offer = _own(path, name, kind, licence, commercial)
         elif path.is_dir():
@@ -275,7 +283,7 @@ def _own(path: Path, name: str, kind: Kind, licence: str | None, commercial: boo
     )
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: Path, read_pickle: Callable[[Path], Any] | None) -> Kind:
     if path.is_dir():
         kind, words = weight_files.describe_folder(path)
         if kind is None:
@@ -285,17 +293,20 @@ def _kind(path: Path) -> Kind:
         raise WeightsError(f"There is no file {path}. Check the name.")
     if path.suffix not in _SUFFIXES:
         raise WeightsError(f"{path.name} is no weight file. Use one of {', '.join(_SUFFIXES)}.")
-    shapes = weight_files.read_header(path) if path.suffix == ".safetensors" else _pickled(path)
+    if path.suffix == ".safetensors":
+        shapes = weight_files.read_header(path)
+    elif read_pickle:
+        shapes = _pickled(read_pickle(path))
+    else:
+        raise WeightsError(f"{path.name} is a pickle, which cannot be read here. Use `hiresfix models add`.")
     kind, words = weight_files.describe(shapes)
     if kind is None:
         raise WeightsError(f"{path.name} seems to be {words}, which cannot be used here. Choose another file.")
     return kind
 
 
-def _pickled(path: Path) -> Shapes:
-    """Names and shapes in a pickle, as deep as any training script nests them; no code in it runs."""
-    from hiresfix.engine.weights.superres_files import read_tensors
-
+def _pickled(content: Any) -> Shapes:
+    """Return names and shapes of the tensors in a pickle's content, as deep as any training script nests them."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def walk(value: Any, name: str, depth: int) -> None:
@@ -305,7 +316,7 @@ def _pickled(path: Path) -> Shapes:
         elif hasattr(value, "shape"):
             shapes[name] = tuple(value.shape)
 
-    walk(read_tensors(path), "", 0)
+    walk(content, "", 0)
     return shapes
 
 

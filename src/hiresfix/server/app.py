@@ -1,7 +1,7 @@
 """The API process: an ASGI application that answers everything, errors included, as JSON with a request id.
 
 Guarantees for every answer, whoever makes it (a route, the framework, a bug): `Content-Type: application/json`
-(files and pages aside), the error envelope of api-contract.md 11, what `envelope` adds, no 422, no redirect of the
+(files and pages aside), the error envelope of contract.md 11, what `envelope` adds, no 422, no redirect of the
 API's but to the signed address of a result. It runs without torch installed.
 """
 
@@ -36,14 +36,14 @@ from hiresfix.errors import (
     StorageFailed,
     Unavailable,
 )
-from hiresfix.server import api, idempotency, uploads, web
+from hiresfix.server import api, uploads, web
 from hiresfix.server.api import files
 from hiresfix.server.api.dependencies import Service
-from hiresfix.server.database import pool
+from hiresfix.server.database import pool, query
 from hiresfix.server.database.notifications import Changes
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.http import metrics_server
+from hiresfix.server.http import metrics_server, rate_limit
 from hiresfix.server.http.middleware import BoundedBody, CrossOrigin, Envelope
 from hiresfix.server.http.rate_limit import Limiter
 from hiresfix.server.http.uvicorn_server import server_config
@@ -92,7 +92,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
                 outlook=Outlook(database),
                 limiter=limiter,
                 quarantine=quarantine,
-                quotas=idempotency.quotas(settings),
+                quotas=rate_limit.quotas(settings),
                 decoding=asyncio.Semaphore(DECODING),
                 disk=disk,
                 health=health,
@@ -124,7 +124,7 @@ def _health(settings: Settings, database: Database, storage: Storage, disk: Disk
     async def look_at_database() -> str | None:
         try:
             async with database.transaction() as tx:
-                await pool.value(tx, "select 1 from teams limit 1")
+                await query.value(tx, "select 1 from teams limit 1")
         except pool.OUTAGE:
             return "does not answer"
         return None

@@ -20,7 +20,7 @@ from hiresfix.images import Header, Limits
 from hiresfix.recipe import Recipe
 from hiresfix.server import guarded_http
 from hiresfix.server.accounts.authentication import Caller
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.guarded_http import Policy
 from hiresfix.server.sandbox.client import Quarantine
@@ -80,7 +80,7 @@ def store(settings: Settings, database: Database) -> Storage:
     async def is_new() -> bool:
         async with database.transaction() as tx:
             return bool(
-                await pool.value(tx, "select not exists (select from jobs) and not exists (select from uploads)")
+                await query.value(tx, "select not exists (select from jobs) and not exists (select from uploads)")
             )
 
     return Storage.open(settings.storage_location, is_new=is_new)
@@ -168,7 +168,7 @@ def fingerprint(data: bytes) -> bytes:
 
 async def room_for(tx: Tx, caller: Caller, size: int, *, quota: int) -> None:
     """Raises QuotaExceeded if the user's living uploads and `size` bytes more would pass the quota."""
-    kept = await pool.value(
+    kept = await query.value(
         tx,
         "select coalesce(sum(bytes), 0)::bigint from uploads where user_id = %(user)s and expires_at > now()",
         user=caller.user,
@@ -181,9 +181,9 @@ async def room_for(tx: Tx, caller: Caller, size: int, *, quota: int) -> None:
 
 async def record(tx: Tx, new: UUID, caller: Caller, probed: Probed, *, quota: int, lifetime: timedelta) -> Upload:
     """Insert the row of a picture that is in the store. Raises QuotaExceeded: of uploads that race, too."""
-    await pool.execute(tx, "select 1 from users where id = %(user)s for no key update", user=caller.user)
+    await query.execute(tx, "select 1 from users where id = %(user)s for no key update", user=caller.user)
     await room_for(tx, caller, len(probed.data), quota=quota)
-    await pool.execute(
+    await query.execute(
         tx,
         "insert into uploads (id, user_id, key, extension, media_type, sha256, bytes, width, height, several,"
         " expires_at) values (%(id)s, %(user)s, %(key)s, %(extension)s, %(media_type)s, %(sha256)s, %(bytes)s,"
@@ -205,7 +205,7 @@ async def record(tx: Tx, new: UUID, caller: Caller, probed: Probed, *, quota: in
 
 async def get(tx: Tx, upload: UUID) -> Upload:
     """Raises NotFound for an unknown one and Expired for one whose time is up."""
-    found = await pool.one(tx, Upload, _SELECT + " where id = %(upload)s", upload=upload)
+    found = await query.one(tx, Upload, _SELECT + " where id = %(upload)s", upload=upload)
     if found is None:
         raise NotFound("The upload does not exist or has expired. Upload the picture again.")
     if found.expired:
@@ -215,7 +215,7 @@ async def get(tx: Tx, upload: UUID) -> Upload:
 
 async def overdue(tx: Tx, *, after: Upload | None) -> list[Upload]:
     """Up to 1000 uploads past their time and grace, the oldest first, from the one that follows `after`."""
-    return await pool.every(
+    return await query.every(
         tx,
         Upload,
         _SELECT + " where expires_at < now() - %(grace)s and (%(at)s::timestamptz is null"
@@ -228,4 +228,4 @@ async def overdue(tx: Tx, *, after: Upload | None) -> list[Upload]:
 
 async def forget(tx: Tx, upload: UUID) -> None:
     """Drop the row, and with it the idempotency key that stood for it."""
-    await pool.execute(tx, "delete from uploads where id = %(upload)s", upload=upload)
+    await query.execute(tx, "delete from uploads where id = %(upload)s", upload=upload)

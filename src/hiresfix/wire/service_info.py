@@ -66,7 +66,7 @@ class ProfileView(Protocol):
 
 
 def me(profile: ProfileView) -> dict[str, Any]:
-    """The body of `GET /v2/me`: the fields of every published version of it (api-contract.md D15)."""
+    """The body of `GET /v2/me`: the fields of every published version of it (contract.md D15)."""
     return {
         "user": {"id": str(profile.user_id), "email": profile.email, "role": profile.role},
         "team": {

@@ -1,4 +1,4 @@
-"""Signing up: reading the request and writing the answer (a route of our own; api-contract.md 14).
+"""Signing up: reading the request and writing the answer (a route of our own; contract.md 14).
 
 Apart from the rest of `wire` because the library that knows e-mail addresses comes with the server only.
 """

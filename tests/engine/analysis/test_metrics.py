@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hiresfix.engine.analysis import metrics, seams
-from hiresfix.engine.analysis.metrics import follow, lock_colours, measure, shift
+from hiresfix.engine.analysis import colour_lock, metrics, seams
+from hiresfix.engine.analysis.colour_lock import follow, lock_colours
+from hiresfix.engine.analysis.metrics import measure, shift
 from hiresfix.engine.pixels import resampling
 from tests import ROOT
 from tests.sample_images import photo
@@ -185,9 +186,9 @@ def test_a_correction_beyond_white_stops_there() -> None:
 def test_bands_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     rgb = photo(150, 130)
     source = shrunk(photo(150, 130, seed=1), 2)
-    monkeypatch.setattr(metrics, "_BAND", 1000)
+    monkeypatch.setattr(colour_lock, "_BAND", 1000)
     whole = locked(rgb, source)
-    monkeypatch.setattr(metrics, "_BAND", 16)
+    monkeypatch.setattr(colour_lock, "_BAND", 16)
     assert int(np.abs(locked(rgb, source).astype(int) - whole).max()) <= 1
     assert int(np.abs(whole.astype(int) - rgb).max()) > 3
 

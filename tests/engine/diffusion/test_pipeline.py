@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hiresfix.engine import devices
-from hiresfix.engine.analysis import metrics
+from hiresfix.engine.analysis import colour_lock
 from hiresfix.engine.analysis.metrics import Quality
 from hiresfix.engine.diffusion import guidance, loader, pipeline
 from hiresfix.engine.diffusion.offload import Residents
@@ -27,6 +27,7 @@ from hiresfix.engine.diffusion.prompts import LoraTag
 from hiresfix.engine.diffusion.sampling import SAMPLERS
 from hiresfix.engine.diffusion.vae import BUDGET, Autoencoder
 from hiresfix.engine.pixels import resampling
+from hiresfix.engine.superres import networks
 from hiresfix.engine.superres.networks import SRVGGNetCompact
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.engine.weights import superres_files
@@ -331,7 +332,7 @@ def test_the_original_has_levels_tiles_and_rounding_of_its_own_and_locks_no_colo
         return rgb
 
     monkeypatch.setattr(pipeline, "sharpened", sharpened)
-    monkeypatch.setattr(metrics, "lock_colours", lambda *_, strength, device: locked.append(strength))
+    monkeypatch.setattr(colour_lock, "lock_colours", lambda *_, strength, device: locked.append(strength))
     wanted = recipe(classic=classic, steps=18, tile_height=24, tile_width=16, dynamic=1.0, resemblance=0.7)
     with torch.inference_mode():
         pipeline.run(model, brighter(), rgb, wanted, lambda fraction: None)
@@ -446,7 +447,7 @@ def nothing(text: str, loras: Any = ()) -> Tensor:
 
 
 def test_more_creativity_adds_more_noise_and_none_is_added_below_the_least_step() -> None:
-    network = devices.place(superres_files.load(find_weights("realesr-animevideov3") or Path()), CPU, torch.float32)
+    network = networks.place(superres_files.load(find_weights("realesr-animevideov3") or Path()), CPU, torch.float32)
     model = pipeline.Model(
         unet=Deaf(),  # type: ignore[arg-type] # a stand-in
         controlnet=None,

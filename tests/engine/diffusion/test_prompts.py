@@ -80,7 +80,7 @@ def content(chunk: Chunk) -> list[int]:
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
-        # clarity-algorithm.md 7
+        # algorithm.md 7
         ("masterpiece, best quality, highres,  ", [12066, 267, 949, 3027, 267, 1487, 934, 267]),
         ("worst quality, low quality, normal quality", [5719, 3027, 267, 1042, 3027, 267, 5967, 3027]),
         (NEGATIVE_NAME, NEGATIVE_NAME_IDS),

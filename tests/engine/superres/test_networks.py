@@ -47,7 +47,7 @@ def small_srvgg() -> SRVGGNetCompact:
 def catalogued(name: str, dtype: torch.dtype = torch.float32) -> Network:
     weight = find_weights(name)
     assert weight is not None
-    return devices.place(superres_files.load(weight), CPU, dtype)
+    return networks.place(superres_files.load(weight), CPU, dtype)
 
 
 def in_bands(network: Network, x: Tensor, cuts: list[int]) -> Tensor:

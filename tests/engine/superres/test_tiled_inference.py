@@ -18,7 +18,7 @@ from torch import Tensor
 from hiresfix.engine import devices
 from hiresfix.engine.pixels import resampling
 from hiresfix.engine.pixels.tiling import Part
-from hiresfix.engine.superres import tiled_inference
+from hiresfix.engine.superres import networks, tiled_inference
 from hiresfix.engine.superres.networks import Network, RRDBNet, SRVGGNetCompact
 from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, Cancelled
@@ -39,7 +39,7 @@ def _no_gradients() -> object:
 def catalogued(name: str, dtype: torch.dtype) -> Network:
     weight = find_weights(name)
     assert weight is not None
-    return devices.place(superres_files.load(weight), CPU, dtype)
+    return networks.place(superres_files.load(weight), CPU, dtype)
 
 
 def followed(y: Tensor, x: Tensor) -> Tensor:

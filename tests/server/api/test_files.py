@@ -1,4 +1,4 @@
-"""Results over HTTP: no key needed, ranges, validators, expiry (api-contract.md 6)."""
+"""Results over HTTP: no key needed, ranges, validators, expiry (contract.md 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.lifecycle import Completed, Result
+from hiresfix.server.jobs.model import Completed, Result
 from hiresfix.server.storage import Storage
 from tests.conftest import Bucket, png
 from tests.server.conftest import Api

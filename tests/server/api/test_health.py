@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
 from hiresfix.server.accounts import authentication
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database
 from hiresfix.server.http import metrics_server
 from hiresfix.server.jobs import worker_registry
@@ -233,16 +233,16 @@ async def test_credits_are_counted_once_whatever_order_their_lines_are_committed
     )
     async with await psycopg.AsyncConnection.connect(database_url) as slow:
         async with database.transaction() as tx:
-            await pool.execute(tx, insert, amount=1, age="90 seconds")
+            await query.execute(tx, insert, amount=1, age="90 seconds")
         await slow.execute(insert, {"amount": 10, "age": "50 seconds"})  # the lower number, committed later
         async with database.transaction() as tx:
-            await pool.execute(tx, insert, amount=2, age="20 seconds")
+            await query.execute(tx, insert, amount=2, age="20 seconds")
         assert await granted() == 3
         assert await granted() == 3
         await slow.commit()
     assert await granted() == 13
     async with database.transaction() as tx:
-        await pool.execute(tx, insert, amount=4, age="0 seconds")
+        await query.execute(tx, insert, amount=4, age="0 seconds")
     assert await granted() == 17
 
 

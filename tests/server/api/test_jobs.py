@@ -1,4 +1,4 @@
-"""GET /v2/jobs, /v2/me and /v2/models over real HTTP: api-contract.md 5.3, 8, 9."""
+"""GET /v2/jobs, /v2/me and /v2/models over real HTTP: contract.md 5.3, 8, 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate limits over real HTTP: api-contract.md 12."""
+"""Rate limits over real HTTP: contract.md 12."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ipaddress import ip_network
 import httpx
 import pytest
 
-from hiresfix.server import idempotency
+from hiresfix.server.http import rate_limit
 from hiresfix.server.settings import Settings
 from tests.server.conftest import Api
 
@@ -58,8 +58,8 @@ def test_two_keys_have_a_quota_each(start_api: Callable[..., Api]) -> None:
 
 def test_by_default_polling_twenty_jobs_every_two_seconds_is_never_throttled() -> None:
     settings = Settings()
-    assert idempotency.quotas(settings)[idempotency.Bucket.JOB_POLLING].amount >= 20 * 30
-    assert idempotency.quotas(settings)[idempotency.Bucket.GENERAL].amount == 500
+    assert rate_limit.quotas(settings)[rate_limit.Bucket.JOB_POLLING].amount >= 20 * 30
+    assert rate_limit.quotas(settings)[rate_limit.Bucket.GENERAL].amount == 500
 
 
 def test_wrong_keys_are_throttled_by_address_and_right_ones_go_on(start_api: Callable[..., Api]) -> None:
@@ -102,4 +102,4 @@ def test_behind_a_trusted_proxy_the_address_is_the_last_one_it_did_not_make_up(s
     ],
 )
 def test_an_ipv6_network_counts_as_one_address(host: str | None, group: str) -> None:
-    assert idempotency.address_group(host) == group
+    assert rate_limit.address_group(host) == group

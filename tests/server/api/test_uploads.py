@@ -1,4 +1,4 @@
-"""POST /v2/uploads, what becomes of an upload, and deleting a job's files: api-contract.md 6, 7, 13."""
+"""POST /v2/uploads, what becomes of an upload, and deleting a job's files: contract.md 6, 7, 13."""
 
 from __future__ import annotations
 

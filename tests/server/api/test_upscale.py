@@ -1,4 +1,4 @@
-"""POST /v2/images/upscale over real HTTP: api-contract.md 3, 4, 11, 13."""
+"""POST /v2/images/upscale over real HTTP: contract.md 3, 4, 11, 13."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from psycopg import sql
 from hiresfix.server import guarded_http, uploads
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.jobs import lifecycle
+from hiresfix.server.jobs import lifecycle, model
 from hiresfix.server.webhooks import delivery, events
 from tests.conftest import Site, png
 from tests.server.conftest import Api
@@ -297,9 +297,7 @@ def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
             assert held is not None
             assert str(held.id) == job
             async with database.transaction() as tx:
-                await lifecycle.settle(
-                    tx, queue, held, lifecycle.Failed(error="no", retryable=False), public_url=api.url
-                )
+                await lifecycle.settle(tx, queue, held, model.Failed(error="no", retryable=False), public_url=api.url)
                 (told,) = await events.newest(tx, limit=9)
             await delivery.deliver(database, queue, told.id, policy=uploads.policy(api.settings))
             async with database.transaction() as tx:

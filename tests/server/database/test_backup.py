@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from hiresfix.server.app import Server, create_app
-from hiresfix.server.database import pool
+from hiresfix.server.database import schema
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle
@@ -60,8 +60,8 @@ def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(
     shutil.copytree(api.settings.home / "files", files / "files")
     run(tool("pg_restore"), "--exit-on-error", "--no-owner", f"--dbname={restored_url}", str(dump))
 
-    pool.require_schema(restored_url)
-    assert pool.migrate(restored_url) == (pool.newest_revision(), pool.newest_revision())
+    schema.require_schema(restored_url)
+    assert schema.migrate(restored_url) == (schema.newest_revision(), schema.newest_revision())
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = api.settings.model_copy(update={"home": files, "public_url": url})

@@ -17,11 +17,12 @@ from hiresfix.server import idempotency
 from hiresfix.server.accounts import authentication
 from hiresfix.server.billing import ledger
 from hiresfix.server.database import pool as db
+from hiresfix.server.database import schema
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle, scheduler
-from hiresfix.server.jobs.lifecycle import State
 from hiresfix.server.webhooks import events
+from hiresfix.states import JobState
 from tests.conftest import own_database
 from tests.server.conftest import commit, wait_until
 
@@ -75,10 +76,10 @@ LEFT_BEHIND = """
 def upgraded(postgres: str) -> Iterator[str]:
     """A database of the first release with its rows, brought to this release."""
     with own_database(postgres) as url:
-        db.migrate(url, to="0001")
+        schema.migrate(url, to="0001")
         with psycopg.connect(url) as first_release:
             first_release.execute(LEFT_BEHIND.encode())
-        assert db.migrate(url)[0] == "0001"
+        assert schema.migrate(url)[0] == "0001"
         yield url
 
 
@@ -113,7 +114,7 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
 
         swept = await commit(database, lambda tx: lifecycle.sweep(tx, queue, public_url="http://127.0.0.1"))
         assert swept is not None
-        assert swept.state is State.QUEUED
+        assert swept.state is JobState.QUEUED
 
         assert (
             await commit(database, lambda tx: scheduler.reconcile(tx, queue)) == 1
@@ -128,19 +129,19 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
 @pytest.fixture
 def before(postgres: str) -> Iterator[str]:
     """A database of the revision before the newest one that needs the jobs to itself."""
-    revisions = sorted(db.MIGRATIONS.glob("[0-9]*_*.sql"))
+    revisions = sorted(schema.MIGRATIONS.glob("[0-9]*_*.sql"))
     newest = max(n for n, file in enumerate(revisions) if "alter table jobs " in file.read_text())
     with own_database(postgres) as url:
-        db.migrate(url, to=revisions[newest - 1].name.partition("_")[0])
+        schema.migrate(url, to=revisions[newest - 1].name.partition("_")[0])
         yield url
 
 
 def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_goes_through_after_it(
     before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "MIGRATION_LOCK_TIMEOUT", "200ms")
-    monkeypatch.setattr(db, "MIGRATION_PAUSE", 0.1)
-    monkeypatch.setattr(db, "MIGRATION_TRIES", 1000)
+    monkeypatch.setattr(schema, "MIGRATION_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(schema, "MIGRATION_PAUSE", 0.1)
+    monkeypatch.setattr(schema, "MIGRATION_TRIES", 1000)
     stop, passed = threading.Event(), 0
 
     def live() -> None:
@@ -162,7 +163,7 @@ def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_
         ThreadPoolExecutor() as pool,
     ):
         long.execute("select count(*) from jobs")  # holds the table as long as its transaction lasts
-        migrating = pool.submit(db.migrate, before)
+        migrating = pool.submit(schema.migrate, before)
         wait_until(lambda: waits(admin))
         living = pool.submit(live)
         try:
@@ -172,19 +173,19 @@ def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_
         finally:
             long.rollback()
             stop.set()
-        assert migrating.result(timeout=60)[1] == db.newest_revision()
+        assert migrating.result(timeout=60)[1] == schema.newest_revision()
         living.result(timeout=60)
 
 
 def test_locks_that_stay_are_a_clear_error_and_nothing_is_changed(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "MIGRATION_LOCK_TIMEOUT", "50ms")
-    monkeypatch.setattr(db, "MIGRATION_TRIES", 2)
-    monkeypatch.setattr(db, "MIGRATION_PAUSE", 0.0)
+    monkeypatch.setattr(schema, "MIGRATION_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(schema, "MIGRATION_TRIES", 2)
+    monkeypatch.setattr(schema, "MIGRATION_PAUSE", 0.0)
     with psycopg.connect(before) as long:
         revision = long.execute("select version_num from alembic_version").fetchone()
         long.execute("lock table jobs")
         with pytest.raises(ConfigurationError, match="pg_stat_activity"):
-            db.migrate(before)
+            schema.migrate(before)
         assert long.execute("select version_num from alembic_version").fetchone() == revision
 
 
@@ -195,20 +196,20 @@ def revise(url: str, *, found: str, oldest: str) -> None:
 
 
 def test_a_release_works_on_the_schema_of_the_next_one_as_long_as_that_allows_it(database_url: str) -> None:
-    ours = db.newest_revision()
-    db.require_schema(database_url)
+    ours = schema.newest_revision()
+    schema.require_schema(database_url)
     revise(database_url, found="9999", oldest=ours)
-    db.require_schema(database_url)
+    schema.require_schema(database_url)
     revise(database_url, found="9999", oldest="9998")
     with pytest.raises(ConfigurationError, match="9998 is the oldest"):
-        db.require_schema(database_url)
+        schema.require_schema(database_url)
     revise(database_url, found="0001", oldest="0001")
     with pytest.raises(ConfigurationError, match="hiresfix migrate"):
-        db.require_schema(database_url)
+        schema.require_schema(database_url)
     with psycopg.connect(database_url) as connection:
         connection.execute("drop table alembic_version")
     with pytest.raises(ConfigurationError, match="no schema yet"):
-        db.require_schema(database_url)
+        schema.require_schema(database_url)
 
 
 TAKES_AWAY = re.compile(
@@ -219,7 +220,7 @@ TAKES_AWAY = re.compile(
 
 def test_a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() -> None:
     """The release before is still at work when a migration runs: see "Upgrading" in docs/operator.md."""
-    for file in db.MIGRATIONS.glob("[0-9]*.sql"):
+    for file in schema.MIGRATIONS.glob("[0-9]*.sql"):
         statements = re.sub(r"--[^\n]*", "", file.read_text())
         if file.name.partition("_")[0] > "0013" and TAKES_AWAY.search(statements):
             assert "schema_support" in statements, f"{file.name}: keep it until the next release, or raise the oldest"

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 import psycopg
 import pytest
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 
 TEAMS = "select count(*) from teams where name = 'new'"
@@ -16,7 +16,7 @@ ADD = "insert into teams (name) values ('new') returning 1"
 
 async def count(database: Database) -> int:
     async with database.looking() as tx:
-        return int(await pool.value(tx, TEAMS))
+        return int(await query.value(tx, TEAMS))
 
 
 async def add_and_raise(opened: AbstractAsyncContextManager[Tx]) -> None:
@@ -50,7 +50,7 @@ async def test_a_pipeline_commits_all_of_it(database: Database) -> None:
     async with database.pipelined() as tx:
         await tx.execute(ADD)
         await tx.execute(ADD)
-        assert await pool.value(tx, TEAMS) == 2
+        assert await query.value(tx, TEAMS) == 2
     assert await count(database) == 2
 
 
@@ -81,8 +81,8 @@ async def test_a_pipeline_waits_once_for_all_that_it_sent(database: Database) ->
 async def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(database_url: str) -> None:
     async with Database(database_url, max_size=1) as database:
         async with database.looking() as tx:
-            first = await pool.value(tx, "select pg_backend_pid()")
+            first = await query.value(tx, "select pg_backend_pid()")
         with psycopg.connect(database_url, autocommit=True) as other:
             other.execute("select pg_terminate_backend(%s, 10000)", (first,))
         async with database.looking() as tx:
-            assert await pool.value(tx, "select pg_backend_pid()") != first
+            assert await query.value(tx, "select pg_backend_pid()") != first

@@ -16,11 +16,12 @@ from hiresfix.recipe import Recipe
 from hiresfix.server.accounts import authentication
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import pool, task_queue
+from hiresfix.server.database import query, task_queue
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.jobs import lifecycle, scheduler
-from hiresfix.server.jobs.lifecycle import Claim, Completed, Failed, Result, Source, State, Submission
+from hiresfix.server.jobs import lifecycle, model, scheduler
+from hiresfix.server.jobs.model import Claim, Completed, Failed, Result, Source, Submission
+from hiresfix.states import JobState
 from tests.server.conftest import commit
 
 URL = "http://example.com"
@@ -81,7 +82,7 @@ class Town:
     async def claim_next(self, *, lease: float = 60) -> Claim | None:
         return await lifecycle.claim(self.database, worker="w", lease_seconds=lease)
 
-    async def cancel(self, job: UUID, *, caller: Caller | None = None) -> lifecycle.Job:
+    async def cancel(self, job: UUID, *, caller: Caller | None = None) -> model.Job:
         return await commit(
             self.database,
             lambda tx: lifecycle.cancel(tx, self.queue, job, public_url=URL, caller=caller or self.caller),
@@ -106,7 +107,7 @@ class Town:
     async def renew(self, held: Claim, progress: int = 10) -> bool:
         return await commit(self.database, lambda tx: lifecycle.renew(tx, held, progress=progress, lease_seconds=60))
 
-    async def settle(self, held: Claim, outcome: lifecycle.Outcome) -> State | None:
+    async def settle(self, held: Claim, outcome: model.Outcome) -> JobState | None:
         return await commit(self.database, lambda tx: lifecycle.settle(tx, self.queue, held, outcome, public_url=URL))
 
     async def sweep(self) -> int:
@@ -119,14 +120,14 @@ class Town:
     async def replace_lost_tasks(self) -> int:
         return await commit(self.database, lambda tx: scheduler.reconcile(tx, self.queue))
 
-    async def get(self, job: UUID) -> lifecycle.Job:
+    async def get(self, job: UUID) -> model.Job:
         return await commit(self.database, lambda tx: lifecycle.get(tx, job))
 
     async def balance(self) -> int:
         """What the team has; checked against the ledger."""
 
         async def both(tx: Tx) -> tuple[int, int]:
-            total = await pool.value(
+            total = await query.value(
                 tx, "select coalesce(sum(amount), 0) from ledger where team_id = %(t)s", t=self.caller.team
             )
             return await ledger.balance(tx, self.caller.team), int(total)
@@ -135,9 +136,9 @@ class Town:
         assert stored == summed
         return stored
 
-    async def count(self, query: str, **values: object) -> int:
+    async def count(self, statement: str, **values: object) -> int:
         async def run(tx: Tx) -> int:
-            row = await (await tx.execute(query.encode(), values)).fetchone()
+            row = await (await tx.execute(statement.encode(), values)).fetchone()
             assert row is not None
             return int(row[0])
 
@@ -180,7 +181,7 @@ async def test_without_credits_nothing_happens(town: Town) -> None:
 
 
 async def test_while_one_submission_spends_of_a_budget_another_waits_for_its_end(town: Town) -> None:
-    await commit(town.database, lambda tx: pool.execute(tx, "update api_keys set monthly_budget = 5"))
+    await commit(town.database, lambda tx: query.execute(tx, "update api_keys set monthly_budget = 5"))
     async with town.database.transaction() as tx:
         await lifecycle.submit(tx, town.queue, submission(town.caller))
         other = asyncio.create_task(town.submit())
@@ -201,7 +202,7 @@ async def test_of_many_claims_one_wins(town: Town) -> None:
 async def test_a_completed_job_has_its_result_and_keeps_its_price(town: Town) -> None:
     job = await town.submit()
     held = await town.claim(job)
-    assert await town.settle(held, result(held)) is State.COMPLETED
+    assert await town.settle(held, result(held)) is JobState.COMPLETED
     done = await town.get(job)
     assert (done.state, done.progress, done.width, done.height) == ("COMPLETED", 100, 8, 6)
     assert done.completed_at is not None
@@ -210,7 +211,7 @@ async def test_a_completed_job_has_its_result_and_keeps_its_price(town: Town) ->
 
 async def test_a_settlement_counts_once(town: Town) -> None:
     held = await town.claim(await town.submit())
-    assert await town.settle(held, result(held)) is State.COMPLETED
+    assert await town.settle(held, result(held)) is JobState.COMPLETED
     assert await town.settle(held, result(held)) is None
     assert await town.settle(held, Failed(error="late", retryable=False)) is None
     assert (await town.get(held.id)).state == "COMPLETED"
@@ -220,7 +221,7 @@ async def test_a_settlement_counts_once(town: Town) -> None:
 async def test_a_permanent_failure_gives_the_credits_back_once(town: Town) -> None:
     held = await town.claim(await town.submit())
     await town.renew(held, 50)
-    assert await town.settle(held, Failed(error="The picture is damaged.", retryable=False)) is State.FAILED
+    assert await town.settle(held, Failed(error="The picture is damaged.", retryable=False)) is JobState.FAILED
     assert await town.settle(held, Failed(error="again", retryable=False)) is None
     failed = await town.get(held.id)
     assert (failed.state, failed.progress, failed.error) == ("FAILED", 0, "The picture is damaged.")
@@ -231,7 +232,7 @@ async def test_a_permanent_failure_gives_the_credits_back_once(town: Town) -> No
 async def test_a_retryable_failure_is_invisible_until_the_attempts_are_used_up(town: Town) -> None:
     job = await town.submit(max_attempts=2)
     first = await town.claim(job)
-    assert await town.settle(first, Failed(error="store away", retryable=True)) is State.QUEUED
+    assert await town.settle(first, Failed(error="store away", retryable=True)) is JobState.QUEUED
     assert await town.claim_next() is None
     waiting = await town.get(job)
     assert (waiting.state, waiting.error) == ("QUEUED", None)
@@ -239,7 +240,7 @@ async def test_a_retryable_failure_is_invisible_until_the_attempts_are_used_up(t
     await town.pass_time()
     second = await town.claim(job)
     assert second.token != first.token
-    assert await town.settle(second, Failed(error="store away", retryable=True)) is State.FAILED
+    assert await town.settle(second, Failed(error="store away", retryable=True)) is JobState.FAILED
     assert await town.balance() == 100
 
 
@@ -267,7 +268,7 @@ async def test_a_lapsed_lease_hands_the_job_on_and_fences_the_late_worker(town: 
     held = await town.claim(job)
     assert held.attempt == 2
     assert await town.settle(late, Failed(error="late", retryable=False)) is None
-    assert await town.settle(held, result(held)) is State.COMPLETED
+    assert await town.settle(held, result(held)) is JobState.COMPLETED
 
 
 async def test_a_living_lease_is_not_swept(town: Town) -> None:
@@ -311,7 +312,7 @@ async def test_giving_back_does_not_cost_an_attempt(town: Town) -> None:
     assert not await commit(town.database, lambda tx: lifecycle.give_back(tx, town.queue, held))
     again = await town.claim(job)
     assert again.attempt == 1
-    assert await town.settle(again, result(again)) is State.COMPLETED
+    assert await town.settle(again, result(again)) is JobState.COMPLETED
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -322,7 +323,7 @@ async def test_a_cancelled_job_is_over_refunded_and_announced(town: Town, runnin
     assert (cancelled.state, cancelled.error, cancelled.progress) == ("CANCELLED", "Job was cancelled", 0)
     assert cancelled.completed_at is not None
     assert await town.balance() == 100
-    body = await commit(town.database, lambda tx: pool.value(tx, "select body from webhook_deliveries"))
+    body = await commit(town.database, lambda tx: query.value(tx, "select body from webhook_deliveries"))
     sent = json.loads(body)
     assert (sent["event"], sent["status"], sent["error"]) == ("failed", "CANCELLED", "Job was cancelled")
     assert sent["creditCost"] == 0
@@ -378,7 +379,7 @@ async def test_renewing_a_lease_writes_no_index(town: Town) -> None:
 
     async def renew(tx: Tx) -> int:
         assert await lifecycle.renew(tx, held, progress=50, lease_seconds=15)
-        return int(await pool.value(tx, "select pg_stat_get_xact_tuples_hot_updated('jobs'::regclass)"))
+        return int(await query.value(tx, "select pg_stat_get_xact_tuples_hot_updated('jobs'::regclass)"))
 
     assert await commit(town.database, renew) == 1
 

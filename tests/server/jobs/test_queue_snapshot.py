@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database
-from hiresfix.server.jobs import estimates, lifecycle, queue_snapshot
-from hiresfix.server.jobs.lifecycle import Claim, Failed
+from hiresfix.server.jobs import estimates, lifecycle, model, queue_snapshot
+from hiresfix.server.jobs.model import Claim, Failed
 from hiresfix.server.jobs.queue_snapshot import Waiting
 from tests.server.jobs.test_lifecycle import URL, Town, result, town
 from tests.server.jobs.test_scheduler import second_team
@@ -65,7 +65,7 @@ class Life:
     async def settle(self) -> None:
         if self.held:
             held = self.held.pop(self.dice.randrange(len(self.held)))
-            outcomes: list[lifecycle.Outcome] = [result(held), Failed(error="x", retryable=True)]
+            outcomes: list[model.Outcome] = [result(held), Failed(error="x", retryable=True)]
             await self.town.settle(held, self.dice.choice(outcomes))
 
     async def cancel(self) -> None:
@@ -109,7 +109,7 @@ async def test_a_look_reads_what_changed_and_not_what_waits(town: Town, monkeypa
         async with Database(town.database.url, max_size=1) as fresh:
             await look(fresh, known)
             async with fresh.looking() as tx:
-                read.append(int(await pool.value(tx, "select sum(idx_tup_fetch + seq_tup_read) from"
+                read.append(int(await query.value(tx, "select sum(idx_tup_fetch + seq_tup_read) from"
                                                    " pg_stat_xact_user_tables where relname = 'jobs'")))  # fmt: skip
     assert read[1] <= read[0] + 10 < 200
 

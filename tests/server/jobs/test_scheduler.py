@@ -26,15 +26,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from hiresfix import states
 from hiresfix.errors import Conflict, InsufficientCredits
 from hiresfix.server import idempotency
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.jobs import lifecycle, scheduler
-from hiresfix.server.jobs.lifecycle import Claim, Failed, Hindered, Refused, State
+from hiresfix.server.jobs import lifecycle, model, scheduler
+from hiresfix.server.jobs.model import Claim, Failed, Hindered, Refused
+from hiresfix.states import JobState
 from tests.server.conftest import commit
 from tests.server.jobs.test_lifecycle import URL, Town, result, submission, town
 
@@ -54,20 +56,20 @@ _ELIGIBLE = """
 
 async def settle_in(tx: Tx, *, name: str, running: int | None, plan: str = "free") -> Caller:
     """A new team with one user, one key and credits."""
-    team = await pool.value(
+    team = await query.value(
         tx,
         "insert into teams (name, plan, max_concurrent_jobs) values (%(name)s, %(plan)s, %(n)s) returning id",
         name=name,
         plan=plan,
         n=running,
     )
-    user = await pool.value(
+    user = await query.value(
         tx,
         "insert into users (team_id, email, role) values (%(team)s, %(email)s, 'OWNER') returning id",
         team=team,
         email=f"{uuid4()}@example.com",
     )
-    key = await pool.value(
+    key = await query.value(
         tx,
         "insert into api_keys (user_id, name, prefix, digest)"
         " values (%(user)s, 'k', 'afk_0000', sha256(%(id)s::text::bytea)) returning id",
@@ -84,7 +86,7 @@ class Expected:
 
     cost: int
     max_attempts: int
-    state: State = State.QUEUED
+    state: JobState = JobState.QUEUED
     attempt: int = 0
     refused: bool = False
     token: UUID | None = None
@@ -93,36 +95,36 @@ class Expected:
     """Claims that ended without a result: each may have left a picture."""
 
     def claimed(self, token: UUID, *, lapsed: bool) -> None:
-        assert self.state is State.QUEUED
-        self.state, self.token, self.lapsed, self.attempt = State.PROCESSING, token, lapsed, self.attempt + 1
+        assert self.state is JobState.QUEUED
+        self.state, self.token, self.lapsed, self.attempt = JobState.PROCESSING, token, lapsed, self.attempt + 1
 
-    def ended(self, state: State) -> None:
+    def ended(self, state: JobState) -> None:
         """The attempt is over: the job waits again, or is over too."""
-        assert self.state in (State.QUEUED, State.PROCESSING)
-        if self.token and state is not State.COMPLETED:
+        assert self.state in (JobState.QUEUED, JobState.PROCESSING)
+        if self.token and state is not JobState.COMPLETED:
             self.lost.add(self.token)
         self.state, self.token, self.lapsed = state, None, False
 
     def uncounted(self) -> None:
         self.attempt -= 1
-        self.ended(State.QUEUED)
+        self.ended(JobState.QUEUED)
 
     def retried(self) -> None:
-        self.ended(State.QUEUED if self.attempt < self.max_attempts else State.FAILED)
+        self.ended(JobState.QUEUED if self.attempt < self.max_attempts else JobState.FAILED)
 
     def settled(self, how: str) -> None:
         match how:
             case "completed":
-                self.ended(State.COMPLETED)
+                self.ended(JobState.COMPLETED)
             case "hindered":
                 self.uncounted()
             case "retryable":
                 self.retried()
             case "refused" if not self.refused and self.attempt < self.max_attempts:
                 self.refused = True
-                self.ended(State.QUEUED)
+                self.ended(JobState.QUEUED)
             case _:
-                self.ended(State.FAILED)
+                self.ended(JobState.FAILED)
 
     @property
     def row(self) -> tuple[str, int, UUID | None, bool]:
@@ -130,18 +132,18 @@ class Expected:
 
     @property
     def booked(self) -> list[tuple[str, int]]:
-        refund = [("refund", self.cost)] if self.state in (State.FAILED, State.CANCELLED) else []
+        refund = [("refund", self.cost)] if self.state in (JobState.FAILED, JobState.CANCELLED) else []
         return [("charge", -self.cost), *refund]
 
     @property
     def told(self) -> list[str]:
         """The events that there must be of it."""
-        if self.state not in lifecycle.TERMINAL:
+        if self.state not in states.TERMINAL:
             return []
-        return ["completed" if self.state is State.COMPLETED else "failed"]
+        return ["completed" if self.state is JobState.COMPLETED else "failed"]
 
 
-def outcome(held: Claim, how: str) -> lifecycle.Outcome:
+def outcome(held: Claim, how: str) -> model.Outcome:
     match how:
         case "completed":
             return result(held)
@@ -178,9 +180,9 @@ class Life(RuleBasedStateMachine):
         found: T = self.run(commit(self.database, work))
         return found
 
-    def value(self, query: str, **values: object) -> Any:
+    def value(self, statement: str, **values: object) -> Any:
         async def look(tx: Tx) -> Any:
-            row = await (await tx.execute(query.encode(), values)).fetchone()
+            row = await (await tx.execute(statement.encode(), values)).fetchone()
             return row[0] if row else None
 
         return self.commit(look)
@@ -359,7 +361,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(list(self.accepted)))
-        over = self.model[job].state in lifecycle.TERMINAL
+        over = self.model[job].state in states.TERMINAL
         try:
             after = self.commit(lambda tx: lifecycle.cancel(tx, self.queue, job, public_url=URL))
         except Conflict:
@@ -367,7 +369,7 @@ class Life(RuleBasedStateMachine):
         else:
             assert not over
             assert (after.state, after.error) == ("CANCELLED", "Job was cancelled")
-            self.model[job].ended(State.CANCELLED)
+            self.model[job].ended(JobState.CANCELLED)
 
     @rule()
     def die_before_claiming(self) -> None:
@@ -387,11 +389,11 @@ class Life(RuleBasedStateMachine):
             " select 1 from u"
         )
 
-    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+    def rows(self, statement: LiteralString) -> list[tuple[Any, ...]]:
         """Of this example's jobs; those of examples before are on the same database."""
 
         async def look(tx: Tx) -> list[tuple[Any, ...]]:
-            return await (await tx.execute(query, {"ids": list(self.accepted)})).fetchall()
+            return await (await tx.execute(statement, {"ids": list(self.accepted)})).fetchall()
 
         return self.commit(look)
 
@@ -454,7 +456,7 @@ class Life(RuleBasedStateMachine):
             if held := self.run(lifecycle.claim(self.database, worker="w", lease_seconds=60)):
                 self.model[held.id].claimed(held.token, lapsed=False)
                 self.settle_one(held, "completed")
-        assert all(should.state in lifecycle.TERMINAL for should in self.model.values())
+        assert all(should.state in states.TERMINAL for should in self.model.values())
         self.every_job_is_what_was_made_of_it()
         self.every_job_is_booked_and_told_of_once()
         self.the_books_are_right()
@@ -661,7 +663,7 @@ async def test_what_upkeep_reads_to_find_lost_tasks_does_not_grow_with_what_wait
         # A connection of its own: what others read before is not told yet, and would count.
         async with Database(town.database.url, max_size=1) as fresh, fresh.transaction() as tx:
             assert await scheduler.reconcile(tx, town.queue) == 0
-            read.append(int(await pool.value(tx, _READ)))
+            read.append(int(await query.value(tx, _READ)))
     assert read[1] <= read[0] + 10
     assert read[0] < 4 * scheduler.MOST_AT_ONCE
     await town.count("with gone as (delete from procrastinate_jobs returning 1) select count(*) from gone")

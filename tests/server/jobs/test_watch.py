@@ -20,9 +20,9 @@ from hiresfix.server.database import notifications as changing
 from hiresfix.server.database.notifications import Changes
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.jobs import lifecycle
+from hiresfix.server.jobs import lifecycle, model
 from hiresfix.server.jobs import watch as following
-from hiresfix.server.jobs.lifecycle import Completed, Failed, Outcome, Result
+from hiresfix.server.jobs.model import Completed, Failed, Outcome, Result
 from tests.server.conftest import Api, wait_until
 from tests.server.jobs.test_lifecycle import Town, result, town
 
@@ -115,7 +115,7 @@ async def test_waiters_are_sent_home_when_the_process_stops(town: Town, database
 # Over HTTP ----------------------------------------------------------------------------------------------------------
 
 
-def work(api: Api, job: str, outcome: Callable[[lifecycle.Claim], Outcome] | None = None, *, progress: int = 0) -> None:
+def work(api: Api, job: str, outcome: Callable[[model.Claim], Outcome] | None = None, *, progress: int = 0) -> None:
     """What a worker does: claim, note progress and, with an outcome, settle."""
 
     async def run() -> None:
@@ -132,7 +132,7 @@ def work(api: Api, job: str, outcome: Callable[[lifecycle.Claim], Outcome] | Non
     asyncio.run(run())
 
 
-def completed(held: lifecycle.Claim) -> Completed:
+def completed(held: model.Claim) -> Completed:
     return Completed(
         result=Result(
             key=f"results/{held.id}/{held.token}",
@@ -146,7 +146,7 @@ def completed(held: lifecycle.Claim) -> Completed:
     )
 
 
-def failed(held: lifecycle.Claim) -> Failed:
+def failed(held: model.Claim) -> Failed:
     return Failed(error="It broke. Try another picture.", retryable=False)
 
 

@@ -18,7 +18,7 @@ from hiresfix.server.accounts import authentication
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle, queue_snapshot, scheduler, worker_registry
-from hiresfix.server.jobs.lifecycle import Claim
+from hiresfix.server.jobs.model import Claim
 from hiresfix.server.jobs.worker_registry import ANYTHING, Capacity
 from tests.server.conftest import Api, commit
 from tests.server.jobs.test_lifecycle import Town, town

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database
 from hiresfix.server.jobs import worker_registry
 from hiresfix.server.jobs.worker_registry import Worker
@@ -27,7 +27,7 @@ GPU = Worker(
 async def silence(database: Database, seconds: float) -> None:
     """Every worker was last heard of so much longer ago."""
     async with database.transaction() as tx:
-        await pool.execute(
+        await query.execute(
             tx,
             "update workers set seen_at = seen_at - make_interval(secs => %(s)s),"
             " alive_until = alive_until - make_interval(secs => %(s)s)",
@@ -61,7 +61,7 @@ async def test_a_worker_is_alive_until_it_misses_its_beats(database: Database) -
 async def test_a_beat_brings_back_who_was_forgotten_and_keeps_when_it_started(database: Database) -> None:
     async with database.transaction() as tx:
         await worker_registry.beat(tx, GPU, every=1)
-        await pool.execute(tx, "update workers set started_at = now() - interval '2 days'")
+        await query.execute(tx, "update workers set started_at = now() - interval '2 days'")
     await silence(database, 3700)
     async with database.transaction() as tx:
         assert await worker_registry.forget_dead(tx) == 1

@@ -1,4 +1,4 @@
-"""Webhooks to a real receiver: signature, retries, giving up (api-contract.md 15)."""
+"""Webhooks to a real receiver: signature, retries, giving up (contract.md 15)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from hiresfix import signing
 from hiresfix.errors import Conflict, NotFound
-from hiresfix.server.database import pool
+from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.guarded_http import Policy
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.lifecycle import Claim
+from hiresfix.server.jobs.model import Claim
 from hiresfix.server.webhooks import delivery, secrets
 from hiresfix.server.webhooks import events as webhooks
 from tests.conftest import Site
@@ -68,8 +68,8 @@ async def announced(town: Town, url: str) -> tuple[UUID, UUID]:
     job = await town.submit(hook=url)
     held = await town.claim(job)
     await town.settle(held, result(held))
-    query = "select id from webhook_deliveries where job_id = %(j)s"
-    return job, await commit(town.database, lambda tx: pool.value(tx, query, j=job))
+    statement = "select id from webhook_deliveries where job_id = %(j)s"
+    return job, await commit(town.database, lambda tx: query.value(tx, statement, j=job))
 
 
 async def deliver(town: Town, delivery_id: UUID) -> None:
@@ -107,7 +107,7 @@ async def test_the_receiver_gets_a_signed_body_it_can_verify(town: Town, site: S
 async def test_the_key_can_sign_with_its_hexadecimal_digest(town: Town, site: Site) -> None:
     async with town.database.transaction() as tx:
         await tx.execute("update api_keys set signing_mode = 'hex', revoked_at = now()")
-        digest = await pool.value(tx, "select digest from api_keys")
+        digest = await query.value(tx, "select digest from api_keys")
     _, sent = await announced(town, site.url + "/hook")
     await deliver(town, sent)
     ((headers, body),) = site.received
@@ -372,8 +372,8 @@ async def test_progress_that_was_not_sent_in_time_is_replaced_and_never_follows_
 async def test_the_end_waits_for_progress_that_is_under_way(town: Town, site: Site) -> None:
     held = await progressing(town, site)
     await tell(town, held, 5)
-    query = "select id from webhook_deliveries where event = %(event)s"
-    progress = await commit(town.database, lambda tx: pool.value(tx, query, event="progress"))
+    statement = "select id from webhook_deliveries where event = %(event)s"
+    progress = await commit(town.database, lambda tx: query.value(tx, statement, event="progress"))
     sending = await commit(town.database, lambda tx: webhooks.claim(tx, progress))
     assert sending is not None
     await town.settle(held, result(held))

@@ -11,7 +11,7 @@ import pytest
 
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.jobs.lifecycle import Completed
+from hiresfix.server.jobs.model import Completed
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from hiresfix.server.worker.maintenance import Upkeep

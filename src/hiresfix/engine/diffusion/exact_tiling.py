@@ -32,7 +32,7 @@ from torch.nn import functional
 from hiresfix.engine import devices
 from hiresfix.engine.pixels import tiling
 from hiresfix.engine.pixels.tiling import Part, Span
-from hiresfix.engine.superres.tiled_inference import Report
+from hiresfix.engine.progress import Report
 from hiresfix.errors import EngineFailed
 
 Read = Callable[[Span, Span], Tensor]

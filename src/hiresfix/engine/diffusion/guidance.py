@@ -5,7 +5,7 @@ that follows the negative prompt side by side; everything about the hint that do
 networks are never changed, so several denoisers may share them. Networks compute in their own dtype, the state
 stays float32, and nothing waits for the device. Knows no grid, no sampler and no schedule.
 
-Sources: clarity-algorithm.md 3.4, 6 and 7; Ho and Salimans, Classifier-Free Diffusion Guidance (2022); Karras et
+Sources: algorithm.md 3.4, 6 and 7; Ho and Salimans, Classifier-Free Diffusion Guidance (2022); Karras et
 al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), for c_in, c_skip and c_out.
 """
 

@@ -5,7 +5,7 @@ of it, in every evaluation, by integer arithmetic alone. The averaged denoiser e
 tiles agree, and does not depend on how they are batched. All lengths are latent pixels. Knows no networks, no
 guidance and no samplers.
 
-Sources: Bar-Tal et al., MultiDiffusion (2023); clarity-algorithm.md 5 for the grid of the classic preset. What is
+Sources: Bar-Tal et al., MultiDiffusion (2023); algorithm.md 5 for the grid of the classic preset. What is
 averaged is the denoised prediction of each evaluation; the sampler's history and noise belong to the whole canvas.
 """
 

@@ -2,7 +2,7 @@
 
 Guarantees: the result is exactly `scale` times the input, of its bit depth; the same recipe on the same device gives
 the same pixels, and the noise is the same on every device; a stop is heeded within one batch of tiles. Larger scales
-are passes of two, each with less creativity and a seed of its own (clarity-algorithm.md 2). `recipe.classic` computes
+are passes of two, each with less creativity and a seed of its own (algorithm.md 2). `recipe.classic` computes
 what the original does but for its listed defects (15): uniform tiles that stay where they are, its float16 noise
 levels, an enlarger fed with blue first and reduced by Lanczos, rounding down, sharpening with halos. Otherwise:
 feathered tiles on a moving grid, exact noise levels, and what the input shows tied to the input (`tie`). Knows no
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiresfix.engine import devices
-from hiresfix.engine.analysis import metrics
+from hiresfix.engine import devices, progress
+from hiresfix.engine.analysis import colour_lock
 from hiresfix.engine.diffusion import guidance, multidiffusion, prompts
 from hiresfix.engine.diffusion.guidance import PREDICTIONS, Conditioning, Prediction
 from hiresfix.engine.diffusion.multidiffusion import Grid
@@ -32,9 +32,10 @@ from hiresfix.engine.diffusion.prompts import Conditioner, LoraTag
 from hiresfix.engine.diffusion.sampling import SAMPLERS, Noise, NoiseTable, Sampler, noised
 from hiresfix.engine.diffusion.vae import BUDGET, Autoencoder, Codec
 from hiresfix.engine.pixels import resampling
+from hiresfix.engine.pixels.resampling import Samples
+from hiresfix.engine.progress import Report
 from hiresfix.engine.superres import tiled_inference
 from hiresfix.engine.superres.networks import Network
-from hiresfix.engine.superres.tiled_inference import Report, Samples
 from hiresfix.errors import BadResult, ConfigurationError
 from hiresfix.recipe import Recipe
 
@@ -53,7 +54,7 @@ of 1 at the defaults."""
 _LATENTS = 12
 """Copies of the latent at the worst moment: the state, two changes, the sums of tiles, noise, and what is in work."""
 
-# TFLOP of each part for an output of 4 MP and one evaluation (clarity-algorithm.md 13): only their ratios matter.
+# TFLOP of each part for an output of 4 MP and one evaluation (algorithm.md 13): only their ratios matter.
 _ENLARGING, _ENCODING, _EVALUATION, _DECODING = 37.6, 26.1, 75.0, 48.5
 
 Merge = Callable[[Sequence[LoraTag]], tuple[str, ...]]
@@ -149,16 +150,16 @@ def run(
     rounds = _rounds(model, enlarger, recipe, conditioning)
     work = [4**number * sum(one.work) for number, one in enumerate(rounds)]  # four times the pixels in each
     ties = tie(recipe, severity)
-    making = tiled_inference.portion(report, 0.0, 1 - _TYING if ties else 1.0)
+    making = progress.portion(report, 0.0, 1 - _TYING if ties else 1.0)
     for number, one in enumerate(rounds):
-        part = tiled_inference.portion(making, sum(work[:number]) / sum(work), work[number] / sum(work))
+        part = progress.portion(making, sum(work[:number]) / sum(work), work[number] / sum(work))
         made, grid = one.run(made, part)
     made = np.ascontiguousarray(made[: height * recipe.scale, : width * recipe.scale])
     if not recipe.classic:
-        metrics.lock_colours(made, rgb, strength=recipe.colour_lock, device=model.device)
+        colour_lock.lock_colours(made, rgb, strength=recipe.colour_lock, device=model.device)
     if ties:
-        tying = tiled_inference.portion(report, 1 - _TYING, _TYING)
-        metrics.follow(made, rgb, ties, device=model.device, report=tying)
+        tying = progress.portion(report, 1 - _TYING, _TYING)
+        colour_lock.follow(made, rgb, ties, device=model.device, report=tying)
     made = sharpened(made, recipe.sharpen, classic=recipe.classic, device=model.device)
     rows, columns = _borders(grid, model.codec.factor, made)
     return Made(rgb=made, rows=rows, columns=columns, loras=loras, warnings=warnings)
@@ -254,7 +255,7 @@ class _Pass:
     def run(self, rgb: Samples, report: Report) -> tuple[Samples, Grid]:
         work = self.work
         enlarging_, encoding, diffusing, decoding = (
-            tiled_inference.portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
+            progress.portion(report, sum(work[:part]) / sum(work), work[part] / sum(work)) for part in range(4)
         )
         enlarged = self._enlarged(rgb, enlarging_)
         self.model.bring(lambda residents: residents.coding)

@@ -2,7 +2,7 @@
 
 Guarantees: every string is read, or refused with a `PromptError` that says what to do; a bracket that makes no sense
 is a character. With no emphasis and no embedding the result is what the text encoder itself computes. The encoder is
-only read, so that several threads may share one. What is computed follows clarity-algorithm.md 7. Scheduled and
+only read, so that several threads may share one. What is computed follows algorithm.md 7. Scheduled and
 alternating words (`[a:b:0.5]`, `[a|b]`) and `AND` are not read, they are words. Knows no files and no devices, and
 merges no LoRA: it says which ones a prompt asks for.
 """

@@ -6,7 +6,7 @@ step waits for the device; the noise is a function of the seed and the step alon
 device; a denoiser that always gives z0 makes every sampler return exactly z0. Knows no networks, no prompts and no
 tiles: a sampler sees a `Denoise`.
 
-Sources: clarity-algorithm.md 3 and 4; Karras et al. 2022 (arXiv 2206.00364); DPM-Solver++ (arXiv 2211.01095).
+Sources: algorithm.md 3 and 4; Karras et al. 2022 (arXiv 2206.00364); DPM-Solver++ (arXiv 2211.01095).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hiresfix.engine import devices
-from hiresfix.engine.superres.tiled_inference import Report
+from hiresfix.engine.progress import Report
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x, sigma) -> the clean latent it sees in x: a tensor of its own, never written to again, of x's shape and dtype."""
@@ -135,7 +135,7 @@ def schedule(spacing: Spacing, table: NoiseTable, steps: int, *, drop: bool = Fa
 def tail(sigmas: Sequence[float], creativity: float) -> tuple[float, ...]:
     """The end of a whole schedule that is run on a picture; its first level is how much noise the picture gets.
 
-    It has int(min(creativity, 0.999) * steps) + 1 steps: at least one, and all at 1 (clarity-algorithm.md 3.1).
+    It has int(min(creativity, 0.999) * steps) + 1 steps: at least one, and all at 1 (algorithm.md 3.1).
     Raises ValueError for a negative creativity.
     """
     if creativity < 0:
@@ -218,7 +218,7 @@ def dpmpp_2m_sde_heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], nois
 
 
 def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: StepNoise) -> Tensor:
-    """k-diffusion's DPM++ 3M SDE (eta 1): with what denoising gave in two steps before (clarity-algorithm.md 4)."""
+    """k-diffusion's DPM++ 3M SDE (eta 1): with what denoising gave in two steps before (algorithm.md 4)."""
     return _multistep(denoise, x, sigmas, noise, _third_order)
 
 
@@ -324,7 +324,7 @@ class Sampler:
 
 
 def _offered() -> Iterator[Sampler]:
-    """The combinations that the original offers, of the solvers that are here (clarity-algorithm.md 4.2)."""
+    """The combinations that the original offers, of the solvers that are here (algorithm.md 4.2)."""
     suffixes: dict[Spacing, str] = {uniform: "", karras: "-karras", exponential: "-exponential"}
     for spacing, suffix in suffixes.items():
         yield Sampler(name=f"dpmpp-3m-sde{suffix}", solver=dpmpp_3m_sde, spacing=spacing, drop=True)

@@ -41,7 +41,7 @@ def load(path: Path, *, width: int) -> Embedding:
     """The embedding in a `.pt`, `.bin` or `.safetensors` file, named as the file; float32 on the CPU.
 
     Read are the dictionaries that training writes (`string_to_param`) and any with a single tensor in it
-    (clarity-algorithm.md 7). `width` is the text encoder's. Raises WeightsError.
+    (algorithm.md 7). `width` is the text encoder's. Raises WeightsError.
     """
     tensors = [value for value in _read(path).values() if isinstance(value, Tensor)]
     if len(tensors) != 1:

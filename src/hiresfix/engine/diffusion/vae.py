@@ -23,8 +23,9 @@ from hiresfix.engine import devices
 from hiresfix.engine.diffusion import exact_tiling
 from hiresfix.engine.diffusion.exact_tiling import Frame, Layer, NotFiniteError, Read, Stream, Write
 from hiresfix.engine.pixels import resampling
+from hiresfix.engine.pixels.resampling import Samples
 from hiresfix.engine.pixels.tiling import Span
-from hiresfix.engine.superres.tiled_inference import Report, Samples
+from hiresfix.engine.progress import Report
 from hiresfix.errors import BadResult, WeightsError
 
 Pixels: TypeAlias = Tensor | Samples

@@ -167,3 +167,11 @@ def to_host(values: Tensor, dtype: np.dtype[Any]) -> Samples:
 
 def _most(dtype: np.dtype[Any]) -> float:
     return 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+
+
+def scale_between(result: NDArray[Any], source: NDArray[Any]) -> int:
+    """Return the whole scale between (H * scale, W * scale, 3) and (H, W, 3); ValueError if there is none."""
+    scale = int(result.shape[0]) // int(source.shape[0])
+    if scale < 1 or result.shape[:2] != (source.shape[0] * scale, source.shape[1] * scale):
+        raise ValueError(f"{result.shape[1]}x{result.shape[0]} is no multiple of {source.shape[1]}x{source.shape[0]}")
+    return scale

@@ -256,3 +256,19 @@ def _repeat(x: Tensor, times: int) -> Tensor:
     if x.shape[2] == 0:
         return x.new_empty((1, x.shape[1], 0, x.shape[3] * times))
     return functional.interpolate(x, scale_factor=times, mode="nearest")
+
+
+def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """The network itself, moved, in the memory layout that convolutions like best.
+
+    On a GPU all of it computes in `dtype`; on a CPU only what `lower` says, where the rest costs little in float32.
+    """
+    network = network.to(device)
+    if device.type == "cuda":
+        network.to(dtype)
+    elif dtype != torch.float32:
+        network.lower(dtype)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

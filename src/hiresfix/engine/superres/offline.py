@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiresfix.engine import devices
+from hiresfix.engine import devices, progress
 from hiresfix.engine.pixels import tiling
+from hiresfix.engine.pixels.resampling import Samples
 from hiresfix.engine.pixels.tiling import Span
+from hiresfix.engine.progress import Report
 from hiresfix.engine.superres import tiled_inference
 from hiresfix.engine.superres.networks import Network
 from hiresfix.engine.superres.texture_noise import Invention
-from hiresfix.engine.superres.tiled_inference import Extra, Finish, Report, Samples
+from hiresfix.engine.superres.tiled_inference import Extra, Finish
 from hiresfix.recipe import Recipe
 
 NAME = "gan-prior"
@@ -105,7 +107,7 @@ def run(
     share = 1 / plan.evaluations
     misses: Misses | None = None
     for number in range(plan.evaluations - 1):
-        part = tiled_inference.portion(report, number * share, share)
+        part = progress.portion(report, number * share, share)
         look = partial(_missed, network, rgb, misses, plan.feedback, report=part)
         misses, tile = devices.with_room(tile, look)
     enlarge = partial(
@@ -114,7 +116,7 @@ def run(
         rgb,
         factor=factor,
         finish=finish,
-        report=tiled_inference.portion(report, 1 - share, share),
+        report=progress.portion(report, 1 - share, share),
         extra=_extra(rgb, plan.invention, misses),
     )
     return devices.with_room(tile, enlarge)

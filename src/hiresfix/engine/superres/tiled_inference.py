@@ -10,23 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from hiresfix.engine.pixels import resampling, tiling
+from hiresfix.engine.pixels.resampling import Samples
 from hiresfix.engine.pixels.tiling import Part, Span
+from hiresfix.engine.progress import Report
 from hiresfix.engine.superres import networks
 from hiresfix.engine.superres.networks import Network
 from hiresfix.errors import BadResult
 
-Samples = NDArray[Any]
-Report = Callable[[float], None]
-"""Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(enlarged, input) -> enlarged, float32; may look `resampling.REACH` input pixels around each."""
 Resize = Callable[[Tensor, int, int], Tensor]
@@ -36,11 +33,6 @@ Extra = Callable[[Span, Span], Tensor]
 
 They may lie up to `FRAME` beyond the picture. Where strips overlap it must say the same twice.
 """
-
-
-def portion(report: Report, start: float, share: float) -> Report:
-    """A report for a part of the work that begins at `start` of the whole and is `share` of it."""
-    return lambda fraction: report(start + share * fraction)
 
 
 STRIP_TILES = 4

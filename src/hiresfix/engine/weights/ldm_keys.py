@@ -22,7 +22,7 @@ CONTROLNET_PREFIX = "control_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
 
-# What no shape tells, the same in every Stable Diffusion 1.x (its published configuration; clarity-algorithm.md 9).
+# What no shape tells, the same in every Stable Diffusion 1.x (its published configuration; algorithm.md 9).
 HEADS = 8
 TEXT_HEAD_WIDTH = 64
 SCALING = 0.18215

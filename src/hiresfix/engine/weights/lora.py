@@ -3,7 +3,7 @@
 Guarantees: merging adds m·(alpha/r)·up·down of every LoRA to the weights as they were loaded, in float32, and rounds
 once; the order of the LoRAs decides nothing, and taking them out restores every bit. Layers of a file that the
 networks do not have are reported; a file of which none fits, or whose shapes do not, is a `WeightsError` and
-changes nothing. VAE and ControlNet are not touched. Source: clarity-algorithm.md 8. Knows no prompts and no store.
+changes nothing. VAE and ControlNet are not touched. Source: algorithm.md 8. Knows no prompts and no store.
 """
 
 from __future__ import annotations

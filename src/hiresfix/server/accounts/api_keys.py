@@ -15,7 +15,7 @@ from hiresfix import signing
 from hiresfix.errors import Conflict, Forbidden, NotFound
 from hiresfix.server.accounts import audit_log, authentication
 from hiresfix.server.accounts.authentication import Caller, Key
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 MOST_KEYS = 100
@@ -27,42 +27,42 @@ _BY_DIGEST: LiteralString = "select id from api_keys where digest = %(digest)s"
 async def issue(tx: Tx, user: UUID, name: str, *, actor: str, valid_for: timedelta | None = None) -> str:
     """A new key for the user, ending by itself if so wanted. The returned text is the only copy there will ever be."""
     key = await authentication.create_key(tx, name, user=user, valid_for=valid_for)
-    made = await pool.value(tx, _BY_DIGEST, digest=authentication.digest(key))
+    made = await query.value(tx, _BY_DIGEST, digest=authentication.digest(key))
     await audit_log.note(tx, actor=actor, action="key.create", subject=made, user=str(user), name=name)
     return key
 
 
 async def rename(tx: Tx, key: Key, name: str, *, actor: str) -> None:
-    await pool.execute(tx, "update api_keys set name = %(name)s where id = %(id)s", name=name, id=key.id)
+    await query.execute(tx, "update api_keys set name = %(name)s where id = %(id)s", name=name, id=key.id)
     await audit_log.note(tx, actor=actor, action="key.rename", subject=key.id, before=key.name, name=name)
 
 
 async def suspend(tx: Tx, key: Key, *, actor: str) -> None:
     """Refused with 403 until it is resumed."""
-    await pool.execute(tx, "update api_keys set active = false where id = %(id)s", id=key.id)
+    await query.execute(tx, "update api_keys set active = false where id = %(id)s", id=key.id)
     await audit_log.note(tx, actor=actor, action="key.suspend", subject=key.id)
 
 
 async def resume(tx: Tx, key: Key, *, actor: str) -> None:
-    await pool.execute(tx, "update api_keys set active = true where id = %(id)s", id=key.id)
+    await query.execute(tx, "update api_keys set active = true where id = %(id)s", id=key.id)
     await audit_log.note(tx, actor=actor, action="key.resume", subject=key.id)
 
 
 async def revoke(tx: Tx, key: Key, *, actor: str) -> None:
     """Refused with 401 from now on, for good. Jobs it submitted go on."""
-    await pool.execute(tx, "update api_keys set revoked_at = now() where id = %(id)s", id=key.id)
+    await query.execute(tx, "update api_keys set revoked_at = now() where id = %(id)s", id=key.id)
     await audit_log.note(tx, actor=actor, action="key.revoke", subject=key.id)
 
 
 async def sign_as(tx: Tx, key: Key, mode: signing.KeyMode, *, actor: str) -> None:
-    """Whether its webhooks are signed with the raw digest or its hexadecimal text (api-contract.md D11)."""
-    await pool.execute(tx, "update api_keys set signing_mode = %(mode)s where id = %(id)s", mode=mode, id=key.id)
+    """Whether its webhooks are signed with the raw digest or its hexadecimal text (contract.md D11)."""
+    await query.execute(tx, "update api_keys set signing_mode = %(mode)s where id = %(id)s", mode=mode, id=key.id)
     await audit_log.note(tx, actor=actor, action="key.sign_as", subject=key.id, mode=mode)
 
 
 async def set_budget(tx: Tx, key: Key, monthly: int | None, *, actor: str) -> None:
     """Bound what the key may spend in a calendar month (UTC); None takes the bound away."""
-    await pool.execute(
+    await query.execute(
         tx, "update api_keys set monthly_budget = %(monthly)s where id = %(id)s", monthly=monthly, id=key.id
     )
     await audit_log.note(tx, actor=actor, action="key.set_budget", subject=key.id, credits=monthly)
@@ -85,16 +85,16 @@ async def make(tx: Tx, caller: Caller, name: str, *, monthly_budget: int | None)
     """
     if not caller.leads:
         raise Forbidden("Only owners and admins may make keys. Ask one of them.")
-    if await pool.value(tx, "select monthly_budget from api_keys where id = %(id)s", id=caller.key) is not None:
+    if await query.value(tx, "select monthly_budget from api_keys where id = %(id)s", id=caller.key) is not None:
         raise Forbidden("A key with a monthly budget may not make keys. Use one without.")
     # The team's row is the turnstile: of two that make the last key at once, the second counts the first.
-    await pool.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=caller.team)
+    await query.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=caller.team)
     living = [key for key in await authentication.keys(tx, team=caller.team) if key.revoked_at is None]
     if len(living) >= MOST_KEYS:
         raise Conflict(f"This team has {len(living)} keys already. Revoke some that are not used.")
     actor = _person(caller)
     secret = await issue(tx, caller.user, name, actor=actor)
-    made = await _by_id(tx, await pool.value(tx, _BY_DIGEST, digest=authentication.digest(secret)))
+    made = await _by_id(tx, await query.value(tx, _BY_DIGEST, digest=authentication.digest(secret)))
     if monthly_budget is not None:
         await set_budget(tx, made, monthly_budget, actor=actor)
     return await _by_id(tx, made.id), secret

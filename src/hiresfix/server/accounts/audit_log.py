@@ -13,7 +13,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 
@@ -31,7 +31,7 @@ class Line:
 
 async def note(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str | int | None) -> None:
     """Write one line. `actor` is `os:<user>`, `api:<part>` or `user:<id>`, `action` is `<kind>.<verb>`."""
-    await pool.execute(
+    await query.execute(
         tx,
         "insert into audit_log (actor, action, subject, details)"
         " values (%(actor)s, %(action)s, %(subject)s, %(details)s)",
@@ -44,7 +44,7 @@ async def note(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str
 
 async def newest(tx: Tx, *, subject: str | None = None, limit: int) -> list[Line]:
     """The newest lines first, of one subject if wanted."""
-    return await pool.every(
+    return await query.every(
         tx,
         Line,
         "select id, at, actor, action, subject, details from audit_log"

@@ -16,8 +16,8 @@ from uuid import UUID
 from hiresfix import signing
 from hiresfix.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import pool
-from hiresfix.server.database.pool import Tx
+from hiresfix.server.database import query
+from hiresfix.server.database.pool import Database, Tx
 
 # Only what follows the prefix may differ from hexadecimal: clients redact keys by exactly this pattern.
 _KEY_PATTERN = re.compile(r"afk_[A-Za-z0-9]{16,128}")
@@ -113,12 +113,12 @@ async def authenticate(tx: Tx, key: str | None) -> Caller:
     if not active:
         raise Forbidden("API key is inactive")
     if stale:
-        await pool.execute(tx, "update api_keys set last_used_at = now() where id = %(id)s", id=key_id)
+        await query.execute(tx, "update api_keys set last_used_at = now() where id = %(id)s", id=key_id)
     return Caller(user=user, team=team, key=key_id, role=role)
 
 
 async def profile(tx: Tx, caller: Caller) -> Profile:
-    found = await pool.one(
+    found = await query.one(
         tx,
         Profile,
         "select u.id as user_id, u.email, u.role, t.id as team_id, t.name as team_name, t.credits, t.plan,"
@@ -135,7 +135,7 @@ async def profile(tx: Tx, caller: Caller) -> Profile:
 async def create_key(tx: Tx, name: str, *, user: UUID, valid_for: timedelta | None = None) -> str:
     """A new key for the user, ending by itself if so wanted. The returned text is the only copy there will ever be."""
     key = f"afk_{secrets.token_hex(20)}"
-    await pool.execute(
+    await query.execute(
         tx,
         "insert into api_keys (user_id, name, prefix, digest, expires_at)"
         " values (%(user)s, %(name)s, %(prefix)s, %(digest)s, now() + %(valid)s::interval)",
@@ -153,11 +153,11 @@ async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
 
     None if there is a team already. Two servers that start together make one team.
     """
-    await pool.execute(tx, "lock table teams in exclusive mode")
-    if await pool.value(tx, "select 1 from teams limit 1"):
+    await query.execute(tx, "lock table teams in exclusive mode")
+    if await query.value(tx, "select 1 from teams limit 1"):
         return None
-    team = await pool.value(tx, "insert into teams (name) values ('Default') returning id")
-    user = await pool.value(
+    team = await query.value(tx, "insert into teams (name) values ('Default') returning id")
+    user = await query.value(
         tx,
         "insert into users (team_id, email, role) values (%(team)s, 'owner@localhost', 'OWNER') returning id",
         team=team,
@@ -169,7 +169,7 @@ async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
 
 async def first_owner(tx: Tx) -> UUID:
     """The user on whose behalf the command line acts when it names none."""
-    owner = await pool.value(
+    owner = await query.value(
         tx, "select id from users where role = 'OWNER' and removed_at is null order by created_at limit 1"
     )
     if owner is None:
@@ -179,14 +179,14 @@ async def first_owner(tx: Tx) -> UUID:
 
 
 async def first_team(tx: Tx) -> UUID:
-    team = await pool.value(tx, "select team_id from users where id = %(user)s", user=await first_owner(tx))
+    team = await query.value(tx, "select team_id from users where id = %(user)s", user=await first_owner(tx))
     assert isinstance(team, UUID)
     return team
 
 
 async def keys(tx: Tx, *, team: UUID | None = None, user: UUID | None = None) -> Sequence[Key]:
     """All keys, or those of one team or user, oldest first."""
-    return await pool.every(
+    return await query.every(
         tx,
         Key,
         "select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,"
@@ -213,7 +213,7 @@ async def find_key(tx: Tx, wanted: str) -> Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
-    """What signs a key's webhooks: the key's digest, used raw or as hexadecimal text (api-contract.md D11)."""
+    """What signs a key's webhooks: the key's digest, used raw or as hexadecimal text (contract.md D11)."""
 
     digest: bytes
     mode: signing.KeyMode
@@ -221,6 +221,15 @@ class SigningKey:
 
 async def signing_key(tx: Tx, key: UUID) -> SigningKey | None:
     """Also for a revoked key: its last webhooks are still signed with it."""
-    return await pool.one(
+    return await query.one(
         tx, SigningKey, "select digest, signing_mode as mode from api_keys where id = %(key)s", key=key
     )
+
+
+async def admit(database: Database, *, api_key: str | None, authorization: str | None) -> Caller:
+    """The caller behind `X-API-Key` or `Authorization: Bearer`; raises Unauthenticated or Forbidden."""
+    scheme, _, bearer = (authorization or "").partition(" ")
+    if not api_key and scheme.lower() == "bearer":
+        api_key = bearer
+    async with database.looking() as tx:
+        return await authenticate(tx, api_key.strip() if api_key else None)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from hiresfix.errors import Unauthenticated
 from hiresfix.server.accounts import api_keys, audit_log, authentication
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 KEY_NAME = "Studio"
@@ -36,9 +36,9 @@ class Entrance:
 
 async def offer(tx: Tx, user: UUID, *, valid_for: timedelta, actor: str) -> str:
     """A new link's token for this user. The returned text is the only copy there will ever be."""
-    await pool.execute(tx, "delete from signin_links where expires_at < now() - interval '1 day'")
+    await query.execute(tx, "delete from signin_links where expires_at < now() - interval '1 day'")
     token = secrets.token_hex(20)
-    made = await pool.value(
+    made = await query.value(
         tx,
         "insert into signin_links (digest, user_id, expires_at)"
         " values (%(digest)s, %(user)s, now() + %(valid)s) returning id",
@@ -57,7 +57,7 @@ def link(public_url: str, token: str) -> str:
 
 async def redeem(tx: Tx, token: str) -> Entrance:
     """Use the link up and make its key; raises Unauthenticated if it is not good, or not any more."""
-    user = await pool.value(
+    user = await query.value(
         tx,
         "update signin_links link set used_at = now() from users u join teams t on t.id = u.team_id"
         " where link.digest = %(digest)s and link.used_at is null and link.expires_at > now() and u.id = link.user_id"
@@ -67,7 +67,7 @@ async def redeem(tx: Tx, token: str) -> Entrance:
     if user is None:
         raise Unauthenticated(REFUSED)
     key = await api_keys.issue(tx, user, KEY_NAME, actor=ACTOR, valid_for=timedelta(days=KEY_DAYS))
-    expires_at = await pool.value(
+    expires_at = await query.value(
         tx, "select expires_at from api_keys where digest = %(digest)s", digest=authentication.digest(key)
     )
     return Entrance(key=key, expires_at=expires_at)

@@ -19,7 +19,7 @@ from hiresfix.errors import Conflict, Forbidden
 from hiresfix.server.accounts import audit_log, authentication, teams
 from hiresfix.server.accounts.teams import Role
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 
 Mode: TypeAlias = Literal["open", "invite", "closed"]
@@ -99,7 +99,7 @@ async def _create(tx: Tx, email: str, name: str, team_name: str, *, free_credits
 async def invite(tx: Tx, *, note: str, valid_for: timedelta, actor: str) -> str:
     """A new invitation's code; the returned text is the only copy there will ever be."""
     code = f"inv_{secrets.token_hex(16)}"
-    made = await pool.value(
+    made = await query.value(
         tx,
         "insert into invites (digest, note, expires_at) values (%(digest)s, %(note)s, now() + %(valid)s) returning id",
         digest=_digest(code),
@@ -112,7 +112,7 @@ async def invite(tx: Tx, *, note: str, valid_for: timedelta, actor: str) -> str:
 
 async def invites(tx: Tx) -> list[Invite]:
     """All invitations, the newest first."""
-    return await pool.every(
+    return await query.every(
         tx,
         Invite,
         "select id, note, created_at, expires_at, refusals, used_at from invites order by created_at desc",
@@ -125,7 +125,7 @@ def _digest(code: str) -> bytes:
 
 async def _live_invite(tx: Tx, code: str | None) -> UUID | None:
     """The invitation with this code, locked, if it is still good."""
-    found = await pool.value(
+    found = await query.value(
         tx,
         "select id from invites where digest = %(digest)s and used_at is null and expires_at > now()"
         " and refusals < %(most)s for update",
@@ -138,8 +138,8 @@ async def _live_invite(tx: Tx, code: str | None) -> UUID | None:
 
 async def _stamp(tx: Tx, ticket: UUID, account: Account | None) -> None:
     if account is None:
-        await pool.execute(tx, "update invites set refusals = refusals + 1 where id = %(id)s", id=ticket)
+        await query.execute(tx, "update invites set refusals = refusals + 1 where id = %(id)s", id=ticket)
     else:
-        await pool.execute(
+        await query.execute(
             tx, "update invites set used_at = now(), user_id = %(user)s where id = %(id)s", user=account.user, id=ticket
         )

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from hiresfix.errors import Conflict, NotFound
 from hiresfix.server.accounts import audit_log
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 
@@ -74,12 +74,12 @@ _USERS: LiteralString = """
 
 async def teams(tx: Tx) -> Sequence[Team]:
     """All teams, oldest first."""
-    return await pool.every(tx, Team, _TEAMS + " order by created_at")
+    return await query.every(tx, Team, _TEAMS + " order by created_at")
 
 
 async def find_team(tx: Tx, wanted: str) -> Team:
     """The one team with this id or name; raises NotFound or Conflict."""
-    found = await pool.every(tx, Team, _TEAMS + " where %(wanted)s in (id::text, name)", wanted=wanted)
+    found = await query.every(tx, Team, _TEAMS + " where %(wanted)s in (id::text, name)", wanted=wanted)
     if not found:
         raise NotFound(f"No team is called {wanted!r}. `hiresfix teams list` shows them.")
     if len(found) > 1:
@@ -89,7 +89,7 @@ async def find_team(tx: Tx, wanted: str) -> Team:
 
 async def create_team(tx: Tx, name: str, *, actor: str) -> Team:
     """A team without users and credits."""
-    team = await pool.value(tx, "insert into teams (name) values (%(name)s) returning id", name=name)
+    team = await query.value(tx, "insert into teams (name) values (%(name)s) returning id", name=name)
     await audit_log.note(tx, actor=actor, action="team.create", subject=team, name=name)
     return await find_team(tx, str(team))
 
@@ -114,10 +114,10 @@ async def change_team(
         "max_concurrent_jobs": max_concurrent_jobs,
         "max_queued_jobs": max_queued_jobs,
     }
-    known = await pool.value(tx, "select array_agg(name order by name) from plans")
+    known = await query.value(tx, "select array_agg(name order by name) from plans")
     if plan is not None and plan not in known:
         raise NotFound(f"There is no plan {plan!r}. Use one of {', '.join(known)}.")
-    await pool.execute(
+    await query.execute(
         tx,
         "update teams set name = coalesce(%(name)s, name), plan = coalesce(%(plan)s, plan),"
         " max_concurrent_jobs = coalesce(%(max_concurrent_jobs)s, max_concurrent_jobs),"
@@ -132,14 +132,14 @@ async def change_team(
 
 async def suspend_team(tx: Tx, team: Team, *, actor: str) -> None:
     """Its keys are refused from the next request on. What it submitted goes on."""
-    await pool.execute(
+    await query.execute(
         tx, "update teams set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=team.id
     )
     await audit_log.note(tx, actor=actor, action="team.suspend", subject=team.id)
 
 
 async def resume_team(tx: Tx, team: Team, *, actor: str) -> None:
-    await pool.execute(tx, "update teams set suspended_at = null where id = %(id)s", id=team.id)
+    await query.execute(tx, "update teams set suspended_at = null where id = %(id)s", id=team.id)
     await audit_log.note(tx, actor=actor, action="team.resume", subject=team.id)
 
 
@@ -148,7 +148,7 @@ async def resume_team(tx: Tx, team: Team, *, actor: str) -> None:
 
 async def users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
     """All users, or those of one team, oldest first."""
-    return await pool.every(
+    return await query.every(
         tx,
         User,
         _USERS + " and (%(team)s::uuid is null or t.id = %(team)s) order by u.created_at",
@@ -158,7 +158,7 @@ async def users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
 
 async def find_user(tx: Tx, wanted: str) -> User:
     """The user with this id or address; raises NotFound."""
-    found = await pool.one(
+    found = await query.one(
         tx, User, _USERS + " and (u.id::text = %(wanted)s or lower(u.email) = lower(%(wanted)s))", wanted=wanted
     )
     if found is None:
@@ -168,7 +168,7 @@ async def find_user(tx: Tx, wanted: str) -> User:
 
 async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str = "", actor: str) -> User:
     """A user without keys; raises Conflict if the address, in any case, has an account."""
-    user = await pool.value(
+    user = await query.value(
         tx,
         "insert into users (team_id, email, name, role) values (%(team)s, %(email)s, %(name)s, %(role)s)"
         " on conflict (lower(email)) where removed_at is null do nothing returning id",
@@ -186,7 +186,7 @@ async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str =
 
 
 async def rename_user(tx: Tx, user: User, name: str, *, actor: str) -> None:
-    await pool.execute(tx, "update users set name = %(name)s where id = %(id)s", name=name, id=user.id)
+    await query.execute(tx, "update users set name = %(name)s where id = %(id)s", name=name, id=user.id)
     await audit_log.note(tx, actor=actor, action="user.rename", subject=user.id, name=name)
 
 
@@ -194,20 +194,20 @@ async def set_role(tx: Tx, user: User, role: Role, *, actor: str) -> None:
     """Raises Conflict if that would leave the team without an owner."""
     if role is not Role.OWNER:
         await _require_other_owner(tx, user)
-    await pool.execute(tx, "update users set role = %(role)s where id = %(id)s", role=role.value, id=user.id)
+    await query.execute(tx, "update users set role = %(role)s where id = %(id)s", role=role.value, id=user.id)
     await audit_log.note(tx, actor=actor, action="user.set_role", subject=user.id, before=user.role, role=role.value)
 
 
 async def suspend_user(tx: Tx, user: User, *, actor: str) -> None:
     """The user's keys are refused from the next request on."""
-    await pool.execute(
+    await query.execute(
         tx, "update users set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=user.id
     )
     await audit_log.note(tx, actor=actor, action="user.suspend", subject=user.id)
 
 
 async def resume_user(tx: Tx, user: User, *, actor: str) -> None:
-    await pool.execute(tx, "update users set suspended_at = null where id = %(id)s", id=user.id)
+    await query.execute(tx, "update users set suspended_at = null where id = %(id)s", id=user.id)
     await audit_log.note(tx, actor=actor, action="user.resume", subject=user.id)
 
 
@@ -217,8 +217,8 @@ async def remove_user(tx: Tx, user: User, *, actor: str) -> None:
     Raises Conflict if that would leave the team without an owner.
     """
     await _require_other_owner(tx, user)
-    await pool.execute(tx, "update users set removed_at = now() where id = %(id)s", id=user.id)
-    await pool.execute(
+    await query.execute(tx, "update users set removed_at = now() where id = %(id)s", id=user.id)
+    await query.execute(
         tx, "update api_keys set revoked_at = now() where user_id = %(id)s and revoked_at is null", id=user.id
     )
     await audit_log.note(tx, actor=actor, action="user.remove", subject=user.id, email=user.email)
@@ -226,7 +226,7 @@ async def remove_user(tx: Tx, user: User, *, actor: str) -> None:
 
 async def _require_other_owner(tx: Tx, user: User) -> None:
     # The team's row is the turnstile: of two owners who leave at once, the second finds the first gone.
-    await pool.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=user.team)
+    await query.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=user.team)
     owners = await (
         await tx.execute(
             "select id from users where team_id = %(team)s and role = 'OWNER' and removed_at is null",

@@ -1,4 +1,4 @@
-"""The routes of the API by topic; each tells its story in the order that api-contract.md 4.6 gives.
+"""The routes of the API by topic; each tells its story in the order that contract.md 4.6 gives.
 
 A topic is a module with a `router`; it may know the domain below, and of this package only `context`
 and `description`, by which its routes get into the OpenAPI document.
@@ -9,14 +9,18 @@ from hiresfix.server.api import (
     events,
     health,
     jobs,
+    ledger,
     login_links,
     not_offered,
-    records,
     service_info,
     signup,
     uploads,
     upscale,
+    webhook_deliveries,
 )
 
-topics = (upscale, jobs, uploads, events, api_keys, records, login_links, signup, service_info, health, not_offered)
+topics = (
+    upscale, jobs, uploads, events, api_keys, ledger, webhook_deliveries, login_links, signup, service_info, health,
+    not_offered,
+)  # fmt: skip
 routes = [route for topic in topics for route in topic.router.routes]

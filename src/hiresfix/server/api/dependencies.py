@@ -14,18 +14,18 @@ from uuid import UUID
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.errors import InvalidJobId, RateLimited, RequestTooLarge, Unauthenticated
-from hiresfix.server import idempotency
+from hiresfix.errors import Forbidden, InvalidJobId, RateLimited, RequestTooLarge, Unauthenticated
+from hiresfix.server.accounts import authentication
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.database.notifications import Changes
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.http import rate_limit
 from hiresfix.server.http.middleware import QUOTA_HEADERS
-from hiresfix.server.http.rate_limit import Limiter, Quota
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket, Limiter, Quota
 from hiresfix.server.jobs.estimates import Outlook
 from hiresfix.server.jobs.fleet_metrics import Census
-from hiresfix.server.jobs.lifecycle import Job
+from hiresfix.server.jobs.model import Job
 from hiresfix.server.platform.disk import Disk
 from hiresfix.server.platform.health import Health
 from hiresfix.server.sandbox.client import Quarantine
@@ -76,7 +76,7 @@ async def caller_of(request: Request, bucket: Bucket = Bucket.GENERAL) -> Caller
     Raises Unauthenticated, Forbidden, or RateLimited when the key, or the address of a wrong key, sent too many.
     """
     try:
-        caller = await idempotency.admit(
+        caller = await authentication.admit(
             service(request).database,
             api_key=request.headers.get("x-api-key"),
             authorization=request.headers.get("authorization"),
@@ -90,7 +90,7 @@ async def caller_of(request: Request, bucket: Bucket = Bucket.GENERAL) -> Caller
 
 async def count_address(request: Request, bucket: Bucket) -> None:
     """Count a request that nobody's key stands for; raises RateLimited if its address sent too many."""
-    await _count(request, bucket, idempotency.address_group(request.client.host if request.client else None))
+    await _count(request, bucket, rate_limit.address_group(request.client.host if request.client else None))
 
 
 async def _count(request: Request, bucket: Bucket, who: str) -> Mapping[str, str]:
@@ -139,3 +139,9 @@ async def small_body(request: Request) -> bytes:
         if len(body) > SMALL_BODY_BYTES:
             raise RequestTooLarge
     return bytes(body)
+
+
+def require_leader(caller: Caller, *, team: bool) -> None:
+    """Raise Forbidden if `team` records are asked for by somebody who is neither owner nor admin."""
+    if team and not caller.leads:
+        raise Forbidden("Only owners and admins may see what is the team's. Leave out scope, or use scope=user.")

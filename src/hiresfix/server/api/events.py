@@ -26,7 +26,7 @@ from hiresfix.server.api.dependencies import Service, caller_of, parse_job_id, s
 from hiresfix.server.api.openapi import answer, header, nothing, operation
 from hiresfix.server.http.plain_route import Plain
 from hiresfix.server.jobs import lifecycle, watch
-from hiresfix.server.jobs.lifecycle import TERMINAL
+from hiresfix.states import TERMINAL
 
 router = APIRouter(route_class=Plain)
 

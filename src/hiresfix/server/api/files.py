@@ -22,7 +22,7 @@ from hiresfix.server.api.dependencies import service
 from hiresfix.server.api.openapi import answer, nothing, operation
 from hiresfix.server.http.plain_route import Plain
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.lifecycle import Job
+from hiresfix.server.jobs.model import Job
 from hiresfix.server.storage import Storage
 
 router = APIRouter(route_class=Plain)

@@ -11,7 +11,7 @@ from hiresfix import wire
 from hiresfix.server.api.dependencies import caller_of, parse_job_id, service, shown
 from hiresfix.server.api.openapi import answer, operation, query
 from hiresfix.server.http.plain_route import Plain
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.server.jobs import lifecycle, listing
 from hiresfix.wire.queries import JOB_QUERY
 

@@ -12,7 +12,7 @@ from hiresfix.server.accounts import login_links
 from hiresfix.server.api.dependencies import NO_STORE, count_address, service, small_body
 from hiresfix.server.api.openapi import answer, operation
 from hiresfix.server.http.plain_route import Plain
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.wire import records as wire
 from hiresfix.wire import timestamp
 

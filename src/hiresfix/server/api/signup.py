@@ -11,7 +11,7 @@ from hiresfix.server.accounts import signup
 from hiresfix.server.api.dependencies import count_address, service, small_body
 from hiresfix.server.api.openapi import answer, operation
 from hiresfix.server.http.plain_route import Plain
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.wire import signup as wire
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from hiresfix import wire
+from hiresfix import states, wire
 from hiresfix.errors import (
     Conflict,
     FetchError,
@@ -30,7 +30,7 @@ from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.api.dependencies import Service, caller_of, parse_job_id, service, shown, small_body
 from hiresfix.server.api.openapi import answer, header, operation
 from hiresfix.server.http.plain_route import Plain
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.server.jobs import lifecycle
 from hiresfix.server.uploads import Probed, Upload
 from hiresfix.wire import records, schemas
@@ -224,7 +224,7 @@ async def delete_files(request: Request, job_id: str) -> JSONResponse:
     own, caller = service(request), await caller_of(request)
     async with own.database.transaction() as tx:
         job = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
-    if job.state not in lifecycle.TERMINAL:
+    if job.state not in states.TERMINAL:
         raise Conflict("The job is not finished. Cancel it, or wait for its end, and then delete its files.")
     # Files first, marks after: if the store fails here, the marks do not lie and the request can be repeated.
     await own.storage.delete(uploads.source_key(job.id))

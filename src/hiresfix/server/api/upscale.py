@@ -35,9 +35,9 @@ from hiresfix.server.api.dependencies import Service, caller_of, service
 from hiresfix.server.api.openapi import answer, header, operation, query
 from hiresfix.server.billing import budgets, ledger
 from hiresfix.server.http.plain_route import Plain
-from hiresfix.server.idempotency import Bucket
+from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.server.jobs import lifecycle, watch
-from hiresfix.server.jobs.lifecycle import Source, Submission
+from hiresfix.server.jobs.model import Source, Submission
 from hiresfix.server.platform import tracing
 from hiresfix.server.settings import Settings
 from hiresfix.server.uploads import Probed

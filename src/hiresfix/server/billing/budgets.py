@@ -11,7 +11,7 @@ from typing import LiteralString
 from uuid import UUID
 
 from hiresfix.errors import OverBudget
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 
@@ -30,10 +30,10 @@ class Budget:
 
 async def of_key(tx: Tx, key: UUID) -> Budget | None:
     """The key's budget and what it has spent of it by now; None if it has none."""
-    monthly = await pool.value(tx, "select monthly_budget from api_keys where id = %(key)s", key=key)
+    monthly = await query.value(tx, "select monthly_budget from api_keys where id = %(key)s", key=key)
     if monthly is None:
         return None
-    spent = await pool.value(
+    spent = await query.value(
         tx,
         "select coalesce(-sum(entry.amount), 0) from jobs join ledger entry on entry.job_id = jobs.id"
         " where jobs.key_id = %(key)s and jobs.created_at >= date_trunc('month', now(), 'UTC')",

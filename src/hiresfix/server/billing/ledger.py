@@ -14,7 +14,7 @@ from typing import LiteralString
 from uuid import UUID
 
 from hiresfix.errors import InsufficientCredits, NotFound
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Cursor, Tx
 
 
@@ -49,7 +49,7 @@ class Entry:
 
 
 async def balance(tx: Tx, team: UUID) -> int:
-    credits = await pool.value(tx, "select credits from teams where id = %(team)s", team=team)
+    credits = await query.value(tx, "select credits from teams where id = %(team)s", team=team)
     if credits is None:
         raise NotFound("Team not found")
     return int(credits)
@@ -94,8 +94,8 @@ async def adjust(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) ->
 async def refund(tx: Tx, team: UUID, cost: int, *, job: UUID, reason: str, actor: str = "system") -> bool:
     """Give a job's price back, once however often and from wherever it is called; False: that was done before."""
     # The lock that `_move` takes anyway, but before the look: two that refund one job cannot both find nothing.
-    await pool.execute(tx, "select 1 from teams where id = %(team)s for update", team=team)
-    done = await pool.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
+    await query.execute(tx, "select 1 from teams where id = %(team)s for update", team=team)
+    done = await query.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
     if done is None:
         await _move(tx, team, Kind.REFUND, cost, job=job, actor=actor, reason=reason)
     return done is None
@@ -155,7 +155,7 @@ async def _send_move(
 
 async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
     """The team's newest entries first."""
-    return await pool.every(
+    return await query.every(
         tx,
         Entry,
         "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at"
@@ -167,7 +167,7 @@ async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
 
 async def page(tx: Tx, team: UUID, *, user: UUID | None, before: int | None, limit: int) -> list[Entry]:
     """The newest entries before one (None: all), of one user's jobs if wanted."""
-    return await pool.every(
+    return await query.every(
         tx,
         Entry,
         "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at from ledger"

@@ -20,7 +20,7 @@ import psycopg_pool
 import structlog
 from psycopg.types.json import Jsonb
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Tx
 
 log = structlog.get_logger(__name__)
@@ -146,6 +146,6 @@ class _Worker(procrastinate.worker.Worker):
 
 async def bury_orphans(tx: Tx) -> int:
     """Remove tasks whose worker is gone; whoever needed them enqueues anew. Returns how many."""
-    await pool.execute(tx, "delete from procrastinate_workers where last_heartbeat < now() - interval '10 minutes'")
+    await query.execute(tx, "delete from procrastinate_workers where last_heartbeat < now() - interval '10 minutes'")
     # The foreign key has just set worker_id to null where the worker went away.
-    return await pool.execute(tx, "delete from procrastinate_jobs where status = 'doing' and worker_id is null")
+    return await query.execute(tx, "delete from procrastinate_jobs where status = 'doing' and worker_id is null")

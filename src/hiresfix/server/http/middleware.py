@@ -149,7 +149,7 @@ class CrossOrigin(CORSMiddleware):
 class BoundedBody:
     """Whoever reads a request's body gets RequestTooLarge or RequestTimedOut from it where a limit is passed.
 
-    Raised in the route that reads, so that who may not ask at all is told that first (api-contract.md 4.6).
+    Raised in the route that reads, so that who may not ask at all is told that first (contract.md 4.6).
     """
 
     def __init__(self, app: ASGIApp, *, most: int, seconds: float) -> None:

@@ -9,10 +9,13 @@ It knows no accounts and no HTTP: who is counted, and what for, are names to it.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import structlog
 from limits import RateLimitItemPerSecond
@@ -22,6 +25,8 @@ from redis.asyncio import BlockingConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+
+from hiresfix.server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -148,3 +153,38 @@ async def _take(limiter: MovingWindowRateLimiter, quota: Quota, who: str) -> Sta
     allowed = await limiter.hit(item, quota.name, who)
     window = await limiter.get_window_stats(item, quota.name, who)
     return Standing(quota=quota, allowed=allowed, remaining=max(0, window.remaining), next_at=window.reset_time)
+
+
+class Bucket(StrEnum):
+    """What a request counts as. Job polling is apart: published loops crash on an error in place of a job."""
+
+    GENERAL = "general"
+    JOB_POLLING = "job-polling"
+    SUBMISSIONS = "submissions"
+    UPLOADS = "uploads"
+    FAILED_AUTH = "failed-auth"
+    SIGN_UP = "sign-up"
+
+
+def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
+    """How many a minute of each."""
+    amounts = {
+        Bucket.GENERAL: settings.rate_general,
+        Bucket.JOB_POLLING: settings.rate_job_polling,
+        Bucket.SUBMISSIONS: settings.rate_submissions,
+        Bucket.UPLOADS: settings.rate_uploads,
+        Bucket.FAILED_AUTH: settings.rate_failed_auth,
+        Bucket.SIGN_UP: settings.rate_signup,
+    }
+    return {bucket: Quota(name=bucket.value, amount=amount) for bucket, amount in amounts.items()}
+
+
+def address_group(host: str | None) -> str:
+    """What counts as one address: a subscriber's whole IPv6 network (/64), or one IPv4 address however written."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return "unknown"  # a socket file, or nonsense from a proxy: all of those together
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))

@@ -19,7 +19,7 @@ from typing import LiteralString, Protocol
 from uuid import UUID
 
 from hiresfix.models import catalog
-from hiresfix.server.database import pool
+from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.jobs.queue_snapshot import Line, Waiting
 
@@ -69,7 +69,7 @@ _RUNNING: LiteralString = """
 
 async def paces(tx: Tx) -> dict[str, Pace]:
     """By model id; only jobs that went through at the first attempt count, since others also waited."""
-    rows = await pool.every(
+    rows = await query.every(
         tx,
         Pace,
         "select model, avg(seconds)::float8 as seconds, (sum(seconds) / sum(megapixels))::float8"
@@ -89,11 +89,11 @@ async def paces(tx: Tx) -> dict[str, Pace]:
 async def waiting_in_all(tx: Tx, *, most: int) -> int:
     """How many jobs wait, counted no further than `most`."""
     counted = "select count(*) from (select from jobs where state = 'QUEUED' limit %(most)s) waiting"
-    return int(await pool.value(tx, counted, most=most))
+    return int(await query.value(tx, counted, most=most))
 
 
 async def running(tx: Tx) -> list[Ahead]:
-    return await pool.every(tx, Ahead, _RUNNING)
+    return await query.every(tx, Ahead, _RUNNING)
 
 
 class Forecasts:
@@ -217,7 +217,7 @@ class Outlook:
     async def _take_picture(self) -> _Picture:
         started = time.monotonic()
         async with self._database.transaction() as tx:
-            taken_at = await pool.value(tx, "select now()")
+            taken_at = await query.value(tx, "select now()")
             if time.monotonic() >= self._paces_until:
                 self._paces, self._paces_until = await paces(tx), time.monotonic() + PACE_SECONDS
             at_work = await running(tx)

@@ -16,7 +16,7 @@ from typing import LiteralString
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Database, Tx
 
 FRESH = 5.0
@@ -105,17 +105,17 @@ class Census:
             jobs={"QUEUED": unfinished[0], "PROCESSING": unfinished[1]}
             | {state: ended.get(state, 0) for state in STATES[2:]},
             oldest=unfinished[2],
-            wanted=await pool.value(tx, WORKERS_WANTED),
+            wanted=await query.value(tx, WORKERS_WANTED),
             pending=deliveries[0],
             oldest_pending=deliveries[1],
-            workers=await pool.value(tx, "select count(*) from workers where alive_until > now() and not draining"),
+            workers=await query.value(tx, "select count(*) from workers where alive_until > now() and not draining"),
             credits=await self._credits(tx),
         )
 
     async def _credits(self, tx: Tx) -> dict[str, float]:
         """Credits moved by kind since the first look, which reads nothing: only what came later is ever summed up."""
         if self._seen is None:
-            self._seen = await pool.value(tx, "select coalesce(max(id), 0) from ledger")
+            self._seen = await query.value(tx, "select coalesce(max(id), 0) from ledger")
         rows = await (await tx.execute(_LEDGER, {"settling": SETTLING, "seen": self._seen})).fetchall()
         fresh = dict.fromkeys(KINDS, 0.0)
         for kind, settled, moved, last in rows:

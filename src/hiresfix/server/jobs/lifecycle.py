@@ -18,9 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
@@ -28,15 +26,31 @@ from psycopg.types.json import Jsonb
 
 from hiresfix import wire
 from hiresfix.errors import Conflict, NotFound, RateLimited, Unavailable
-from hiresfix.recipe import Recipe
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.billing import budgets, ledger
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import estimates, orphaned_results, scheduler
+from hiresfix.server.jobs.model import (
+    Claim,
+    Completed,
+    Failed,
+    Foreign,
+    Hindered,
+    Job,
+    Outcome,
+    Purgeable,
+    Refused,
+    Result,
+    Room,
+    Source,
+    Submission,
+    Swept,
+)
 from hiresfix.server.jobs.worker_registry import ANYTHING, Capacity
 from hiresfix.server.webhooks import events
+from hiresfix.states import TERMINAL, JobState
 
 INTERRUPTED = "The job was interrupted too often and has been stopped. Your credits were returned."
 CANCELLED = "Job was cancelled"
@@ -57,152 +71,6 @@ CONTESTED_SECONDS = (0.005, 0.25)
 """The longest pause before asking again for a contested turn: at first, and where doubling it ends."""
 
 
-class State(StrEnum):
-    QUEUED = "QUEUED"
-    PROCESSING = "PROCESSING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-TERMINAL = (State.COMPLETED, State.FAILED, State.CANCELLED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The caller's picture as stored at submission; sizes in bytes and (oriented) pixels."""
-
-    key: str
-    sha256: str
-    media_type: str
-    bytes: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """The enlarged picture as stored by the attempt that won, and what the engine said about it."""
-
-    key: str
-    sha256: str
-    media_type: str
-    bytes: int
-    width: int
-    height: int
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """An attempt's end: the picture is in the store."""
-
-    result: Result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """An attempt's end: no picture. `error` is for the caller: no paths, hosts or traces."""
-
-    error: str
-    retryable: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """An attempt's end: a picture was made and failed its own check. `error` is as in `Failed`.
-
-    The job is tried once more, however many attempts are left and whatever ended the others.
-    """
-
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
-    """An attempt's end: this release does not understand the job; a worker of a newer one may.
-
-    It costs no attempt, until the job has gone around for `UNDERSTOOD_WITHIN`: then it fails with `error`.
-    """
-
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hindered:
-    """An attempt's end: nothing is known of the job, because what every job needs is away. It costs no attempt."""
-
-
-Outcome = Completed | Failed | Refused | Foreign | Hindered
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """All a new job consists of. `id` is chosen beforehand because the source is stored under it."""
-
-    id: UUID
-    caller: Caller
-    request_id: str
-    model: str
-    cost: int
-    recipe: Recipe
-    input: dict[str, Any]
-    source: Source
-    hook_url: str | None
-    hook_events: tuple[str, ...]
-    max_attempts: int
-    needs: tuple[str, ...] = ()
-    """Tags that a worker must have; the memory it takes follows from recipe and source."""
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job as its owner may see it (a `wire.JobView`)."""
-
-    id: UUID
-    team_id: UUID
-    user_id: UUID
-    key_id: UUID | None
-    model: str
-    state: str
-    progress: int
-    cost: int
-    attempt: int
-    max_attempts: int
-    recipe: dict[str, Any]
-    input: dict[str, Any]
-    result: dict[str, Any] | None
-    error: str | None
-    hook_url: str | None
-    hook_events: list[str]
-    webhook_status: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    expired: bool
-
-    @property
-    def seed(self) -> int:
-        return int(self.recipe["seed"])
-
-    @property
-    def output_format(self) -> str:
-        return str(self.recipe["output_format"])
-
-    @property
-    def width(self) -> int | None:
-        return self.result["width"] if self.result else None
-
-    @property
-    def height(self) -> int | None:
-        return self.result["height"] if self.result else None
-
-    @property
-    def metadata(self) -> dict[str, Any] | None:
-        return self.result["metadata"] if self.result else None
-
-
 _SELECT: LiteralString = """
     select id, team_id, user_id, key_id, model, state, progress, cost, attempt, max_attempts, recipe, input, result,
     error, hook_url, hook_events, created_at, started_at, completed_at, purged_at is not null as expired,
@@ -216,49 +84,7 @@ _SELECT: LiteralString = """
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """The right to work on a job until its lease ends, proven by `token`.
-
-    `stored_recipe` is as the job's row has it: another release may have written it, so reading it is part of the
-    attempt (`recipe`), which can fail and is counted, and not of the claim.
-    """
-
-    id: UUID
-    token: UUID
-    attempt: int
-    max_attempts: int
-    stored_recipe: dict[str, Any]
-    source: Source
-    model: str
-    request_id: str
-    refused: bool
-    """An earlier attempt's picture failed its own check: this one is to be computed in full precision."""
-    waited: float
-    """Seconds since this attempt could have begun."""
-    age: float
-    """Seconds since the job was submitted, when it was claimed."""
-    traceparent: str | None
-    """The trace of the submission, which the work on the job joins."""
-
-    @property
-    def result_key(self) -> str:
-        """Where this attempt puts its picture: a name of its own, so that nobody overwrites anybody."""
-        return orphaned_results.result_key(self.id, self.token)
-
-    def recipe(self) -> Recipe:
-        return Recipe.from_dict(self.stored_recipe)
-
-
 # Submission -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What a team and a key have left at a moment. budgeted: whether the key has a budget at all."""
-
-    credits: int
-    budgeted: bool
 
 
 _RUNNING: LiteralString = "select count(*) from jobs where state = 'PROCESSING'"
@@ -290,13 +116,13 @@ async def room_for(
     assert row is not None
     credits, budgeted, cap, of_team = row
     if of_team >= cap:
-        running = await pool.value(tx, _RUNNING + " and team_id = %(team)s", team=caller.team)
+        running = await query.value(tx, _RUNNING + " and team_id = %(team)s", team=caller.team)
         raise RateLimited(
             f"Your team has {cap} jobs waiting already. Try again when some are done.",
             retry_after=_until_next(seconds_a_job, running),
         )
     if (waiting is None or waiting >= in_total) and await estimates.waiting_in_all(tx, most=in_total) >= in_total:
-        raise Unavailable(retry_after=_until_next(seconds_a_job, await pool.value(tx, _RUNNING)))
+        raise Unavailable(retry_after=_until_next(seconds_a_job, await query.value(tx, _RUNNING)))
     return Room(credits=credits, budgeted=budgeted)
 
 
@@ -357,7 +183,7 @@ async def get(tx: Tx, job: UUID, *, caller: Caller | None = None) -> Job:
 
     Raises NotFound for an unknown job and for someone else's alike.
     """
-    found = await pool.one(tx, Job, _SELECT + " where id = %(job)s", job=job)
+    found = await query.one(tx, Job, _SELECT + " where id = %(job)s", job=job)
     if found is None or not (caller is None or _may_see(caller, found)):
         raise NotFound("Job not found")
     return found
@@ -369,7 +195,7 @@ def _may_see(caller: Caller, job: Job) -> bool:
 
 async def find(tx: Tx, rest: LiteralString, **values: object) -> list[Job]:
     """The jobs that the rest of a select statement (where, order, limit) names."""
-    return await pool.every(tx, Job, _SELECT + rest, **values)
+    return await query.every(tx, Job, _SELECT + rest, **values)
 
 
 async def newest(tx: Tx, *, limit: int) -> list[Job]:
@@ -428,7 +254,7 @@ async def _claim(tx: Tx, *, worker: str, lease_seconds: float, capacity: Capacit
 async def is_held(tx: Tx, held: Claim) -> bool:
     """Whether the job is still this claim's: a look that writes nothing, for those who cannot wait for a renewal."""
     return bool(
-        await pool.value(
+        await query.value(
             tx, "select 1 from jobs where id = %(job)s and token = %(token)s", job=held.id, token=held.token
         )
     )
@@ -436,14 +262,14 @@ async def is_held(tx: Tx, held: Claim) -> bool:
 
 async def _is_ours(tx: Tx, held: Claim) -> bool:
     """As `is_held`, and it stays so until `tx` ends."""
-    query: LiteralString = "select 1 from jobs where id = %(job)s and token = %(token)s for update"
-    return await pool.value(tx, query, job=held.id, token=held.token) is not None
+    statement: LiteralString = "select 1 from jobs where id = %(job)s and token = %(token)s for update"
+    return await query.value(tx, statement, job=held.id, token=held.token) is not None
 
 
 async def renew(tx: Tx, held: Claim, *, progress: int, lease_seconds: float) -> bool:
     """Prolong the lease and note progress (0..99, never backwards); False: the job is no longer ours."""
     return (
-        await pool.execute(
+        await query.execute(
             tx,
             "update jobs set lease_until = now() + make_interval(secs => %(lease)s),"
             " progress = greatest(progress, %(progress)s) where id = %(job)s and token = %(token)s",
@@ -471,7 +297,7 @@ async def announce_progress(tx: Tx, queue: Queue, held: Claim, *, public_url: st
         )
 
 
-async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_url: str) -> State | None:
+async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_url: str) -> JobState | None:
     """End the attempt; returns the job's new state, or None if the claim was lost and nothing was changed.
 
     A retryable failure with attempts left puts the job back into the queue, invisibly to the caller.
@@ -480,33 +306,33 @@ async def settle(tx: Tx, queue: Queue, held: Claim, outcome: Outcome, *, public_
         return None
     match outcome:
         case Completed(result=result):
-            await _finish(tx, queue, held.id, State.COMPLETED, public_url=public_url, result=result)
-            return State.COMPLETED
+            await _finish(tx, queue, held.id, JobState.COMPLETED, public_url=public_url, result=result)
+            return JobState.COMPLETED
         case Failed(retryable=True) if held.attempt < held.max_attempts:
             # A pause that grows: what failed just now (a full disk, a store that is away) may need a moment.
             await _requeue(tx, queue, held.id, pause=timedelta(seconds=2**held.attempt))
-            return State.QUEUED
+            return JobState.QUEUED
         case Refused() if held.attempt < held.max_attempts and not held.refused:
-            await pool.execute(tx, "update jobs set refused = true where id = %(job)s", job=held.id)
+            await query.execute(tx, "update jobs set refused = true where id = %(job)s", job=held.id)
             await _requeue(tx, queue, held.id)
-            return State.QUEUED
+            return JobState.QUEUED
         case Hindered():
             await _uncount(tx, held.id)
             await _requeue(tx, queue, held.id, pause=HINDERED_PAUSE)
-            return State.QUEUED
+            return JobState.QUEUED
         case Foreign() if not await _is_overdue(tx, held.id):
             await _uncount(tx, held.id)
             await _requeue(tx, queue, held.id, pause=FOREIGN_PAUSE)
-            return State.QUEUED
+            return JobState.QUEUED
         case Failed(error=error) | Refused(error=error) | Foreign(error=error):
-            await _finish(tx, queue, held.id, State.FAILED, public_url=public_url, error=error)
-            return State.FAILED
+            await _finish(tx, queue, held.id, JobState.FAILED, public_url=public_url, error=error)
+            return JobState.FAILED
 
 
 async def _is_overdue(tx: Tx, job: UUID) -> bool:
     """Note that nobody understood the job so far; whether that has been so for too long."""
     return bool(
-        await pool.value(
+        await query.value(
             tx,
             "update jobs set not_understood_since = coalesce(not_understood_since, now()) where id = %(job)s"
             " returning not_understood_since < now() - %(within)s",
@@ -532,16 +358,16 @@ async def cancel(tx: Tx, queue: Queue, job: UUID, *, public_url: str, caller: Ca
     Conflict for a job that is over.
     """
     await get(tx, job, caller=caller)
-    state = State(await pool.value(tx, "select state from jobs where id = %(job)s for update", job=job))
+    state = JobState(await query.value(tx, "select state from jobs where id = %(job)s for update", job=job))
     if state in TERMINAL:
         raise Conflict(f"The job is {state.value} already and cannot be cancelled. Submit another one instead.")
-    await _finish(tx, queue, job, State.CANCELLED, public_url=public_url, error=CANCELLED)
+    await _finish(tx, queue, job, JobState.CANCELLED, public_url=public_url, error=CANCELLED)
     return await get(tx, job)
 
 
 async def _uncount(tx: Tx, job: UUID) -> None:
     """The attempt that ends here was none."""
-    await pool.execute(tx, "update jobs set attempt = attempt - 1 where id = %(job)s", job=job)
+    await query.execute(tx, "update jobs set attempt = attempt - 1 where id = %(job)s", job=job)
 
 
 async def _requeue(tx: Tx, queue: Queue, job: UUID, *, pause: timedelta = timedelta()) -> None:
@@ -566,35 +392,35 @@ async def _finish(
     tx: Tx,
     queue: Queue,
     job: UUID,
-    state: State,
+    state: JobState,
     *,
     public_url: str,
     result: Result | None = None,
     error: str | None = None,
 ) -> None:
     """The one place where a job ends: state, refund, announcement and the place it frees, together."""
-    if state is not State.COMPLETED:
+    if state is not JobState.COMPLETED:
         await orphaned_results.note(tx, job)
-    was_running = await pool.value(
+    was_running = await query.value(
         tx,
         "with before as (select state from jobs where id = %(job)s)"
         " update jobs set state = %(state)s, progress = %(progress)s, result = %(result)s, error = %(error)s,"
         " token = null, lease_until = null, completed_at = now() where id = %(job)s"
         " returning (select state = 'PROCESSING' from before)",
         state=state.value,
-        progress=100 if state is State.COMPLETED else 0,
+        progress=100 if state is JobState.COMPLETED else 0,
         result=Jsonb(_fields(result)) if result else None,
         error=error,
         job=job,
     )
     ended = await get(tx, job)
-    if state is not State.COMPLETED:
+    if state is not JobState.COMPLETED:
         await ledger.refund(tx, ended.team_id, ended.cost, job=job, reason=f"job {state.value.lower()}")
     if was_running:
         await scheduler.free_place(tx, queue, ended.team_id)
     if ended.hook_url:
         await events.withdraw_progress(tx, job)
-    event = "completed" if state is State.COMPLETED else "failed"
+    event = "completed" if state is JobState.COMPLETED else "failed"
     if ended.hook_url and event in ended.hook_events:
         await events.announce(
             tx,
@@ -615,16 +441,6 @@ def _fields(value: Source | Result) -> dict[str, Any]:
 # Upkeep ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """A job that was handed on: the attempt that went silent, and the job's state now."""
-
-    id: UUID
-    request_id: str
-    attempt: int
-    state: State
-
-
 async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> Swept | None:
     """Hand on one job whose worker went silent, or fail it when no attempt is left; None if there is none.
 
@@ -643,19 +459,9 @@ async def sweep(tx: Tx, queue: Queue, *, public_url: str) -> Swept | None:
     if attempts_left:
         await _requeue(tx, queue, job)
     else:
-        await _finish(tx, queue, job, State.FAILED, public_url=public_url, error=INTERRUPTED)
-    state = State.QUEUED if attempts_left else State.FAILED
+        await _finish(tx, queue, job, JobState.FAILED, public_url=public_url, error=INTERRUPTED)
+    state = JobState.QUEUED if attempts_left else JobState.FAILED
     return Swept(id=job, request_id=request_id, attempt=attempt, state=state)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Purgeable:
-    """A finished job with a file that has served its time, and where its files are."""
-
-    id: UUID
-    completed_at: datetime
-    source_key: str
-    result_key: str | None
 
 
 _PURGEABLE: LiteralString = """
@@ -679,7 +485,7 @@ async def finished_sources(tx: Tx, *, retention: timedelta, after: Purgeable | N
 async def _purgeable(
     tx: Tx, condition: LiteralString, retention: timedelta, after: Purgeable | None
 ) -> list[Purgeable]:
-    return await pool.every(
+    return await query.every(
         tx,
         Purgeable,
         _PURGEABLE + condition + _OLDEST_FIRST,
@@ -690,8 +496,8 @@ async def _purgeable(
 
 
 async def mark_result_purged(tx: Tx, job: UUID) -> None:
-    await pool.execute(tx, "update jobs set purged_at = now() where id = %(job)s", job=job)
+    await query.execute(tx, "update jobs set purged_at = now() where id = %(job)s", job=job)
 
 
 async def mark_source_purged(tx: Tx, job: UUID) -> None:
-    await pool.execute(tx, "update jobs set source_purged_at = now() where id = %(job)s", job=job)
+    await query.execute(tx, "update jobs set source_purged_at = now() where id = %(job)s", job=job)

@@ -13,7 +13,7 @@ from hiresfix.errors import Forbidden
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.database.pool import Tx
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.lifecycle import Job
+from hiresfix.server.jobs.model import Job
 from hiresfix.wire import JobQuery, Place
 
 

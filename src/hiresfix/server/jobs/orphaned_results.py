@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 
@@ -22,9 +22,9 @@ def result_key(job: UUID, token: UUID) -> str:
 
 async def note(tx: Tx, job: UUID) -> None:
     """The attempt that has the job's token, if one has, is about to lose it."""
-    token = await pool.value(tx, "select token from jobs where id = %(job)s", job=job)
+    token = await query.value(tx, "select token from jobs where id = %(job)s", job=job)
     if token is not None:
-        await pool.execute(tx, "insert into strays (key) values (%(key)s)", key=result_key(job, token))
+        await query.execute(tx, "insert into strays (key) values (%(key)s)", key=result_key(job, token))
 
 
 async def overdue(tx: Tx, *, age: timedelta, after: str) -> list[str]:
@@ -37,4 +37,4 @@ async def overdue(tx: Tx, *, age: timedelta, after: str) -> list[str]:
 
 
 async def forget(tx: Tx, key: str) -> None:
-    await pool.execute(tx, "delete from strays where key = %(key)s", key=key)
+    await query.execute(tx, "delete from strays where key = %(key)s", key=key)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 from hiresfix.server.jobs import worker_registry
 from hiresfix.server.jobs.worker_registry import Capacity
@@ -85,7 +85,7 @@ class Waiting:
 
         running: those that do, as `tx` has just read them.
         """
-        now: datetime = await pool.value(tx, "select now()")
+        now: datetime = await query.value(tx, "select now()")
         if self._at is None or now - self._at > LONGEST:
             await self._read_all(tx)
         else:
@@ -133,8 +133,8 @@ async def in_turn(tx: Tx) -> Line:
     return await Waiting().look(tx, ())
 
 
-async def _read(tx: Tx, query: LiteralString, **values: object) -> list[_Job]:
-    rows = await (await tx.execute(query, values)).fetchall()
+async def _read(tx: Tx, statement: LiteralString, **values: object) -> list[_Job]:
+    rows = await (await tx.execute(statement, values)).fetchall()
     return [
         _Job((team.bytes, at, job.bytes), model, megapixels, tuple(needs))
         for team, at, job, model, megapixels, needs in rows

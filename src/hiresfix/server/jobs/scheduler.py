@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import worker_registry
@@ -161,7 +161,7 @@ async def free_place(tx: Tx, queue: Queue, team: UUID) -> None:
 
     Locks the team's row first: a job that is being submitted now either is seen here or sees the free place.
     """
-    await pool.execute(tx, "select from teams where id = %(team)s for no key update", team=team)
+    await query.execute(tx, "select from teams where id = %(team)s for no key update", team=team)
     await queue.enqueue_for_each(tx, _ONE_IF_OTHERS_WAITED, {"team": team}, TASK, queue=QUEUE)
 
 
@@ -187,7 +187,7 @@ async def hand_on(tx: Tx, queue: Queue, mine: Capacity) -> int:
 async def stranded(tx: Tx) -> int:
     """How many jobs wait that no worker can hold which is up; 0 while none is up."""
     return int(
-        await pool.value(
+        await query.value(
             tx,
             "select count(*) from jobs where state = 'QUEUED' and not exists"
             " (select from capacities c where holds(c.most_megapixels, c.tags, jobs))",
@@ -201,7 +201,7 @@ async def reconcile(tx: Tx, queue: Queue) -> int:
     They lack some when a worker died between taking a task and claiming a job, when a team was allowed more, and when
     a worker came that can hold what no other could. Tasks for a capacity that is gone are forgotten.
     """
-    if not await pool.value(tx, "select pg_try_advisory_xact_lock(%(key)s)", key=_RECONCILING):
+    if not await query.value(tx, "select pg_try_advisory_xact_lock(%(key)s)", key=_RECONCILING):
         return 0
     capacities = await worker_registry.capacities(tx)
     await _forget_gone(tx, [name for capacity in (ANYTHING, *capacities) for name in queues(capacity)])
@@ -210,7 +210,7 @@ async def reconcile(tx: Tx, queue: Queue) -> int:
 
 async def _forget_gone(tx: Tx, living: list[str]) -> None:
     for (name,) in await (await tx.execute(_GONE, {"first": QUEUE, "queues": living})).fetchall():
-        await pool.execute(
+        await query.execute(
             tx,
             "delete from procrastinate_jobs where queue_name = %(name)s and task_name = %(task)s and status = 'todo'",
             name=name,
@@ -221,7 +221,7 @@ async def _forget_gone(tx: Tx, living: list[str]) -> None:
 async def _make_up(tx: Tx, queue: Queue, capacity: Capacity) -> int:
     """Enqueue the tasks that are lacking for jobs of this capacity; returns how many."""
     values = {"task": TASK, "queues": list(queues(capacity)), "most": MOST_AT_ONCE}
-    missing = max(0, int(await pool.value(tx, _LACKING, **values, **capacity.to_sql())))
+    missing = max(0, int(await query.value(tx, _LACKING, **values, **capacity.to_sql())))
     if missing:
         await call(tx, queue, capacity=capacity, times=missing)
     return missing

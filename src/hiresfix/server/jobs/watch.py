@@ -11,7 +11,8 @@ from hiresfix.server.database import pool
 from hiresfix.server.database.notifications import POLL_SECONDS, Changes
 from hiresfix.server.database.pool import Database
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.lifecycle import TERMINAL, Job
+from hiresfix.server.jobs.model import Job
+from hiresfix.states import TERMINAL
 
 
 async def follow(database: Database, changes: Changes, job: UUID, *, seconds: float) -> AsyncGenerator[Job | None]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 BEATS = 4
@@ -84,7 +84,7 @@ class Member(Worker):
 
 async def beat(tx: Tx, worker: Worker, *, every: float) -> None:
     """The worker lives, and is going to say so again in `every` seconds."""
-    await pool.execute(
+    await query.execute(
         tx,
         "insert into workers (id, name, host, device, memory_bytes, most_megapixels, tags, version, draining,"
         " started_at, seen_at, alive_until) values (%(id)s, %(name)s, %(host)s, %(device)s, %(memory_bytes)s,"
@@ -106,17 +106,17 @@ async def beat(tx: Tx, worker: Worker, *, every: float) -> None:
 
 async def leave(tx: Tx, worker: UUID) -> None:
     """The worker ends and says so; no error when it is not listed."""
-    await pool.execute(tx, "delete from workers where id = %(worker)s", worker=worker)
+    await query.execute(tx, "delete from workers where id = %(worker)s", worker=worker)
 
 
 async def anybody_alive(tx: Tx) -> bool:
     """Whether any worker is up and takes jobs."""
-    return bool(await pool.value(tx, "select exists (select from workers where alive_until > now() and not draining)"))
+    return bool(await query.value(tx, "select exists (select from workers where alive_until > now() and not draining)"))
 
 
 async def members(tx: Tx) -> list[Member]:
     """Every worker that is remembered, by name."""
-    return await pool.every(
+    return await query.every(
         tx,
         Member,
         "select id, name, host, device, memory_bytes, most_megapixels, tags, version, draining, started_at, seen_at,"
@@ -126,11 +126,11 @@ async def members(tx: Tx) -> list[Member]:
 
 async def capacities(tx: Tx) -> list[Capacity]:
     """The different capacities of the workers that take jobs now; `ANYTHING` alone while no worker is known."""
-    return await pool.every(tx, Capacity, "select most_megapixels, tags from capacities")
+    return await query.every(tx, Capacity, "select most_megapixels, tags from capacities")
 
 
 async def forget_dead(tx: Tx) -> int:
     """Forget those that have been dead for an hour; returns how many."""
-    return await pool.execute(
+    return await query.execute(
         tx, "delete from workers where alive_until < now() - %(remembered)s::interval", remembered=REMEMBERED
     )

@@ -87,7 +87,7 @@ async def _attempt(due: Delivery, signers: Signers, policy: Policy) -> Outcome:
 
 
 def headers(due: Delivery, signers: Signers, *, now: datetime) -> dict[str, str]:
-    """The request's headers (api-contract.md 15.1); those of Standard Webhooks only for a team with a secret."""
+    """The request's headers (contract.md 15.1); those of Standard Webhooks only for a team with a secret."""
     delivery, timestamp = str(due.id), str(int(now.timestamp()))
     found = {
         "Content-Type": "application/json",

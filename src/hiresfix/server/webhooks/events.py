@@ -2,7 +2,7 @@
 
 Guarantees: an event exists exactly if the transaction that made it true commits. `completed` and `failed` are sent
 until the receiver answers 2xx or the schedule is used up; `progress` is sent once, at most every two seconds, only
-when it changed, and never after its job's end (api-contract.md 15.3). One receiver, and one team, has only so many
+when it changed, and never after its job's end (contract.md 15.3). One receiver, and one team, has only so many
 attempts at a time: the rest waits without a task, so that a dead host leaves room for everybody else. Every attempt
 leaves a line in the log.
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from hiresfix.errors import Conflict, NotFound
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 from hiresfix.server.database.task_queue import Queue
 
@@ -78,7 +78,7 @@ async def announce(
     tx: Tx, queue: Queue, *, job: UUID, team: UUID, key: UUID | None, event: str, url: str, body: bytes
 ) -> None:
     """Record an event for `url` and enqueue its first attempt."""
-    delivery = await pool.value(
+    delivery = await query.value(
         tx,
         "insert into webhook_deliveries (job_id, team_id, key_id, event, url, receiver, body)"
         " values (%(job)s, %(team)s, %(key)s, %(event)s, %(url)s, %(receiver)s, %(body)s) returning id",
@@ -101,7 +101,7 @@ async def announce_progress(
     What was recorded and not sent yet is replaced: a slow receiver gets fewer events, never old ones.
     """
     await withdraw_progress(tx, job)
-    too_soon = await pool.value(
+    too_soon = await query.value(
         tx,
         "select body = %(body)s or sending_until > now() or exists (select from webhook_attempts"
         " where delivery_id = d.id and started_at > now() - %(pause)s)"
@@ -118,7 +118,7 @@ async def announce_progress(
 
 async def withdraw_progress(tx: Tx, job: UUID) -> None:
     """Forget progress that is not sent yet: newer is known, or the job ended. What is under way is waited for."""
-    await pool.execute(
+    await query.execute(
         tx,
         "delete from webhook_deliveries where job_id = %(job)s and event = 'progress' and state = 'PENDING'"
         " and attempt = 0",
@@ -144,7 +144,7 @@ async def claim(tx: Tx, delivery: UUID) -> Delivery | None:
     if whose is None:
         return None
     await _lock_turns(tx, *whose)
-    claimed = await pool.one(
+    claimed = await query.one(
         tx,
         Delivery,
         "update webhook_deliveries d set attempt = attempt + 1, waiting = false, sending_until = now() + %(sending)s,"
@@ -158,14 +158,14 @@ async def claim(tx: Tx, delivery: UUID) -> Delivery | None:
         **_AT_ONCE,
     )
     if claimed is None:
-        await pool.execute(
+        await query.execute(
             tx,
             "update webhook_deliveries set waiting = true"
             " where id = %(id)s and state = 'PENDING' and next_attempt_at <= now()",
             id=delivery,
         )
         return None
-    await pool.execute(
+    await query.execute(
         tx,
         "insert into webhook_attempts (delivery_id, number) values (%(id)s, %(number)s)",
         id=claimed.id,
@@ -187,7 +187,7 @@ async def record(tx: Tx, queue: Queue, sent: Delivery, outcome: Outcome) -> str:
     await _lock_turns(tx, sent.team_id, sent.receiver)
     state, pause = _verdict(sent, outcome)
     at = datetime.now(UTC) + (pause or timedelta())
-    ours = await pool.execute(
+    ours = await query.execute(
         tx,
         "update webhook_deliveries set state = %(state)s, next_attempt_at = %(at)s, sending_until = null,"
         " finished_at = case when %(state)s <> 'PENDING' then now() end where id = %(id)s and attempt = %(attempt)s",
@@ -196,7 +196,7 @@ async def record(tx: Tx, queue: Queue, sent: Delivery, outcome: Outcome) -> str:
         id=sent.id,
         attempt=sent.attempt,
     )
-    await pool.execute(
+    await query.execute(
         tx,
         "update webhook_attempts set status = %(status)s, error = %(error)s, answer = %(answer)s,"
         " milliseconds = %(milliseconds)s where delivery_id = %(id)s and number = %(attempt)s",
@@ -231,7 +231,7 @@ def next_pause(attempt: int, retry_after: float | None) -> timedelta:
 
 async def _wake_next(tx: Tx, queue: Queue, *, team: UUID, receiver: str) -> None:
     """Give the slot that became free to whom it was missing for longest."""
-    woken = await pool.value(
+    woken = await query.value(
         tx,
         "update webhook_deliveries set waiting = false where id = (select id from webhook_deliveries d"
         " where waiting and (receiver = %(receiver)s or team_id = %(team)s)"
@@ -315,7 +315,7 @@ _TOLD: LiteralString = """
 
 async def newest(tx: Tx, *, state: str | None = None, job: UUID | None = None, limit: int) -> list[Told]:
     """The newest deliveries, of one state or one job if wanted."""
-    return await pool.every(
+    return await query.every(
         tx,
         Told,
         _TOLD + " where (%(state)s::text is null or d.state = %(state)s) and (%(job)s::uuid is null"
@@ -328,15 +328,15 @@ async def newest(tx: Tx, *, state: str | None = None, job: UUID | None = None, l
 
 async def find(tx: Tx, rest: LiteralString, **values: object) -> list[Told]:
     """The deliveries, `d`, that the conditions in `rest` choose, in its order."""
-    return await pool.every(tx, Told, _TOLD + rest, **values)
+    return await query.every(tx, Told, _TOLD + rest, **values)
 
 
 async def get(tx: Tx, delivery: UUID) -> tuple[Told, list[Attempt]]:
     """The delivery and its attempts, first to last; raises NotFound."""
-    told = await pool.one(tx, Told, _TOLD + " where d.id = %(id)s", id=delivery)
+    told = await query.one(tx, Told, _TOLD + " where d.id = %(id)s", id=delivery)
     if told is None:
         raise NotFound("There is no such delivery. `hiresfix webhooks list` shows them.")
-    attempts = await pool.every(
+    attempts = await query.every(
         tx,
         Attempt,
         "select number, started_at, milliseconds, status, error, answer from webhook_attempts"
@@ -351,7 +351,7 @@ async def redeliver(tx: Tx, queue: Queue, delivery: UUID) -> None:
     told, _ = await get(tx, delivery)
     if told.event == PROGRESS:
         raise Conflict("Progress is told once. Redeliver the job's completed or failed event.")
-    renewed = await pool.execute(
+    renewed = await query.execute(
         tx,
         "update webhook_deliveries set state = 'PENDING', next_attempt_at = now(), finished_at = null,"
         " attempts_before = case when state = 'PENDING' then attempts_before else attempt end"
@@ -368,13 +368,13 @@ async def prune(tx: Tx, *, older_than: timedelta) -> int:
 
     The `completed` and `failed` events stay: a job's webhook status is read from them, and they can be sent again.
     """
-    attempts = await pool.execute(
+    attempts = await query.execute(
         tx,
         "delete from webhook_attempts a using webhook_deliveries d where d.id = a.delivery_id"
         " and d.finished_at < now() - %(age)s",
         age=older_than,
     )
-    return attempts + await pool.execute(
+    return attempts + await query.execute(
         tx,
         "delete from webhook_deliveries where event = 'progress' and finished_at < now() - %(age)s",
         age=older_than,

@@ -12,7 +12,7 @@ import secrets
 from datetime import timedelta
 from uuid import UUID
 
-from hiresfix.server.database import pool
+from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 PREFIX = "whsec_"
@@ -34,19 +34,21 @@ async def signing(tx: Tx, team: UUID) -> list[str]:
 
 async def current(tx: Tx, team: UUID) -> tuple[str, bool]:
     """The team's secret, made if there is none, and whether it was."""
-    query = "select secret from webhook_secrets where team_id = %(team)s and expires_at is null"
-    if (found := await pool.value(tx, query, team=team)) is not None:
+    statement = "select secret from webhook_secrets where team_id = %(team)s and expires_at is null"
+    if (found := await query.value(tx, statement, team=team)) is not None:
         return str(found), False
     # Two that ask at once both get the one that was made first.
     made = await _make(tx, team)
-    return str(await pool.value(tx, query, team=team)), made
+    return str(await query.value(tx, statement, team=team)), made
 
 
 async def rotate(tx: Tx, team: UUID) -> str:
     """A new secret; the one before it signs beside it for `OVERLAP`, and any older one ends now."""
-    await pool.value(tx, "select 1 from teams where id = %(team)s for no key update", team=team)
-    await pool.execute(tx, "delete from webhook_secrets where team_id = %(team)s and expires_at is not null", team=team)
-    await pool.execute(
+    await query.value(tx, "select 1 from teams where id = %(team)s for no key update", team=team)
+    await query.execute(
+        tx, "delete from webhook_secrets where team_id = %(team)s and expires_at is not null", team=team
+    )
+    await query.execute(
         tx,
         "update webhook_secrets set expires_at = now() + %(overlap)s where team_id = %(team)s",
         team=team,
@@ -59,7 +61,7 @@ async def rotate(tx: Tx, team: UUID) -> str:
 async def _make(tx: Tx, team: UUID) -> bool:
     secret = PREFIX + base64.b64encode(secrets.token_bytes(BYTES)).decode()
     return bool(
-        await pool.execute(
+        await query.execute(
             tx,
             "insert into webhook_secrets (team_id, secret) values (%(team)s, %(secret)s) on conflict do nothing",
             team=team,

@@ -17,16 +17,17 @@ import structlog
 
 from hiresfix.errors import HiresfixError, StorageFailed
 from hiresfix.server import idempotency, uploads
-from hiresfix.server.database import pool, task_queue
+from hiresfix.server.database import pool, query, task_queue
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle, orphaned_results, scheduler, worker_registry
-from hiresfix.server.jobs.lifecycle import Purgeable
+from hiresfix.server.jobs.model import Purgeable
 from hiresfix.server.platform import metrics
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from hiresfix.server.uploads import Upload
 from hiresfix.server.webhooks import events
+from hiresfix.states import JobState
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +76,7 @@ class Upkeep:
             if swept is None:
                 return handed
             handed += 1
-            metrics.LAPSED.labels("requeued" if swept.state is lifecycle.State.QUEUED else "failed").inc()
+            metrics.LAPSED.labels("requeued" if swept.state is JobState.QUEUED else "failed").inc()
             log.warning("job.lease_lapsed", job_id=str(swept.id), request_id=swept.request_id,
                         attempt=swept.attempt, state=swept.state)  # fmt: skip
 
@@ -198,13 +199,13 @@ class Upkeep:
             owner = UUID(key.removeprefix(prefix))
         except ValueError:
             return False
-        query: LiteralString = (
+        statement: LiteralString = (
             "select 1 from jobs where id = %(owner)s"
             if prefix == uploads.SOURCES
             else "select 1 from uploads where id = %(owner)s"
         )
         async with self.database.transaction() as tx:
-            return await pool.value(tx, query, owner=owner) is not None
+            return await query.value(tx, statement, owner=owner) is not None
 
 
 async def every(seconds: float, step: Callable[[], Awaitable[Any]]) -> None:

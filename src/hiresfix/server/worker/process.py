@@ -24,7 +24,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from hiresfix import __version__, images, wire
 from hiresfix.engine import devices, limits
-from hiresfix.engine.superres.tiled_inference import Report
+from hiresfix.engine.progress import Report
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import BadResult, Cancelled, HiresfixError, NotUnderstood, PictureError, PromptError, StorageFailed
 from hiresfix.images import Encoded
@@ -36,7 +36,7 @@ from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.http import metrics_server
 from hiresfix.server.jobs import lifecycle, scheduler, worker_registry
-from hiresfix.server.jobs.lifecycle import Claim, Completed, Failed, Foreign, Hindered, Outcome, Refused, Result
+from hiresfix.server.jobs.model import Claim, Completed, Failed, Foreign, Hindered, Outcome, Refused, Result
 from hiresfix.server.platform import hardware, metrics, tracing
 from hiresfix.server.sandbox.client import Quarantine
 from hiresfix.server.settings import Settings, warn_if_open
@@ -44,6 +44,7 @@ from hiresfix.server.storage import Storage
 from hiresfix.server.webhooks import delivery, events
 from hiresfix.server.worker import self_test
 from hiresfix.server.worker.maintenance import Upkeep, every
+from hiresfix.states import JobState
 
 log = structlog.get_logger(__name__)
 
@@ -229,7 +230,7 @@ class Worker:
         state = "lost" if outcome is None else await self._end(held, outcome)
         seconds = time.perf_counter() - started
         metrics.ATTEMPTS.labels(held.model, _COUNTED_AS[state]).inc()
-        if isinstance(outcome, Completed) and state == lifecycle.State.COMPLETED:
+        if isinstance(outcome, Completed) and state == JobState.COMPLETED:
             megapixels = outcome.result.width * outcome.result.height / images.MEGAPIXEL
             metrics.observe_stage(held.model, "total", megapixels, held.age + seconds)
         log.info("job.settled", state=state, seconds=round(seconds, 3))

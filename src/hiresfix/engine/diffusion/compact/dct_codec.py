@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from hiresfix.engine.diffusion.vae import Pixels
 from hiresfix.engine.pixels import resampling
-from hiresfix.engine.superres.tiled_inference import Report, Samples
+from hiresfix.engine.pixels.resampling import Samples
+from hiresfix.engine.progress import Report
 
 FACTOR = 4
 CHANNELS = 3 * FACTOR**2
