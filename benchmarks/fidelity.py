@@ -36,7 +36,7 @@ from benchmarks import record, tiny
 from hiresfix.engine.diffusion import loader
 from hiresfix.engine.diffusion.compact import checkpoint
 from hiresfix.engine.upscaler import Upscaler
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import CLARITY, FAITHFUL
 from hiresfix.recipe import Engine, Recipe
 
@@ -74,7 +74,7 @@ def main() -> None:
         rows = [row for row in kept if row["engine"] not in engines]
     for engine, (upscaler, recipe) in engines.items():
         for name, rgb in pictures:
-            quality = upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None).metadata["quality"]
+            quality = upscaler.run(DecodedImage(rgb=rgb), recipe, lambda fraction: None).metadata["quality"]
             rows.append({"engine": engine, "picture": name, **quality})
             print(rows[-1], flush=True)
     record.tell("fidelity", table(rows, arguments.side), rows, write=arguments.write)

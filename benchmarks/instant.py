@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from hiresfix.engine.upscaler import Upscaled
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.recipe import Recipe
 from hiresfix.server.platform import logging
 from hiresfix.server.settings import load_settings
@@ -25,7 +25,7 @@ class Instant:
         self.device = torch.device("cpu")
         self.dtype = torch.float32
 
-    def run(self, picture: Picture, recipe: Recipe, report: object) -> Upscaled:
+    def run(self, picture: DecodedImage, recipe: Recipe, report: object) -> Upscaled:
         """The picture with each pixel repeated `scale` times in both directions."""
         factor = recipe.scale
         alpha = None if picture.alpha is None else picture.alpha.repeat(factor, 0).repeat(factor, 1)

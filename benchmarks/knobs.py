@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from hiresfix import images
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import CLARITY, FAITHFUL, Model
 from hiresfix.recipe import OutputFormat
 
@@ -91,7 +91,7 @@ def make(panel: Panel, made: runs.Runs) -> Made:
     given = middle(source(panel.source), panel.shown + 2 * _BORDER)
     result = made.upscale(given, recipe).rgb
     # Detail would hide what a container does to it: the format's own panels show its decoded file.
-    encoded = images.encode(Picture(rgb=result), recipe.output_format, keep_metadata=False).data
+    encoded = images.encode(DecodedImage(rgb=result), recipe.output_format, keep_metadata=False).data
     if recipe.output_format is not OutputFormat.PNG:
         result = images.decode(encoded, images.Limits()).rgb.astype(np.uint8)
     detail = middle(result, panel.shown * recipe.scale)

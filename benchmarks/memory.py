@@ -94,12 +94,12 @@ def prepared(engine: str) -> Callable[[Any], Any]:
     from dataclasses import replace
 
     from benchmarks import tiny
-    from hiresfix.images import Picture
+    from hiresfix.images import DecodedImage
     from hiresfix.models.catalog import CLARITY, FAITHFUL
 
     preset = FAITHFUL.preset if engine == "faithful" else CLARITY.presets[engine]
     upscaler, recipe = tiny.upscaler(replace(preset, enlarger=tiny.ENLARGER, steps=4))
-    return lambda rgb: upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None).picture.rgb
+    return lambda rgb: upscaler.run(DecodedImage(rgb=rgb), recipe, lambda fraction: None).picture.rgb
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from hiresfix.engine import devices
 from hiresfix.engine.superres import networks, tiled_inference
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.engine.weights import superres_files
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import find_weights
 from hiresfix.recipe import Recipe
 
@@ -58,7 +58,7 @@ class Runs:
 
         def make() -> Made:
             start = time.process_time()
-            upscaled = self._upscaler.run(Picture(rgb=rgb), recipe, lambda fraction: None)
+            upscaled = self._upscaler.run(DecodedImage(rgb=rgb), recipe, lambda fraction: None)
             return Made(
                 rgb=np.asarray(upscaled.picture.rgb, np.uint8),
                 evaluations=sum(upscaled.metadata.get("evaluations", [1])),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from PIL import Image as PillowModule
 
     from hiresfix.engine.upscaler import Upscaler
-    from hiresfix.images import Encoded, Limits, Picture
+    from hiresfix.images import DecodedImage, Encoded, Limits
 
 _one_at_a_time = threading.Lock()
 
@@ -48,7 +48,7 @@ class Upscaled:
     says of its work. Saving keeps depth, transparency and profile as far as the format can hold them.
     """
 
-    picture: Picture = field(repr=False)
+    picture: DecodedImage = field(repr=False)
     recipe: Recipe
     metadata: Mapping[str, Any] = field(repr=False)
     keep_metadata: bool = True

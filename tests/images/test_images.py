@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from hiresfix import images
 from hiresfix.errors import PictureError
-from hiresfix.images import Limits, Picture, Samples, bleed, decode, encode, enlarge_alpha, read_header
+from hiresfix.images import DecodedImage, Limits, Samples, bleed, decode, encode, enlarge_alpha, read_header
 from hiresfix.images.ifd import Order
 from hiresfix.recipe import OutputFormat
 from tests import sample_images
@@ -124,12 +124,12 @@ def test_sides_a_format_cannot_store_are_refused_before_and_by_encoding(
     output_format: OutputFormat, largest: int
 ) -> None:
     images.check_format(largest, 1, output_format)
-    strip = Picture(rgb=np.zeros((1, largest, 3), np.uint8))
+    strip = DecodedImage(rgb=np.zeros((1, largest, 3), np.uint8))
     assert reopened(encode(strip, output_format)).size == (largest, 1)
     with pytest.raises(PictureError, match="Use png"):
         images.check_format(1, largest + 1, output_format)
     with pytest.raises(PictureError, match=str(largest)):
-        encode(Picture(rgb=np.zeros((largest + 1, 1, 3), np.uint8)), output_format)
+        encode(DecodedImage(rgb=np.zeros((largest + 1, 1, 3), np.uint8)), output_format)
     images.check_format(1, largest + 1, OutputFormat.PNG)
 
 
@@ -265,7 +265,7 @@ def test_grey_stays_one_channel_and_keeps_its_profile() -> None:
 
 def test_grey_with_a_profile_becomes_srgb_in_webp() -> None:
     # Encoded 128 at gamma 1.8 is linear 0.289, which sRGB encodes as 147.
-    picture = Picture(rgb=np.full((16, 16, 3), 128, np.uint8), grey=True, icc=sample_images.GREY_GAMMA_18)
+    picture = DecodedImage(rgb=np.full((16, 16, 3), 128, np.uint8), grey=True, icc=sample_images.GREY_GAMMA_18)
     encoded = encode(picture, OutputFormat.WEBP)
     result = reopened(encoded)
     assert "icc_profile" not in result.info
@@ -354,7 +354,7 @@ def ramp(*channel_offsets: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint1
 @pytest.mark.parametrize("with_alpha", [False, True])
 def test_a_16_bit_ramp_keeps_every_level_through_png(grey: bool, with_alpha: bool) -> None:
     rgb = ramp(0, 0, 0) if grey else ramp(0, 1, 2)
-    picture = Picture(rgb=rgb, alpha=ramp(3)[..., 0] if with_alpha else None, grey=grey)
+    picture = DecodedImage(rgb=rgb, alpha=ramp(3)[..., 0] if with_alpha else None, grey=grey)
     back = decode(encode(picture, OutputFormat.PNG).data, LIMITS)
     assert back.rgb.dtype == np.uint16
     assert len(np.unique(back.rgb[..., 1])) == 8192
@@ -385,7 +385,7 @@ def test_premultiplied_16_bit_colours_are_divided_by_alpha() -> None:
 
 def test_interlaced_16_bit_png_is_read_like_any_other() -> None:
     # Width and height 1 make Adam7 the same stream as no interlacing, but for the flag.
-    flat = encode(Picture(rgb=np.array([[[258, 772, 1286]]], np.uint16)), OutputFormat.PNG).data
+    flat = encode(DecodedImage(rgb=np.array([[[258, 772, 1286]]], np.uint16)), OutputFormat.PNG).data
     header = bytearray(flat[16:29])
     header[12] = 1
     picture = decode(flat[:8] + sample_images.chunk(b"IHDR", bytes(header)) + flat[33:], LIMITS)
@@ -395,7 +395,7 @@ def test_interlaced_16_bit_png_is_read_like_any_other() -> None:
 @pytest.mark.parametrize("output_format", [OutputFormat.JPG, OutputFormat.WEBP])
 def test_16_bit_is_rounded_to_the_nearest_8_bit_level_and_noted(output_format: OutputFormat) -> None:
     for level, nearest in ((255 * 257 - 128, 255), (255 * 257 - 129, 254), (128, 0), (129, 1)):
-        encoded = encode(Picture(rgb=np.full((16, 16, 3), level, np.uint16)), output_format)
+        encoded = encode(DecodedImage(rgb=np.full((16, 16, 3), level, np.uint16)), output_format)
         assert abs(int(np.asarray(reopened(encoded))[8, 8, 0]) - nearest) <= (output_format == OutputFormat.WEBP)
         assert any("16 bit was rounded" in note for note in encoded.notes)
 
@@ -464,7 +464,7 @@ def test_pngs_transparent_colour_becomes_alpha(mode: str) -> None:
 
 def test_pngs_transparent_colour_is_compared_at_16_bit() -> None:
     rgb = np.array([[[1000, 2000, 3000], [1001, 2000, 3000]]], np.uint16)
-    data = encode(Picture(rgb=rgb), OutputFormat.PNG).data
+    data = encode(DecodedImage(rgb=rgb), OutputFormat.PNG).data
     trns = sample_images.chunk(b"tRNS", np.array([1000, 2000, 3000], ">u2").tobytes())
     picture = decode(data[:33] + trns + data[33:], LIMITS)
     assert picture.alpha is not None
@@ -545,7 +545,7 @@ def test_exif_survives_upright_resized_and_without_position_thumbnail_or_maker_n
     block = sample_images.exif(orientation=6, order=order)
     data = sample_images.save(sample_images.smooth(24, 40), "JPEG", exif=b"Exif\0\0" + block)
     picture = decode(data, LIMITS)
-    enlarged = Picture(rgb=picture.rgb.repeat(2, 0).repeat(2, 1), exif=picture.exif)
+    enlarged = DecodedImage(rgb=picture.rgb.repeat(2, 0).repeat(2, 1), exif=picture.exif)
     encoded = encode(enlarged, output_format)
     exif = reopened(encoded).getexif()
     detail = exif.get_ifd(0x8769)
@@ -630,7 +630,7 @@ def test_resolution_survives(output_format: OutputFormat) -> None:
 @pytest.mark.parametrize("output_format", OutputFormat)
 def test_output_has_exactly_the_pictures_size(output_format: OutputFormat, size: tuple[int, int]) -> None:
     pixels = sample_images.smooth(*size)
-    encoded = encode(Picture(rgb=pixels), output_format)
+    encoded = encode(DecodedImage(rgb=pixels), output_format)
     result = reopened(encoded)
     assert result.size == size == (encoded.width, encoded.height)
     assert Image.MIME[result.format or ""] == encoded.media_type
@@ -638,7 +638,7 @@ def test_output_has_exactly_the_pictures_size(output_format: OutputFormat, size:
 
 
 def test_jpeg_is_written_without_chroma_subsampling() -> None:
-    encoded = encode(Picture(rgb=sample_images.photo(32, 32)), OutputFormat.JPG)
+    encoded = encode(DecodedImage(rgb=sample_images.photo(32, 32)), OutputFormat.JPG)
     assert {(layer[1], layer[2]) for layer in getattr(reopened(encoded), "layer")} == {(1, 1)}  # noqa: B009
 
 
@@ -661,7 +661,7 @@ def _valid_files() -> list[bytes]:
             Image.fromarray(pixels).convert("CMYK"), "JPEG", icc_profile=sample_images.odd_cmyk_profile()
         ),
         sample_images.save(Image.fromarray(pixels).quantize(16), "PNG", transparency=3),
-        encode(Picture(rgb=ramp(0, 1, 2)[:9, :9], alpha=ramp(3)[:9, :9, 0]), OutputFormat.PNG).data,
+        encode(DecodedImage(rgb=ramp(0, 1, 2)[:9, :9], alpha=ramp(3)[:9, :9, 0]), OutputFormat.PNG).data,
         sample_images.deep_tiff(ramp(0, 1, 2)[:9, :9]),
     ]
     return plain + rich

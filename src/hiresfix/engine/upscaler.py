@@ -30,7 +30,7 @@ from hiresfix.engine.superres.offline import Plan
 from hiresfix.engine.superres.tiled_inference import Finish
 from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, WeightsError
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import find_weights
 from hiresfix.models.store import Store
 from hiresfix.models.weight_files import Kind
@@ -54,7 +54,7 @@ class Upscaled:
     sentence each; quality: `fidelity.Quality` of whatever engine made it.
     """
 
-    picture: Picture
+    picture: DecodedImage
     metadata: dict[str, Any]
 
 
@@ -98,7 +98,7 @@ class Upscaler:
             torch.set_num_threads(threads)
 
     @torch.inference_mode()
-    def run(self, picture: Picture, recipe: Recipe, report: Report) -> Upscaled:
+    def run(self, picture: DecodedImage, recipe: Recipe, report: Report) -> Upscaled:
         """Raises WeightsError, EngineFailed, PromptError, and what `report` raises: it is called about every second.
 
         Of EngineFailed, BadResult is for a picture that was made and is not worth returning.
@@ -232,7 +232,7 @@ def passes(scale: int, network_scale: int) -> list[int]:
     return [*factors, scale]
 
 
-def _looked(rgb: Samples, picture: Picture, recipe: Recipe) -> tuple[Recipe, _Looked]:
+def _looked(rgb: Samples, picture: DecodedImage, recipe: Recipe) -> tuple[Recipe, _Looked]:
     """The recipe, with an enlarger if it names none, and what the picture, bled to `rgb`, looks like."""
     found = degradation.inspect(rgb, alpha=picture.alpha, quantisation=picture.quantisation)
     if recipe.enlarger != AUTO:

@@ -43,10 +43,10 @@ from hiresfix.images.reading import decode, read_header
 from hiresfix.images.values import (
     MEBIBYTE,
     MEGAPIXEL,
+    DecodedImage,
     Encoded,
     Header,
     Limits,
-    Picture,
     Samples,
     check_format,
     check_input,
@@ -57,10 +57,10 @@ from hiresfix.images.writing import encode
 __all__ = [
     "MEBIBYTE",
     "MEGAPIXEL",
+    "DecodedImage",
     "Encoded",
     "Header",
     "Limits",
-    "Picture",
     "Samples",
     "bleed",
     "check_format",

@@ -23,7 +23,7 @@ _BAND = 512
 
 
 def bleed(rgb: Samples, alpha: Samples) -> Samples:
-    """rgb (H, W, 3) with new colours where alpha (H, W) is 0: those of visible pixels, near ones counting most.
+    """Rgb (H, W, 3) with new colours where alpha (H, W) is 0: those of visible pixels, near ones counting most.
 
     Push-pull on a pyramid of halved pictures, each pixel weighted by its alpha (Gortler et al., The Lumigraph, 1996,
     section 3.4). Returns `rgb` itself when nothing, or everything, is fully transparent.
@@ -90,7 +90,7 @@ def _double(values: _Floats) -> _Floats:
 
 
 def enlarge_alpha(alpha: Samples, width: int, height: int) -> Samples:
-    """alpha (H, W) at (height, width), pixel centres aligned, antialiased.
+    """Alpha (H, W) at (height, width), pixel centres aligned, antialiased.
 
     Bicubic for soft edges that stay sharp, held within what the 3x3 source pixels around span.
     """

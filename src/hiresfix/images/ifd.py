@@ -51,7 +51,8 @@ def first_offset(data: bytes | memoryview, order: Order) -> int:
 
 def read_directory(data: bytes | memoryview, offset: int, order: Order) -> Directory:
     """Entries of unknown type, or reaching outside `data`, are left out. Raises struct.error when the directory
-    itself does not fit."""
+    itself does not fit.
+    """
     view = memoryview(data)
     (count,) = struct.unpack_from(f"{order}H", view, offset)
     budget = len(view)

@@ -53,7 +53,8 @@ def exif_orientation(exif: bytes | None) -> int:
 
 def clean_exif(exif: bytes, width: int, height: int) -> bytes | None:
     """The block rebuilt for an upright picture of this size, without prefix; None when nothing in it can be read, or
-    it would not fit into a JPEG segment. A whole TIFF file is a valid `exif`."""
+    it would not fit into a JPEG segment. A whole TIFF file is a valid `exif`.
+    """
     data = exif.removeprefix(EXIF_PREFIX)
     order = ifd.byte_order(data)
     if order is None:

@@ -23,7 +23,7 @@ from hiresfix.errors import PictureError
 from hiresfix.images import containers
 from hiresfix.images.containers import DAMAGED, Container, read_container
 from hiresfix.images.metadata import clean_exif, clean_xmp, profile_space
-from hiresfix.images.values import MEBIBYTE, Header, Limits, Picture, Samples, check_input
+from hiresfix.images.values import MEBIBYTE, DecodedImage, Header, Limits, Samples, check_input
 
 # Once, for the whole process: Pillow's first line of defence warns and goes on, ours must not.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -38,7 +38,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
     return Header(media_type=container.media_type, width=width, height=height, several=container.several)
 
 
-def decode(data: bytes, limits: Limits) -> Picture:
+def decode(data: bytes, limits: Limits) -> DecodedImage:
     """The upright picture. Raises PictureError when it is over a limit, damaged, or of a kind we do not read."""
     container = _admit(data, limits)
     try:
@@ -67,7 +67,8 @@ def _admit(data: bytes, limits: Limits) -> Container:
 class _Raster:
     """Decoded samples (H, W, channels): 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
 
-    icc: the profile that describes them, unchecked; None when the colours were converted to sRGB."""
+    icc: the profile that describes them, unchecked; None when the colours were converted to sRGB.
+    """
 
     samples: Samples
     icc: bytes | None
@@ -75,7 +76,7 @@ class _Raster:
     notes: tuple[str, ...] = ()
 
 
-def _picture(container: Container, raster: _Raster) -> Picture:
+def _picture(container: Container, raster: _Raster) -> DecodedImage:
     samples, notes = raster.samples, [*container.notes, *raster.notes]
     if container.format == "AVIF" and container.depth > 8:
         notes.append("AVIF with more than 8 bit was read as 8 bit.")
@@ -96,7 +97,7 @@ def _picture(container: Container, raster: _Raster) -> Picture:
     if (container.exif and not exif and container.format != "TIFF") or (container.xmp and not xmp):
         notes.append("Metadata (EXIF or XMP) was damaged or too large and was left out.")
     dpi = container.dpi
-    return Picture(
+    return DecodedImage(
         rgb=samples[..., :1].repeat(3, axis=2) if channels <= 2 else samples[..., :3].copy(),
         alpha=None if alpha is None else alpha.copy(),
         grey=grey,

@@ -50,7 +50,8 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What is known before a pixel is decoded: media type by magic bytes, pixels a side as the picture is seen
-    (orientation applied), and whether there are more frames or pages than the first, which is all we use."""
+    (orientation applied), and whether there are more frames or pages than the first, which is all we use.
+    """
 
     media_type: str
     width: int
@@ -63,7 +64,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Picture:
+class DecodedImage:
     """Upright pixels and what has to travel with them.
 
     rgb: (H, W, 3), uint8 or uint16 over the full range, in the colour space of `icc` (sRGB when None), never

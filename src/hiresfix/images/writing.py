@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from hiresfix.images.metadata import EXIF_PREFIX, clean_exif, clean_xmp
-from hiresfix.images.values import Encoded, Picture, Samples, check_format
+from hiresfix.images.values import DecodedImage, Encoded, Samples, check_format
 from hiresfix.recipe import OutputFormat
 
 QUALITY: Final = 95
@@ -34,7 +34,7 @@ _MEDIA_TYPES: Final = {
 }
 
 
-def encode(picture: Picture, output_format: OutputFormat, *, keep_metadata: bool = True) -> Encoded:
+def encode(picture: DecodedImage, output_format: OutputFormat, *, keep_metadata: bool = True) -> Encoded:
     """PNG at the picture's depth; JPEG at quality 95 without chroma subsampling, over white; WebP at quality 95.
 
     keep_metadata False leaves out EXIF and XMP; the profile stays, it belongs to the colours.
@@ -91,7 +91,7 @@ def _over_white(samples: Samples, alpha: Samples) -> Samples:
     return flat
 
 
-def _channels(picture: Picture) -> Samples:
+def _channels(picture: DecodedImage) -> Samples:
     """(H, W) or (H, W, 2..4): grey stays grey, alpha comes last."""
     colour = _one_channel(picture.rgb) if picture.grey else picture.rgb
     return colour if picture.alpha is None else _with_alpha(colour, picture.alpha)
@@ -104,7 +104,7 @@ def _with_alpha(colour: Samples, alpha: Samples) -> Samples:
 # --- PNG --------------------------------------------------------------------------------------------------------
 
 
-def _png(picture: Picture, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+def _png(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
     samples = _channels(picture)
     chunks = [_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))] if picture.icc else []
     if picture.dpi:
@@ -168,7 +168,7 @@ def _paeth(lines: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> byt
 # --- JPEG and WebP ----------------------------------------------------------------------------------------------
 
 
-def _reduced(picture: Picture, format_name: str) -> list[str]:
+def _reduced(picture: DecodedImage, format_name: str) -> list[str]:
     return [f"{format_name} holds 8 bit a sample: 16 bit was rounded."] if picture.rgb.dtype == np.uint16 else []
 
 
@@ -178,7 +178,7 @@ def _save(image: Image.Image, format_name: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def _jpeg(picture: Picture, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+def _jpeg(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
     notes = _reduced(picture, "JPEG")
     samples = _one_channel(picture.rgb) if picture.grey else picture.rgb
     if picture.alpha is not None:
@@ -200,7 +200,7 @@ def _jpeg(picture: Picture, exif: bytes | None, xmp: bytes | None) -> tuple[byte
     return data, notes
 
 
-def _webp(picture: Picture, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+def _webp(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
     notes = _reduced(picture, "WebP")
     rgb, icc = _eight_bit(picture.rgb), picture.icc
     if picture.grey and icc:

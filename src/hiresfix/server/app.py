@@ -53,7 +53,7 @@ from hiresfix.server.jobs.fleet_metrics import Census
 from hiresfix.server.platform import tracing
 from hiresfix.server.platform.disk import Disk
 from hiresfix.server.platform.health import Health
-from hiresfix.server.sandbox.client import Quarantine
+from hiresfix.server.sandbox.client import Sandbox
 from hiresfix.server.settings import Settings, warn_if_open
 from hiresfix.server.storage import Storage
 
@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, database_url: str) -> FastAPI:
         warn_if_open(settings)
         changes, links = Changes(database_url), _links(settings)
         async with (
-            Quarantine(uploads.limits(settings)) as quarantine,
+            Sandbox(uploads.limits(settings)) as quarantine,
             Database(database_url, max_size=20, name="hiresfix-api") as database,
             aclosing(Limiter(settings.rate_limit_url)) as limiter,
             changes.listening(),

@@ -23,7 +23,7 @@ from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 from hiresfix.server.guarded_http import Policy
-from hiresfix.server.sandbox.client import Quarantine
+from hiresfix.server.sandbox.client import Sandbox
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 
@@ -91,7 +91,7 @@ async def fetch(url: str, settings: Settings) -> bytes:
     return await guarded_http.fetch(url, policy(settings))
 
 
-async def probe(data: bytes, quarantine: Quarantine, *, whose: Caller) -> Probed:
+async def probe(data: bytes, quarantine: Sandbox, *, whose: Caller) -> Probed:
     """Header first, then every pixel once, so that a truncated file is refused now and not by the worker.
 
     Raises PictureError. Whether its enlargement is too large is another parameter's fault: see the checks below.

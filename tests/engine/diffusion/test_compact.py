@@ -20,7 +20,7 @@ from hiresfix.engine.diffusion.compact.preconditioning import Preconditioning, m
 from hiresfix.engine.diffusion.guidance import prediction
 from hiresfix.engine.upscaler import Upscaler
 from hiresfix.errors import WeightsError
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import CLARITY
 from hiresfix.models.store import Store
 from tests.sample_images import photo
@@ -185,9 +185,9 @@ def test_a_recipe_that_names_an_installed_compact_checkpoint_runs_in_the_engine(
     entry = store.add(tmp_path / "trained", name="own", licence="my own", commercial=True)
     recipe = replace(CLARITY.presets["clarity"], enlarger="realesr-animevideov3", checkpoint="own", seed=3, steps=2)
     recipe = replace(recipe, vae="", controlnet="", tile_height=64, tile_width=64, least_drift_db=0.0)
-    upscaled = Upscaler("cpu").run(Picture(rgb=photo(20, 12)), recipe, silent)
+    upscaled = Upscaler("cpu").run(DecodedImage(rgb=photo(20, 12)), recipe, silent)
     assert upscaled.picture.size == (40, 24)
     assert {"name": "own", "sha256": entry.sha256} in upscaled.metadata["weights"]
     store.remove("own")
     with pytest.raises(WeightsError, match="own is not installed"):
-        Upscaler("cpu").run(Picture(rgb=photo(20, 12)), recipe, silent)
+        Upscaler("cpu").run(DecodedImage(rgb=photo(20, 12)), recipe, silent)

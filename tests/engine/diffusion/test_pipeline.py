@@ -32,7 +32,7 @@ from hiresfix.engine.superres.networks import SRVGGNetCompact
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, Cancelled, ConfigurationError, WeightsError
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import CLARITY, find_weights
 from hiresfix.models.store import Store
 from hiresfix.recipe import Recipe
@@ -83,11 +83,11 @@ def recipe(**changes: Any) -> Recipe:
     return replace(preset, **{**SMALL, **changes})
 
 
-def picture(width: int = 35, height: int = 10) -> Picture:
-    return Picture(rgb=photo(width, height))
+def picture(width: int = 35, height: int = 10) -> DecodedImage:
+    return DecodedImage(rgb=photo(width, height))
 
 
-def run(upscaler: Upscaler, *, given: Picture | None = None, **changes: Any) -> Upscaled:
+def run(upscaler: Upscaler, *, given: DecodedImage | None = None, **changes: Any) -> Upscaled:
     return upscaler.run(given or picture(), recipe(**changes), lambda fraction: None)
 
 
@@ -136,7 +136,7 @@ def test_every_parameter_acts(upscaler: Upscaler, change: dict[str, Any]) -> Non
     assert difference(run(upscaler), run(upscaler, **change)) > 0.01
 
 
-FREE: dict[str, Any] = {"colour_lock": 0.0, "creativity": 1.0, "given": Picture(rgb=photo(20, 12))}
+FREE: dict[str, Any] = {"colour_lock": 0.0, "creativity": 1.0, "given": DecodedImage(rgb=photo(20, 12))}
 """Nothing but the networks decides."""
 
 
@@ -485,7 +485,7 @@ def test_what_the_input_shows_is_tied_at_the_defaults_and_freed_by_creativity_an
     upscaler: Upscaler,
 ) -> None:
     """With networks that know nothing of pictures."""
-    given = Picture(rgb=smooth(40, 24))
+    given = DecodedImage(rgb=smooth(40, 24))
     default, *freer = (
         run(upscaler, given=given, **changes).metadata["quality"]
         for changes in ({}, {"creativity": 0.7}, {"creativity": 1.0}, {"resemblance": 0.3}, {"resemblance": 0.0})
@@ -518,7 +518,7 @@ def test_16_bits_and_transparency_stay(upscaler: Upscaler) -> None:
     rgb = photo(20, 16).astype(np.uint16) * 257
     alpha = np.zeros((16, 20), np.uint16)
     alpha[4:12] = 65535
-    made = run(upscaler, given=Picture(rgb=rgb, alpha=alpha)).picture
+    made = run(upscaler, given=DecodedImage(rgb=rgb, alpha=alpha)).picture
     assert made.rgb.dtype == np.uint16
     assert made.alpha is not None
     assert made.alpha.shape == (32, 40)

@@ -15,7 +15,7 @@ from PIL import Image
 from hiresfix.engine.superres import offline
 from hiresfix.engine.upscaler import Upscaled, Upscaler
 from hiresfix.errors import Cancelled
-from hiresfix.images import Picture
+from hiresfix.images import DecodedImage
 from hiresfix.recipe import AUTO, Engine, Recipe
 from tests import ROOT
 from tests.sample_images import photo
@@ -36,7 +36,7 @@ def silent(fraction: float) -> None:
 
 
 def upscale(engine: Upscaler, rgb: NDArray[Any], recipe: Recipe) -> Upscaled:
-    return engine.run(Picture(rgb=rgb), recipe, silent)
+    return engine.run(DecodedImage(rgb=rgb), recipe, silent)
 
 
 def detail(rgb: NDArray[Any]) -> float:
@@ -151,7 +151,7 @@ def test_sixteen_bits_and_transparency_survive(engine: Upscaler) -> None:
     rgb = PHOTOGRAPH[:20, :24].astype(np.uint16) * 257
     alpha = np.full(rgb.shape[:2], 65535, np.uint16)
     alpha[:, 12:] = 0
-    result = engine.run(Picture(rgb=rgb, alpha=alpha), replace(QUICK, creativity=1.0), silent).picture
+    result = engine.run(DecodedImage(rgb=rgb, alpha=alpha), replace(QUICK, creativity=1.0), silent).picture
     assert result.rgb.dtype == np.uint16
     assert len(np.unique(result.rgb % 257)) > 100
     assert result.alpha is not None
@@ -161,7 +161,7 @@ def test_sixteen_bits_and_transparency_survive(engine: Upscaler) -> None:
 
 def test_every_evaluation_counts_in_the_progress_and_can_be_stopped(engine: Upscaler) -> None:
     told: list[float] = []
-    picture, recipe = Picture(rgb=PHOTOGRAPH[:24, :24]), replace(QUICK, steps=60)
+    picture, recipe = DecodedImage(rgb=PHOTOGRAPH[:24, :24]), replace(QUICK, steps=60)
     engine.run(picture, recipe, told.append)
     assert told == sorted(told)
     for third in range(3):  # one evaluation each

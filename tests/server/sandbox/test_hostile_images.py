@@ -11,7 +11,7 @@ import pytest
 from hiresfix.errors import PictureError
 from hiresfix.images import Limits
 from hiresfix.models import pricing
-from hiresfix.server.sandbox.client import DecoderStopped, Quarantine
+from hiresfix.server.sandbox.client import DecoderStopped, Sandbox
 from tests import hostile_images
 from tests.server.conftest import Api
 
@@ -21,13 +21,13 @@ SECONDS = 10
 
 
 @pytest.fixture(scope="module")
-def quarantine() -> Iterator[Quarantine]:
+def quarantine() -> Iterator[Sandbox]:
     limits = Limits(max_input_megapixels=4)
-    with Quarantine(limits, memory=MEMORY, processor_seconds=SECONDS, wall_seconds=60) as opened:
+    with Sandbox(limits, memory=MEMORY, processor_seconds=SECONDS, wall_seconds=60) as opened:
         yield opened
 
 
-def outcome(quarantine: Quarantine, data: bytes) -> str | None:
+def outcome(quarantine: Sandbox, data: bytes) -> str | None:
     """What is wrong with how a file was treated."""
     try:
         header = quarantine.probe(data)
@@ -39,17 +39,17 @@ def outcome(quarantine: Quarantine, data: bytes) -> str | None:
     return None if size == header.size else f"is {size}, the header says {header.size}"
 
 
-def faults(quarantine: Quarantine, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+def faults(quarantine: Sandbox, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     found = ((name, outcome(quarantine, data)) for name, data in files)
     return {name: fault for name, fault in found if fault}
 
 
 @pytest.mark.parametrize("family", ["truncated", "crafted"])
-def test_hostile_files_decode_to_their_size_or_are_refused_in_words(quarantine: Quarantine, family: str) -> None:
+def test_hostile_files_decode_to_their_size_or_are_refused_in_words(quarantine: Sandbox, family: str) -> None:
     assert faults(quarantine, getattr(hostile_images, family)()) == {}
 
 
-def test_flipped_bytes_never_do_more_than_spoil_a_picture(quarantine: Quarantine) -> None:
+def test_flipped_bytes_never_do_more_than_spoil_a_picture(quarantine: Sandbox) -> None:
     times = int(os.environ.get("HIRESFIX_TEST_FLIPS", "25"))
     assert faults(quarantine, hostile_images.flipped(times)) == {}
 

@@ -21,9 +21,9 @@ import pytest
 
 from hiresfix import images
 from hiresfix.errors import PictureError, Unavailable
-from hiresfix.images import Limits, Picture
+from hiresfix.images import DecodedImage, Limits
 from hiresfix.server.sandbox import idle_processes
-from hiresfix.server.sandbox.client import BASE_BYTES, BYTES_PER_PIXEL, STOPPED, DecoderStopped, Quarantine
+from hiresfix.server.sandbox.client import BASE_BYTES, BYTES_PER_PIXEL, STOPPED, DecoderStopped, Sandbox
 from hiresfix.server.sandbox.process import NOBODY
 from tests import sample_images
 from tests.server.conftest import wait_until
@@ -32,8 +32,8 @@ LIMITS = Limits()
 
 
 @pytest.fixture(scope="module")
-def quarantine() -> Iterator[Quarantine]:
-    with Quarantine(LIMITS) as opened:
+def quarantine() -> Iterator[Sandbox]:
+    with Sandbox(LIMITS) as opened:
         yield opened
 
 
@@ -52,7 +52,7 @@ def slow_picture() -> bytes:
     return large_flat_png(7500)
 
 
-def process_of(quarantine: Quarantine) -> psutil.Process:
+def process_of(quarantine: Sandbox) -> psutil.Process:
     found = quarantine._process
     assert found is not None
     return psutil.Process(found.pid)
@@ -68,7 +68,7 @@ def open_descriptors() -> int:
 
 
 @pytest.mark.parametrize("kind", ["rgb", "alpha", "grey", "sixteen", "metadata"])
-def test_a_picture_is_the_one_that_decoding_here_gives(quarantine: Quarantine, kind: str) -> None:
+def test_a_picture_is_the_one_that_decoding_here_gives(quarantine: Sandbox, kind: str) -> None:
     deep = np.random.default_rng(1).integers(0, 65_536, (31, 20, 4), np.uint16)
     data = {
         "rgb": sample_images.png(),
@@ -90,14 +90,14 @@ def test_a_picture_is_the_one_that_decoding_here_gives(quarantine: Quarantine, k
         assert found.alpha is None
     else:
         np.testing.assert_array_equal(found.alpha, expected.alpha)
-    for field in dataclasses.fields(Picture):
+    for field in dataclasses.fields(DecodedImage):
         if field.name not in ("rgb", "alpha"):
             assert getattr(found, field.name) == getattr(expected, field.name), field.name
     assert found.rgb.flags.writeable
     assert quarantine.probe(data) == images.read_header(data, LIMITS)
 
 
-def test_a_refusal_keeps_its_words(quarantine: Quarantine) -> None:
+def test_a_refusal_keeps_its_words(quarantine: Sandbox) -> None:
     for data in (b"no picture", sample_images.forged_png(), sample_images.truncated_jpeg()):
         with pytest.raises(PictureError) as here:
             images.decode(data, LIMITS)
@@ -109,12 +109,12 @@ def test_a_refusal_keeps_its_words(quarantine: Quarantine) -> None:
 
 def test_a_decoder_that_wants_more_memory_than_allowed_is_refused_it() -> None:
     data = large_flat_png(3000)
-    with Quarantine(LIMITS, memory=40 * 1024 * 1024) as tight:
+    with Sandbox(LIMITS, memory=40 * 1024 * 1024) as tight:
         with pytest.raises(DecoderStopped) as refusal:
             tight.probe(data)
         assert refusal.value.message == STOPPED["memory"]
         assert tight.probe(sample_images.png()).size == (64, 48)
-    with Quarantine(LIMITS, memory=400 * 1024 * 1024) as wide:
+    with Sandbox(LIMITS, memory=400 * 1024 * 1024) as wide:
         assert wide.probe(data).size == (3000, 3000)
 
 
@@ -126,20 +126,20 @@ def test_what_a_pixel_may_take_is_enough_for_the_hungriest_formats(kind: str) ->
     else:
         fastest = {"WEBP": {"method": 0}, "AVIF": {"speed": 10}, "HEIF": {"quality": 10}}[kind]
         data = sample_images.save(sample_images.smooth(side, side), kind, **fastest)
-    with Quarantine(LIMITS, memory=BASE_BYTES // 2 + BYTES_PER_PIXEL * side**2) as quarantine:
+    with Sandbox(LIMITS, memory=BASE_BYTES // 2 + BYTES_PER_PIXEL * side**2) as quarantine:
         assert quarantine.decode(data).size == (side, side)
 
 
 def test_a_decoder_that_takes_too_long_is_ended() -> None:
     data = slow_picture()
-    with Quarantine(LIMITS, wall_seconds=0) as hurried, pytest.raises(DecoderStopped) as refusal:
+    with Sandbox(LIMITS, wall_seconds=0) as hurried, pytest.raises(DecoderStopped) as refusal:
         hurried.probe(data)
     assert refusal.value.message == STOPPED["time"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT], ids=["segv", "kill", "abort"])
 def test_a_decoder_that_dies_is_the_pictures_fault_and_the_next_picture_decodes(
-    quarantine: Quarantine, how: signal.Signals
+    quarantine: Sandbox, how: signal.Signals
 ) -> None:
     quarantine.probe(sample_images.png())
     process = process_of(quarantine)
@@ -161,7 +161,7 @@ def test_a_decoder_that_dies_is_the_pictures_fault_and_the_next_picture_decodes(
     assert process_of(quarantine) == process
 
 
-def test_a_process_killed_from_outside_costs_a_picture_nothing(quarantine: Quarantine) -> None:
+def test_a_process_killed_from_outside_costs_a_picture_nothing(quarantine: Sandbox) -> None:
     quarantine.probe(sample_images.png())
     process_of(quarantine).kill()
     assert quarantine.probe(sample_images.png()).size == (64, 48)
@@ -169,11 +169,11 @@ def test_a_process_killed_from_outside_costs_a_picture_nothing(quarantine: Quara
 
 def test_without_room_for_a_process_the_fault_is_not_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with Quarantine(LIMITS) as quarantine, pytest.raises(Unavailable):
+    with Sandbox(LIMITS) as quarantine, pytest.raises(Unavailable):
         quarantine.probe(sample_images.png())
 
 
-def test_many_threads_decode_beside_each_other(quarantine: Quarantine) -> None:
+def test_many_threads_decode_beside_each_other(quarantine: Sandbox) -> None:
     sizes = [(20 + at, 30 + at) for at in range(24)]
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda size: quarantine.decode(sample_images.png(*size)).size, sizes)
@@ -182,7 +182,7 @@ def test_many_threads_decode_beside_each_other(quarantine: Quarantine) -> None:
 
 def test_a_decoder_inherits_no_secret_no_right_and_no_way_to_dump_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIRESFIX_DATABASE_URL", "postgresql://user:secret@host/name")
-    with Quarantine(LIMITS) as quarantine, ThreadPoolExecutor(1) as pool:
+    with Sandbox(LIMITS) as quarantine, ThreadPoolExecutor(1) as pool:
         quarantine.probe(sample_images.png())
         process = process_of(quarantine)
         assert "secret" not in " ".join(process.environ().values())
@@ -203,8 +203,8 @@ def test_a_decoder_inherits_no_secret_no_right_and_no_way_to_dump_core(monkeypat
 def test_nothing_stays_when_its_owner_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(
-        "import sys\nfrom hiresfix.images import Limits\nfrom hiresfix.server.sandbox.client import Quarantine\n"
-        "quarantine = Quarantine(Limits())\nquarantine.probe(open(sys.argv[1], 'rb').read())\n"
+        "import sys\nfrom hiresfix.images import Limits\nfrom hiresfix.server.sandbox.client import Sandbox\n"
+        "sandbox = Sandbox(Limits())\nsandbox.probe(open(sys.argv[1], 'rb').read())\n"
         "print('ready', flush=True)\nquarantine.probe(open(sys.argv[2], 'rb').read())\n"
     )
     (tmp_path / "small").write_bytes(sample_images.png())
@@ -224,19 +224,19 @@ def test_nothing_stays_when_its_owner_is_killed(tmp_path: Path) -> None:
 
 def test_closing_ends_the_process_and_leaves_no_descriptor() -> None:
     descriptors = open_descriptors()
-    with Quarantine(LIMITS) as quarantine:
+    with Sandbox(LIMITS) as quarantine:
         quarantine.decode(sample_images.png())
         process = process_of(quarantine)
     assert not process.is_running()
     assert open_descriptors() == descriptors
 
 
-def decoders(quarantine: Quarantine) -> set[int]:
+def decoders(quarantine: Sandbox) -> set[int]:
     return {child.pid for child in process_of(quarantine).children()}
 
 
 def test_pictures_that_one_person_sends_one_after_the_other_share_a_process_and_those_of_two_never_do(
-    quarantine: Quarantine,
+    quarantine: Sandbox,
 ) -> None:
     mine, yours = uuid4(), uuid4()
     seen: dict[UUID, set[int]] = {mine: set(), yours: set()}
@@ -251,7 +251,7 @@ def test_pictures_that_one_person_sends_one_after_the_other_share_a_process_and_
     assert decoders(quarantine) == seen[mine] | seen[yours]
 
 
-def test_pictures_of_one_person_that_come_at_once_are_decoded_beside_each_other(quarantine: Quarantine) -> None:
+def test_pictures_of_one_person_that_come_at_once_are_decoded_beside_each_other(quarantine: Sandbox) -> None:
     whose, sizes = uuid4(), [(20 + at, 30 + at) for at in range(24)]
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda size: quarantine.probe(sample_images.png(*size), whose=whose).size, sizes)
@@ -260,7 +260,7 @@ def test_pictures_of_one_person_that_come_at_once_are_decoded_beside_each_other(
 
 @pytest.mark.parametrize("kind", ["damaged", "large", "long"])
 def test_a_process_stays_only_after_small_and_sound_pictures(
-    quarantine: Quarantine, kind: str, monkeypatch: pytest.MonkeyPatch
+    quarantine: Sandbox, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whose = uuid4()
     quarantine.probe(sample_images.png(), whose=whose)
@@ -277,7 +277,7 @@ def test_a_process_stays_only_after_small_and_sound_pictures(
     assert quarantine.probe(sample_images.png(), whose=whose).size == (64, 48)
 
 
-def test_a_kept_process_that_dies_while_it_waits_costs_its_person_nothing(quarantine: Quarantine) -> None:
+def test_a_kept_process_that_dies_while_it_waits_costs_its_person_nothing(quarantine: Sandbox) -> None:
     whose = uuid4()
     quarantine._sittings.close()
     wait_until(lambda: not quarantine._process or not decoders(quarantine))

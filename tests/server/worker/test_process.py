@@ -13,7 +13,7 @@ from hiresfix.errors import BadResult
 from hiresfix.server import uploads
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
-from hiresfix.server.sandbox.client import STOPPED, Quarantine
+from hiresfix.server.sandbox.client import STOPPED, Sandbox
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from hiresfix.server.worker import process
@@ -30,7 +30,7 @@ async def attempt(
     terms: of its quarantine.
     """
     settings: Settings = api.settings
-    with Quarantine(uploads.limits(settings), **terms) as quarantine:
+    with Sandbox(uploads.limits(settings), **terms) as quarantine:
         async with Database(api.database_url, max_size=5) as database:
             made = Worker(
                 settings,
@@ -149,7 +149,7 @@ async def test_a_job_that_nobody_understands_is_refunded_in_the_end(api: Api, ph
 
 
 async def test_a_task_of_the_first_release_names_a_job_and_is_understood(api: Api) -> None:
-    with Quarantine(uploads.limits(api.settings)) as quarantine:
+    with Sandbox(uploads.limits(api.settings)) as quarantine:
         async with Database(api.database_url, max_size=5) as database:
             made = Worker(
                 api.settings,

@@ -69,7 +69,8 @@ class Choice:
 
 def inspect(rgb: Samples, *, alpha: Samples | None = None, quantisation: Tables | None = None) -> Findings:
     """rgb: (H, W, 3) uint8 or uint16 over the full range. alpha: (H, W), 0 where the colours were made up; what lies
-    there is neither grain nor plain. quantisation: the tables of the JPEG it came from."""
+    there is neither grain nor plain. quantisation: the tables of the JPEG it came from.
+    """
     windows = _windows(rgb, alpha)
     noise = _noise(windows)
     lumas = [window.luma for window in windows]
@@ -103,7 +104,8 @@ def damage(findings: Findings) -> str | None:
 
 def severity(findings: Findings) -> float:
     """How far a picture is beyond following pixel by pixel: 0 for none of the above, 1 from noise of 6 levels, a JPEG
-    of quality 50, or the blocks that such a one has."""
+    of quality 50, or the blocks that such a one has.
+    """
     quality = 100.0 if findings.jpeg_quality is None else findings.jpeg_quality
     return max(
         float(np.interp(findings.noise, (MOST_NOISE, 6.0), (0, 1))),
@@ -131,7 +133,7 @@ _MEAN_STEP_AT_50 = 57.625
 
 
 def jpeg_quality(quantisation: Tables) -> float:
-    """libjpeg's quality 1..100 whose luminance table has this one's mean step, whoever made it."""
+    """Libjpeg's quality 1..100 whose luminance table has this one's mean step, whoever made it."""
     mean = float(np.mean(quantisation[0]))
     percent = 100 * mean / _MEAN_STEP_AT_50
     return min(100.0, max(1.0, 5000 / percent if percent > 100 else 100 - percent / 2))
@@ -191,7 +193,8 @@ def _noise(windows: Sequence[_Window]) -> float:
 
 def _grain(window: _Window) -> tuple[Floats, Floats, Floats, Floats]:
     """Of each block that is all shown, and neither near black nor near white: the grain, the grain in which the
-    colours differ, the activity, and how far it is from grey."""
+    colours differ, the activity, and how far it is from grey.
+    """
     mask = np.float32(6 * _MEDIAN_OF_NORMAL)
     second = np.diff(np.diff(window.levels, 2, axis=0), 2, axis=1)[2:-2, 2:-2] / mask
     apart = (second - np.roll(second, 1, axis=2)) / np.float32(math.sqrt(2))

@@ -140,7 +140,7 @@ def _cos(degrees: Floats) -> Floats:
 
 
 def lab(rgb: Floats) -> Floats:
-    """sRGB in 0..1, (..., 3), to CIE Lab under D65 (IEC 61966-2-1, CIE 15)."""
+    """SRGB in 0..1, (..., 3), to CIE Lab under D65 (IEC 61966-2-1, CIE 15)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _TO_XYZ.T / _TO_XYZ.sum(1)
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)

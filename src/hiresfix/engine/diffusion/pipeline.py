@@ -120,7 +120,8 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
     """The picture, the pixel rows and columns at which tiles of the last pass met, the LoRAs that were merged, and what
-    was not followed."""
+    was not followed.
+    """
 
     rgb: Samples
     rows: tuple[int, ...]

@@ -317,7 +317,8 @@ def encode(prompt: str, text_encoder: CLIPTextModel, embeddings: Sequence[Embedd
 
 def _attend(text_encoder: CLIPTextModel, inputs: Tensor) -> Tensor:
     """The encoder's own forward pass from token embeddings on; it takes ids only, and swapping its table for a while
-    would show in every other thread."""
+    would show in every other thread.
+    """
     from transformers.masking_utils import create_causal_mask
 
     hidden = text_encoder.embeddings(inputs_embeds=inputs)

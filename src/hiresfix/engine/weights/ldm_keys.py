@@ -36,7 +36,7 @@ class Names:
     leaves: Mapping[str, str]
 
     def translate(self, name: str) -> str:
-        """diffusers' name of an LDM tensor; the name itself if it has no place."""
+        """Diffusers' name of an LDM tensor; the name itself if it has no place."""
         for stem, rest in _splits(name):
             if stem in self.stems:
                 return ".".join(filter(None, (self.stems[stem], _part(rest, self.leaves))))

@@ -28,7 +28,7 @@ from hiresfix.server.jobs.fleet_metrics import Census
 from hiresfix.server.jobs.model import Job
 from hiresfix.server.platform.disk import Disk
 from hiresfix.server.platform.health import Health
-from hiresfix.server.sandbox.client import Quarantine
+from hiresfix.server.sandbox.client import Sandbox
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 
@@ -52,7 +52,7 @@ class Service:
     outlook: Outlook
     limiter: Limiter
     quotas: Mapping[Bucket, Quota]
-    quarantine: Quarantine
+    quarantine: Sandbox
     decoding: asyncio.Semaphore
     """How many pictures are decoded at once: each may take a gigabyte."""
     disk: Disk

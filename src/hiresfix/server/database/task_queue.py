@@ -120,7 +120,8 @@ class Queue:
 
 class _Worker(procrastinate.worker.Worker):
     """procrastinate 3.10's worker, mended: it stops when its listener or heartbeat falls, so that it can be started
-    again, and does not forget that a task was announced while it looked for one."""
+    again, and does not forget that a task was announced while it looked for one.
+    """
 
     _announced = 0
     """Tasks, so far."""

@@ -184,7 +184,8 @@ class Outlook:
 
     async def waiting(self, *, most: int) -> int:
         """How many jobs wait in all, counted no further than `most` and at most `WAITING_SECONDS` ago, with those that
-        were submitted through this process since."""
+        were submitted through this process since.
+        """
         if time.monotonic() >= self._waiting_until:
             self._waiting_until = time.monotonic() + WAITING_SECONDS  # first: whoever asks meanwhile does not count too
             async with self._database.looking() as tx:

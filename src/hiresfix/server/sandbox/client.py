@@ -33,7 +33,7 @@ import structlog
 
 from hiresfix import images
 from hiresfix.errors import PictureError, Unavailable
-from hiresfix.images import Header, Limits, Picture, Samples
+from hiresfix.images import DecodedImage, Header, Limits, Samples
 from hiresfix.server.platform import metrics
 from hiresfix.server.sandbox.idle_processes import Sittings
 from hiresfix.server.sandbox.process import BLOBS, LENGTH, METADATA_BYTES, SMALL_BYTES, Terms
@@ -66,7 +66,7 @@ class DecoderStopped(PictureError):
     """The decoder did not survive the picture, or was not allowed to go on."""
 
 
-class Quarantine:
+class Sandbox:
     """Decodes within `limits`; a context manager. The process behind it is started with the first picture.
 
     memory: bytes a picture may take while it is decoded; chosen after the largest picture allowed, by default.
@@ -126,7 +126,7 @@ class Quarantine:
         with _understood():
             return Header(**answer["header"])
 
-    def decode(self, data: bytes) -> Picture:
+    def decode(self, data: bytes) -> DecodedImage:
         """The picture, upright; see `hiresfix.images.decode`."""
         with _anonymous_file() as pixels:
             answer = self._ask(data, pixels)
@@ -282,7 +282,7 @@ def _understood() -> Iterator[None]:
         raise DecoderStopped(STOPPED["crash"]) from error
 
 
-def _take_over(given: dict[str, Any], pixels: int, limits: Limits) -> Picture:
+def _take_over(given: dict[str, Any], pixels: int, limits: Limits) -> DecodedImage:
     width, height, bits = int(given["width"]), int(given["height"]), int(given["bits"])
     images.check_input(width, height, limits)
     kind: type[np.uint8 | np.uint16] = np.uint8 if {8: True, 16: False}[bits] else np.uint16
@@ -291,7 +291,7 @@ def _take_over(given: dict[str, Any], pixels: int, limits: Limits) -> Picture:
     alpha = _read_samples(pixels, (height, width), kind) if given["alpha"] else None
     blobs = {name: _read_blob(pixels, given["blobs"][name]) for name in BLOBS}
     dpi, tables = given["dpi"], given["quantisation"]
-    return Picture(
+    return DecodedImage(
         rgb=rgb,
         alpha=alpha,
         grey=bool(given["grey"]),

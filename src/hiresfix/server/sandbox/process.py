@@ -35,7 +35,7 @@ from PIL import AvifImagePlugin, Image
 
 from hiresfix import images
 from hiresfix.errors import PictureError
-from hiresfix.images import Limits, Picture
+from hiresfix.images import DecodedImage, Limits
 
 NOBODY = 65_534
 """The user and group that own nothing, on every Linux."""
@@ -61,7 +61,8 @@ LENGTH = struct.Struct(">I")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What every picture is decoded under. memory: bytes of address space beyond what this process has anyway;
-    processor_seconds, wall_seconds: whole seconds until the child is killed."""
+    processor_seconds, wall_seconds: whole seconds until the child is killed.
+    """
 
     limits: Limits
     memory: int
@@ -292,7 +293,7 @@ def _of(data: bytes, pixels: int | None, *, limits: Limits) -> dict[str, Any]:
     return {"picture": _hand_over(picture, pixels)}
 
 
-def _hand_over(picture: Picture, pixels: int) -> dict[str, Any]:
+def _hand_over(picture: DecodedImage, pixels: int) -> dict[str, Any]:
     """Write samples and metadata one after the other; returns what is needed to read them."""
     blobs = {name: getattr(picture, name) for name in BLOBS}
     arrays = [picture.rgb] if picture.alpha is None else [picture.rgb, picture.alpha]

@@ -41,7 +41,7 @@ class Page:
 
     @property
     def alternates(self) -> Sequence[tuple[str, str]]:
-        """hreflang and absolute address of every language, and of the default."""
+        """Hreflang and absolute address of every language, and of the default."""
         found = [(language.code, self.origin + language.path(self.path)) for language in LANGUAGES]
         return [*found, ("x-default", self.origin + self.path)]
 

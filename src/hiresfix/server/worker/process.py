@@ -38,7 +38,7 @@ from hiresfix.server.http import metrics_server
 from hiresfix.server.jobs import lifecycle, scheduler, worker_registry
 from hiresfix.server.jobs.model import Claim, Completed, Failed, Foreign, Hindered, Outcome, Refused, Result
 from hiresfix.server.platform import hardware, metrics, tracing
-from hiresfix.server.sandbox.client import Quarantine
+from hiresfix.server.sandbox.client import Sandbox
 from hiresfix.server.settings import Settings, warn_if_open
 from hiresfix.server.storage import Storage
 from hiresfix.server.webhooks import delivery, events
@@ -105,7 +105,7 @@ class Worker:
     """One process's work on one device, until `run` is cancelled."""
 
     def __init__(
-        self, settings: Settings, *, database: Database, storage: Storage, queue: Queue, quarantine: Quarantine
+        self, settings: Settings, *, database: Database, storage: Storage, queue: Queue, quarantine: Sandbox
     ) -> None:
         self.settings = settings
         self.database = database
@@ -416,7 +416,7 @@ async def serve(settings: Settings, *, database_url: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with (
-        Quarantine(uploads.limits(settings)) as quarantine,
+        Sandbox(uploads.limits(settings)) as quarantine,
         Database(database_url, max_size=16, name="hiresfix-worker") as database,
         metrics_server.serving(settings),
     ):

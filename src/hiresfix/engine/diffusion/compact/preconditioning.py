@@ -36,7 +36,7 @@ class Preconditioning:
             raise ValueError("each channel needs a variance and a residual variance above zero and no greater")
 
     def scaling(self, sigma: float | Tensor, weight: float | Tensor, device: torch.device) -> Scaling:
-        """sigma > 0 and weight >= 0: numbers, or tensors (n, 1, 1, 1) of one for each sample."""
+        """Sigma > 0 and weight >= 0: numbers, or tensors (n, 1, 1, 1) of one for each sample."""
         d2, m, q2 = _vectors(self, device)
         known = 1 / d2 + weight * (1 / q2 - 1 / d2)
         p = 1 / (known + 1 / sigma**2)
