@@ -1,7 +1,7 @@
-"""The whole product once: start the server, upscale a real photograph through its HTTP API, stop the server.
+"""Demo of the whole product: start a server, upscale a photo through its HTTP API, stop the server.
 
-Run by `make demo`. It uses a home and an embedded PostgreSQL of its own, which are removed afterwards; the
-result stays in `demo/`.
+Run by `make demo`. It uses its own home and embedded PostgreSQL, and removes them afterwards; the result stays in
+`demo/`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 HERE = Path(__file__).parent
-PHOTO = HERE / "colosseum.png"
-DETAIL = (96, 64, 224, 192)
-"""Part of the photograph that the comparison enlarges: left, top, right, bottom in input pixels."""
+PHOTO = HERE / "tea-garden.png"
+SCALE = 4
+DETAIL = (28, 6, 148, 126)
+"""Part of the photo shown in the comparison: left, top, right, bottom in input pixels."""
 
 console = Console(highlight=False)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves the photograph without a log line for each request."""
+    """Request handler without a log line per request."""
 
     def log_message(self, *args: object) -> None: ...
 
 
 @contextlib.contextmanager
 def photo_server() -> Iterator[str]:
-    """The photograph on a URL of this machine, as a client's own web server would have it."""
+    """Serve the photo on this machine, like a client's own web server; yields its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(HERE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -58,11 +59,11 @@ def photo_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def hiresfix_server(home: Path, log: Path) -> Iterator[tuple[str, str]]:
-    """`hiresfix serve` on a free port; yields its URL and an API key. Stopped in order at the end."""
+    """Run `hiresfix serve` on a free port; yields its URL and an API key. Stops it cleanly at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # The photograph comes from this very machine, which the server refuses unless told otherwise.
+    # The photo is on this machine; by default the server does not fetch from private addresses.
     environment = {**os.environ, "HIRESFIX_HOME": str(home), "HIRESFIX_ALLOW_PRIVATE_ADDRESSES": "1"}
     environment.pop("HIRESFIX_DATABASE_URL", None)
     url = f"http://127.0.0.1:{port}"
@@ -101,13 +102,13 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> No
 
 
 def submit(url: str, key: str, image: str) -> str:
-    """The quick-start request of the public model page: only host, key and image URL are ours."""
+    """Submit the quick-start request of the public model page, with our host, key and image URL; returns the job id."""
     body = {
         "model": "clarity-upscale",
         "clarityUpscaleParams": {
             "image": image,
             "prompt": "Optional — describe the kind of detail to add",
-            "scale_factor": "2",
+            "scale_factor": str(SCALE),
             "creativity": 0.35,
         },
     }
@@ -118,8 +119,8 @@ def submit(url: str, key: str, image: str) -> str:
         "-H", "Content-Type: application/json",
         "-d", text,
     ]  # fmt: skip
-    shown = f"{shlex.join(command[:4])} \\\n    -H 'X-API-Key: afk_…' -H '{command[7]}' \\\n    -d '{text}'"
-    console.print(f"[dim]$ {shown}")
+    display = f"{shlex.join(command[:4])} \\\n    -H 'X-API-Key: afk_…' -H '{command[7]}' \\\n    -d '{text}'"
+    console.print(f"[dim]$ {display}")
     if shutil.which("curl"):
         command += ["--silent", "--show-error"]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -134,7 +135,7 @@ def submit(url: str, key: str, image: str) -> str:
 
 
 def poll(url: str, key: str, job_id: str) -> dict[str, Any]:
-    """As the model page does: every two seconds until COMPLETED or FAILED."""
+    """Poll every two seconds until COMPLETED or FAILED, as on the model page; returns the job."""
     percent = TextColumn("{task.percentage:>3.0f} %")
     bar = Progress(TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn(), console=console)
     with bar as progress:
@@ -148,16 +149,14 @@ def poll(url: str, key: str, job_id: str) -> dict[str, Any]:
 
 
 def compare(before: Path, after: Path, target: Path) -> None:
-    """The same detail twice, side by side: the input enlarged by bicubic interpolation, and the result."""
-    size = (640, 640)
+    """Save the same detail side by side at 100 %: the input upscaled by bicubic interpolation, and the result."""
     with Image.open(before) as source, Image.open(after) as result:
-        scale = result.width // source.width
         bicubic = source.resize(result.size, Image.Resampling.BICUBIC)
-        left, top, right, bottom = (scale * edge for edge in DETAIL)
-        box = (left, top, right, bottom)
-        sheet = Image.new("RGB", (2 * size[0] + 8, size[1]), "white")
-        sheet.paste(bicubic.crop(box).resize(size, Image.Resampling.NEAREST), (0, 0))
-        sheet.paste(result.convert("RGB").crop(box).resize(size, Image.Resampling.NEAREST), (size[0] + 8, 0))
+        left, top, right, bottom = (SCALE * edge for edge in DETAIL)
+        gap, width, height = 8, right - left, bottom - top
+        sheet = Image.new("RGB", (2 * width + gap, height), "white")
+        sheet.paste(bicubic.crop((left, top, right, bottom)), (0, 0))
+        sheet.paste(result.convert("RGB").crop((left, top, right, bottom)), (width + gap, 0))
         sheet.save(target)
 
 
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the result")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    # Not in the checkout: as root, PostgreSQL runs as a user of its own, who may not be able to enter it.
+    # Not in the checkout: as root, PostgreSQL runs as another user, who may not be able to read it.
     home = Path(tempfile.mkdtemp(prefix="hiresfix-demo-"))
     home.chmod(0o755)
     try:
@@ -176,7 +175,7 @@ def main() -> None:
             job = poll(url, key, submit(url, key, image))
             if job["status"] != "COMPLETED":
                 sys.exit(f"The job failed: {job['error']}")
-            result = out / f"{PHOTO.stem}-2x.png"
+            result = out / f"{PHOTO.stem}-{SCALE}x.png"
             result.write_bytes(httpx.get(job["result"]["images"][0]).raise_for_status().content)
             seconds = time.monotonic() - started
     finally:

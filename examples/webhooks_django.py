@@ -1,8 +1,8 @@
-"""A receiver of webhooks with Django, in one file.
+"""Webhook receiver with Django, in one file.
 
     HIRESFIX_API_KEY=afk_... DJANGO_SECRET_KEY=... python webhooks_django.py runserver 9000
 
-In a project of yours only `hook` and its line in `urlpatterns` are needed.
+Your own project needs only `hook` and its line in `urlpatterns`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if not settings.configured:
     )
 
 finished: dict[str, tuple[str, ...]] = {}
-"""Result URLs by job. Yours would be a table: the same event may arrive twice."""
+"""Result URLs by job id. Use a database table instead; the same event may arrive twice."""
 
 
 @csrf_exempt  # type: ignore[untyped-decorator] # Django has no types of its own
 @require_POST  # type: ignore[untyped-decorator] # as above
 def hook(request: HttpRequest) -> HttpResponse:
-    # The body as it came: parsed and written again it would not be what was signed.
+    # Verify the raw body: parsed and serialised again it would not match the signature.
     try:
         event = hiresfix.verify_webhook(request.body, request.headers, os.environ["HIRESFIX_API_KEY"])
     except BadSignature:

@@ -1,4 +1,4 @@
-"""A receiver of webhooks with Flask.
+"""Webhook receiver with Flask.
 
 HIRESFIX_API_KEY=afk_... flask --app webhooks_flask run --port 9000
 """
@@ -14,12 +14,12 @@ from hiresfix.client import BadSignature
 
 app = Flask(__name__)
 finished: dict[str, tuple[str, ...]] = {}
-"""Result URLs by job. Yours would be a table: the same event may arrive twice."""
+"""Result URLs by job id. Use a database table instead; the same event may arrive twice."""
 
 
 @app.post("/hook")
 def hook() -> Response:
-    # The body as it came: parsed and written again it would not be what was signed.
+    # Verify the raw body: parsed and serialised again it would not match the signature.
     try:
         event = hiresfix.verify_webhook(request.get_data(), request.headers, os.environ["HIRESFIX_API_KEY"])
     except BadSignature:
