@@ -10,11 +10,12 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import certifi
@@ -25,6 +26,11 @@ import pytest
 from PIL import Image
 from psycopg import sql
 
+from tests.fake_server import FakeServer, run_fake_server
+
+if TYPE_CHECKING:
+    from tests.live_server import LiveServer
+
 _databases = count(1)
 _buckets = count(1)
 
@@ -33,6 +39,27 @@ def pytest_configure() -> None:
     """A shell lets what it starts in the background ignore Ctrl-C; processes that tests start are sent one."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+SLOW = ("browser", "chaos", "cli/test_cli.py", "conformance", "docs", "journey", "server/database/test_embedded",
+        "test_install.py", "training")  # fmt: skip
+"""Folders and files of tests that start many processes or run whole jobs; `make quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow kinds of tests."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a missing tool fails its tests instead of skipping them."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and "not installed" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,9 +87,18 @@ def postgres() -> Iterator[str]:
     home = reachable_folder()
     try:
         with embedded.acquire(home) as server:
+            _hurry(server.url)
             yield server.url
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _hurry(url: str) -> None:
+    """Let a server of the tests forget everything in a crash: creating a database costs a third."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            admin.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        admin.execute("select pg_reload_conf()")
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +138,10 @@ def database_named(url: str, name: str) -> str:
 
 def postgres_programs() -> Path:
     """Folder of programs as new as the tests' server (older ones refuse it): the embedded server's own, or Debian's."""
-    from hiresfix.server.database import embedded
+    from hiresfix.server.database.embedded import programs
 
     if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
-        return embedded._installed() / "bin"
+        return programs.installation() / "bin"
     debians = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"), key=lambda path: int(path.parts[4]))
     if not debians:
         pytest.skip("pg_dump is not installed: apt-get install postgresql-client")
@@ -237,3 +273,19 @@ def site() -> Iterator[Site]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def live_server(postgres: str, template_database: str) -> Iterator[LiveServer]:
+    """A real API process for a module's tests, without a worker."""
+    from tests.live_server import run_live_server  # here, because it imports the server
+
+    with run_live_server(postgres, template_database) as server:
+        yield server
+
+
+@pytest.fixture
+def fake_server() -> Iterator[FakeServer]:
+    """An HTTP server that answers by a function."""
+    with run_fake_server() as server:
+        yield server

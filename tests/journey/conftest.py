@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import psutil
@@ -20,14 +20,18 @@ import pytest
 
 from hiresfix.server.accounts import authentication
 from hiresfix.server.database.pool import Database
+from tests import forkserver
+from tests.forkserver import ForkedProcess
 from tests.server.conftest import free_port, wait_until
 
 FAST = {
     "HIRESFIX_LEASE_SECONDS": "2",
-    "HIRESFIX_SWEEP_SECONDS": "0.5",
+    "HIRESFIX_MAINTENANCE_SECONDS": "0.5",
     "HIRESFIX_DRAIN_SECONDS": "1",
     "HIRESFIX_SELF_TEST": "0",
 }
+HIRESFIX = ("-m", "hiresfix")
+Process: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
 
 
 @dataclass(kw_only=True)
@@ -41,13 +45,13 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     """Where its processes run; None: where the tests do."""
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def run(self, *arguments: str, program: Sequence[str] = ("-m", "hiresfix")) -> subprocess.Popen[bytes]:
+    def run(self, *arguments: str, program: Sequence[str] = HIRESFIX) -> Process:
         environment = {
             **os.environ,
             **FAST,
@@ -57,36 +61,40 @@ class Service:
             "HIRESFIX_PUBLIC_URL": self.url,
             **self.environment,
         }
+        process: Process
         with (self.home / f"process-{len(self.processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *program, *arguments],
-                env=environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+            if program == HIRESFIX and arguments[0] in ("api", "worker"):
+                process = forkserver.start(list(arguments), environment=environment, folder=self.folder, output=log)
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, *program, *arguments],
+                    env=environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                )
         self.processes.append(process)
         return process
 
-    def log_of(self, process: subprocess.Popen[bytes]) -> str:
+    def log_of(self, process: Process) -> str:
         return (self.home / f"process-{self.processes.index(process)}.log").read_text()
 
-    def api(self, program: Sequence[str] = ("-m", "hiresfix", "api")) -> subprocess.Popen[bytes]:
-        process = self.run("--port", str(self.port), program=program)
+    def api(self, program: Sequence[str] = HIRESFIX) -> Process:
+        process = self.run("api", "--port", str(self.port), program=program)
         self.wait_for_api(process)
         return process
 
-    def wait_for_api(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_for_api(self, process: Process) -> None:
         wait_until(lambda: self.is_ready() or process.poll() is not None, seconds=120)
         assert process.poll() is None, self.log_of(process)
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    def worker(self) -> Process:
         process = self.run("worker")
         self.wait_for_worker(process)
         return process
 
-    def wait_for_worker(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_for_worker(self, process: Process) -> None:
         wait_until(lambda: "worker.started" in self.log_of(process) or process.poll() is not None, seconds=120)
         assert process.poll() is None, self.log_of(process)
 
