@@ -1,1 +1,1 @@
-"""Measurements, one command each; results, with the machine they were made on, under `results/`."""
+"""Benchmarks, one command each (README.md lists them); results, with their machine, are under `results/`."""

@@ -1,11 +1,11 @@
-"""What the service's machinery costs, without the engine: submissions, turn-around, polling, growth, and peers.
+"""Cost of the service without the engine: submissions, turnaround, polling, growth of the database, and peers.
 
     python -m benchmarks.api [--quick] [--part NAME ...] [--peers] [--write]
 
-Everything is measured through real processes on this machine, which the client shares: processor time is told per
-part, and a rate for "two cores" is 2 divided by all of it. The parts and what they say are in `benchmarks.figures`.
-With --write the results are kept part by part in `results/api.json`, and `results/api.md`, the plans and the numbers
-in docs/operator.md are made from it; `--write` alone with `--part none` makes the documents again.
+Everything runs in real processes on this machine, shared with the client: CPU time is reported per part, and a rate for
+"two cores" is 2 divided by the sum. `benchmarks.api_report` describes the parts. With --write the results are saved
+part by part in `results/api.json`; `results/api.md`, the query plans and the numbers in docs/operator.md are made from
+it. `--write --part none` makes only the documents again.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ import psycopg
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import figures, growth, peers, stack
-from benchmarks.load import Load, drive, percentile, request
-from benchmarks.stack import Customer, Postgres, Stack, embedded_postgres, external_postgres
+from benchmarks import api_report, database_growth, peers, service_stack
+from benchmarks.http_load import LoadResult, drive, percentile, request
+from benchmarks.service_stack import Customer, Postgres, ServiceStack, embedded_postgres, external_postgres
 
 SUBMIT = "/v2/images/upscale"
 SIDE = 64
 TEAMS = 50
-STRANGERS = 600
-"""Users who submit in turn: more than decoding processes are kept for."""
+MANY_USERS = 600
+"""Users who submit in turn: more than there are idle sandbox processes."""
 CONNECTIONS = 16
 OPEN_JOBS = 10_000
 POLL_SECONDS = 2.0
@@ -49,8 +49,8 @@ console = Console(stderr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long the parts take. seconds: of load; jobs: run one after the other; rows: of the jobs table."""
+class LoadPlan:
+    """Duration of the parts: seconds of load, jobs in sequence, rows of the jobs table."""
 
     seconds: float
     jobs: int
@@ -59,14 +59,14 @@ class Plan:
     keep_plans: bool = False
 
 
-FULL = Plan(seconds=6, jobs=60, rows=(10_000, 100_000, 1_000_000), repetitions=40)
-QUICK = Plan(seconds=4, jobs=25, rows=(10_000, 100_000, 1_000_000), repetitions=15)
+FULL = LoadPlan(seconds=6, jobs=60, rows=(10_000, 100_000, 1_000_000), repetitions=40)
+QUICK = LoadPlan(seconds=4, jobs=25, rows=(10_000, 100_000, 1_000_000), repetitions=15)
 
 DATABASES: Sequence[Callable[[], AbstractContextManager[Postgres]]] = (embedded_postgres, external_postgres)
 
 
-def picture() -> bytes:
-    """A small PNG of smooth colour: what it costs to decode is not what is measured here."""
+def small_png() -> bytes:
+    """Return a small PNG of smooth colour, because the cost of decoding is not measured here."""
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     file = io.BytesIO()
     Image.fromarray(np.stack([x * 3, y * 3, x + y], -1).astype(np.uint8)).save(file, "PNG")
@@ -79,32 +79,32 @@ def submission(key: str, image: str, more: str = "") -> bytes:
 
 
 def data_uri() -> str:
-    return "data:image/png;base64," + base64.b64encode(picture()).decode()
+    return "data:image/png;base64," + base64.b64encode(small_png()).decode()
 
 
-# Submissions
+# --- submissions ---
 
 
-def submissions(plan: Plan) -> list[dict[str, Any]]:
-    """By database and number of API processes; by one process also for each way of naming the picture."""
+def submissions(plan: LoadPlan) -> list[dict[str, Any]]:
+    """Measure by database and number of API processes; with one process also by image source."""
     rows = []
     for start in DATABASES:
-        with start() as postgres, stack.stack(postgres) as service:
-            strangers = stack.customers(service.database_url, STRANGERS)
+        with start() as postgres, service_stack.stack(postgres) as service:
+            many_users = service_stack.customers(service.database_url, MANY_USERS)
             for processes in (1, 2, 4):
                 service.api(processes)
-                for way in WAYS if processes == 1 else ("data URI",):
-                    customers = strangers if way == figures.OF_STRANGERS else strangers[:TEAMS]
-                    with WAYS[way](service) as image_of:
+                for source_name in IMAGE_SOURCES if processes == 1 else ("data URI",):
+                    customers = many_users if source_name == api_report.MANY_USERS_SOURCE else many_users[:TEAMS]
+                    with IMAGE_SOURCES[source_name](service) as image_of:
                         requests = [submission(customer.key, image_of(customer)) for customer in customers]
                         row = _submit(service, plan, requests)
-                    rows.append({"database": postgres.name, "way": way, "processes": processes, **row})
+                    rows.append({"database": postgres.name, "way": source_name, "processes": processes, **row})
                     console.print(rows[-1])
                 service.stop("api")
     return rows
 
 
-def _submit(service: Stack, plan: Plan, requests: Sequence[bytes]) -> dict[str, Any]:
+def _submit(service: ServiceStack, plan: LoadPlan, requests: Sequence[bytes]) -> dict[str, Any]:
     _warm_up(service, requests, 202)
     before = service.processor_seconds()
     load = _run(service, requests, plan.seconds, CONNECTIONS, 202)
@@ -113,74 +113,76 @@ def _submit(service: Stack, plan: Plan, requests: Sequence[bytes]) -> dict[str, 
     return {**_summary(load), "processor_ms": parts, "alone_p50_ms": alone.percentile(50)}
 
 
-def _run(service: Stack, requests: Sequence[bytes], seconds: float, connections: int, status: int) -> Load:
+def _run(service: ServiceStack, requests: Sequence[bytes], seconds: float, connections: int, status: int) -> LoadResult:
     load = asyncio.run(drive(service.port, itertools.cycle(requests), connections=connections, seconds=seconds))
     load.require(status)
     return load
 
 
-def _warm_up(service: Stack, requests: Sequence[bytes], status: int) -> None:
-    """Each of a process's connections prepares a statement at its sixth use: by number, not by time."""
+def _warm_up(service: ServiceStack, requests: Sequence[bytes], status: int) -> None:
+    """Warm up by number of requests: each connection prepares a statement at its sixth use."""
     some = itertools.islice(itertools.cycle(requests), 20 * CONNECTIONS)
-    asyncio.run(drive(service.port, some, connections=CONNECTIONS, seconds=stack.PATIENCE)).require(status)
+    asyncio.run(drive(service.port, some, connections=CONNECTIONS, seconds=service_stack.TIMEOUT_SECONDS)).require(
+        status
+    )
 
 
-def _per_answer(before: dict[str, float], after: dict[str, float], load: Load) -> dict[str, float]:
-    """Milliseconds of processor time by part."""
-    taken = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
-    taken["client"] = load.client_seconds
-    return {name: 1000 * seconds / len(load.latencies) for name, seconds in taken.items()}
+def _per_answer(before: dict[str, float], after: dict[str, float], load: LoadResult) -> dict[str, float]:
+    """Return milliseconds of CPU time per answer, by part."""
+    seconds_by_part = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
+    seconds_by_part["client"] = load.client_seconds
+    return {name: 1000 * seconds / len(load.latencies) for name, seconds in seconds_by_part.items()}
 
 
-def _summary(load: Load) -> dict[str, float]:
+def _summary(load: LoadResult) -> dict[str, float]:
     shares = {f"p{share}_ms": load.percentile(share) for share in (50, 95, 99)}
     return {"per_second": load.rate, **shares, "answers": len(load.latencies)}
 
 
-Named = Callable[[Stack], AbstractContextManager[Callable[[Customer], str]]]
-"""While it is open: how a submission of a customer names its picture."""
+ImageSource = Callable[[ServiceStack], AbstractContextManager[Callable[[Customer], str]]]
+"""Context manager; its value maps a customer to the image address of a submission."""
 
 
 @contextmanager
-def _by_data_uri(service: Stack) -> Iterator[Callable[[Customer], str]]:
+def _by_data_uri(service: ServiceStack) -> Iterator[Callable[[Customer], str]]:
     yield lambda customer: data_uri()
 
 
 @contextmanager
-def _by_upload(service: Stack) -> Iterator[Callable[[Customer], str]]:
+def _by_upload(service: ServiceStack) -> Iterator[Callable[[Customer], str]]:
     def upload(customer: Customer) -> str:
         head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="p.png"\r\n\r\n'
-        asked = Request(
+        upload_request = Request(
             f"http://127.0.0.1:{service.port}/v2/uploads",
-            head + picture() + b"\r\n--b--\r\n",
+            head + small_png() + b"\r\n--b--\r\n",
             {"X-API-Key": customer.key, "Content-Type": "multipart/form-data; boundary=b"},
         )
-        with urlopen(asked, timeout=60) as answer:
+        with urlopen(upload_request, timeout=60) as answer:
             return str(json.load(answer)["url"])
 
     yield upload
 
 
 @contextmanager
-def _by_url(service: Stack) -> Iterator[Callable[[Customer], str]]:
-    """From a server of files on this machine, whose time is told apart."""
-    port = stack.free_port()
-    (service.home / "p.png").write_bytes(picture())
+def _by_url(service: ServiceStack) -> Iterator[Callable[[Customer], str]]:
+    """Serve the image from a file server on this machine, whose CPU time is separate."""
+    port = service_stack.free_port()
+    (service.home / "p.png").write_bytes(small_png())
     service.start("site", ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(service.home)])
     service.wait_for_port(port, "site")
     yield lambda customer: f"http://127.0.0.1:{port}/p.png"
     service.stop("site")
 
 
-WAYS: dict[str, Named] = {
+IMAGE_SOURCES: dict[str, ImageSource] = {
     "data URI": _by_data_uri,
-    figures.OF_STRANGERS: _by_data_uri,
+    api_report.MANY_USERS_SOURCE: _by_data_uri,
     "upload": _by_upload,
     "URL": _by_url,
 }
 
 
-# Turn-around
+# --- turnaround ---
 
 
 _STAGES = """
@@ -189,12 +191,12 @@ _STAGES = """
 """
 
 
-def turnaround(plan: Plan) -> list[dict[str, Any]]:
-    """Jobs one after the other, each waited for by `Prefer: wait`: what a job costs besides its engine."""
+def turnaround(plan: LoadPlan) -> list[dict[str, Any]]:
+    """Run jobs in sequence with `Prefer: wait`: the cost of a job besides its engine."""
     rows = []
     for start in DATABASES:
-        with start() as postgres, stack.stack(postgres) as service:
-            customers = stack.customers(service.database_url, TEAMS)
+        with start() as postgres, service_stack.stack(postgres) as service:
+            customers = service_stack.customers(service.database_url, TEAMS)
             service.api()
             service.worker()
             requests = [submission(customer.key, data_uri(), more="Prefer: wait=20\r\n") for customer in customers]
@@ -210,23 +212,23 @@ def turnaround(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def _jobs(service: Stack, requests: Sequence[bytes], count: int) -> Load:
+def _jobs(service: ServiceStack, requests: Sequence[bytes], count: int) -> LoadResult:
     some = itertools.islice(itertools.cycle(requests), count)
-    load = asyncio.run(drive(service.port, some, connections=1, seconds=stack.PATIENCE))
+    load = asyncio.run(drive(service.port, some, connections=1, seconds=service_stack.TIMEOUT_SECONDS))
     load.require(200)
     return load
 
 
-# Polling
+# --- polling ---
 
 
-def polling(plan: Plan) -> list[dict[str, Any]]:
-    """GET /v2/jobs/{id} of 10 000 open jobs, by one API process."""
+def polling(plan: LoadPlan) -> list[dict[str, Any]]:
+    """Measure GET /v2/jobs/{id} of 10 000 open jobs with one API process."""
     rows = []
     for start in DATABASES:
-        with start() as postgres, stack.stack(postgres) as service:
-            customers = stack.customers(service.database_url, TEAMS)
-            jobs = growth.queue_up(service.database_url, customers, OPEN_JOBS)
+        with start() as postgres, service_stack.stack(postgres) as service:
+            customers = service_stack.customers(service.database_url, TEAMS)
+            jobs = database_growth.queue_up(service.database_url, customers, OPEN_JOBS)
             service.api()
             requests = _polls(customers, jobs)
             _warm_up(service, requests, 200)
@@ -244,57 +246,62 @@ def polling(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _polls(customers: Sequence[Customer], jobs: Sequence[Sequence[UUID]]) -> list[bytes]:
-    """Every job once, in any order; the jobs of one team are polled with its key."""
+    """Return a request per job, in random order, with the key of its team."""
     polls = [
         request("GET", f"/v2/jobs/{job}", key=customer.key)
-        for customer, own in zip(customers, jobs, strict=True)
-        for job in own
+        for customer, job_ids in zip(customers, jobs, strict=True)
+        for job in job_ids
     ]
     random.Random(0).shuffle(polls)
     return polls
 
 
-# All of it
+# --- all parts ---
 
 
-PARTS: dict[str, Callable[[Plan], list[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[LoadPlan], list[dict[str, Any]]]] = {
     "submissions": submissions,
     "turnaround": turnaround,
     "polling": polling,
-    "growth": lambda plan: growth.measure(plan.rows, plan.repetitions, keep_plans=plan.keep_plans),
+    "growth": lambda plan: database_growth.measure(plan.rows, plan.repetitions, keep_plans=plan.keep_plans),
     "peers": lambda plan: peers.measure(data_uri(), plan.seconds),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.api", description="What the machinery costs.")
-    parser.add_argument("--part", action="append", choices=[*PARTS, "none"], help="only this; repeatable")
-    parser.add_argument("--peers", action="store_true", help="other servers too, in an environment made for it")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.api", description="Cost of the service without the engine."
+    )
+    parser.add_argument("--part", action="append", choices=[*PARTS, "none"], help="only this part; repeatable")
+    parser.add_argument("--peers", action="store_true", help="also other servers, in a temporary environment")
     parser.add_argument("--quick", action="store_true", help="shorter runs")
-    parser.add_argument("--write", action="store_true", help="keep the results and make the documents from them")
-    given = parser.parse_args()
-    plan = replace(QUICK if given.quick else FULL, keep_plans=given.write)
-    wanted = given.part or [name for name in PARTS if name != "peers" or given.peers]
-    results = figures.load() if given.write else {}
+    parser.add_argument("--write", action="store_true", help="save the results and make the documents from them")
+    arguments = parser.parse_args()
+    plan = replace(QUICK if arguments.quick else FULL, keep_plans=arguments.write)
+    parts = arguments.part or [name for name in PARTS if name != "peers" or arguments.peers]
+    results = api_report.load() if arguments.write else {}
     for name, part in PARTS.items():
-        if name not in wanted:
+        if name not in parts:
             continue
         started = time.perf_counter()
-        before = figures.pace()
-        found = part(plan)
-        results[name] = {"rows": found, "conditions": _conditions(given.quick, before, time.perf_counter() - started)}
-        if given.write:
-            figures.keep(results)
-    if given.write:
-        figures.write_documents(results)
+        before = api_report.pace()
+        rows = part(plan)
+        results[name] = {
+            "rows": rows,
+            "conditions": _conditions(arguments.quick, before, time.perf_counter() - started),
+        }
+        if arguments.write:
+            api_report.save(results)
+    if arguments.write:
+        api_report.write_documents(results)
     else:
-        print(figures.report(results))
+        print(api_report.report(results))
 
 
 def _conditions(quick: bool, pace: float, seconds: float) -> dict[str, Any]:
-    """What has to be known to judge the figures: a machine that others use is slower than it is."""
+    """Return the conditions of a run: a shared machine is slower than its hardware."""
     return {
-        "machine": figures.machine(),
+        "machine": api_report.machine(),
         "python": sys.version.split()[0],
         "quick": quick,
         "seconds": round(seconds),

@@ -1,12 +1,12 @@
-"""The hi-res fix beside diffusers' pipeline doing the same tiles, and what both have to compute.
+"""Diffusion pipeline against diffusers' pipeline on the same tiles, and the work both have to compute.
 
     python -m benchmarks.engine [--width N] [--side N] [--device D] [--compile] [--write]
     python -m benchmarks.engine --model
 
-Networks are of the real classes with random weights: speed does not depend on what they have learned. `--width` is
-the UNet's first number of channels: 320 is Stable Diffusion 1.5, less is for a CPU. Both sides get the same networks,
-precision, memory layout, attention kernels, tiles, number of evaluations and embedded prompts. `--model` counts the
-work of the real architecture without computing it.
+The networks are of the real classes with random weights: speed does not depend on the weights. `--width` is the number
+of channels of the UNet's first block: 320 is Stable Diffusion 1.5, smaller ones suit a CPU. Both sides get the same
+networks, precision, memory layout, attention kernels, tiles, number of evaluations and embedded prompts. `--model`
+counts the work of the real architecture without computing it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks import record
-from benchmarks.enlargers import drawn, machine
+from benchmarks import tables
+from benchmarks.superres import machine, test_image
 from hiresfix.engine import devices
 from hiresfix.engine.diffusion import compiling, multidiffusion, peak_memory
-from hiresfix.engine.diffusion import pipeline as clarity
+from hiresfix.engine.diffusion import pipeline as hires_fix
 from hiresfix.engine.diffusion.multidiffusion import Tile
-from hiresfix.engine.diffusion.offload import Residents
-from hiresfix.engine.diffusion.prompts import Conditioner
+from hiresfix.engine.diffusion.offload import NetworkGroups
+from hiresfix.engine.diffusion.prompts import PromptEncoder
 from hiresfix.engine.diffusion.sampling import SAMPLERS, NoiseTable
 from hiresfix.engine.diffusion.vae import Autoencoder, Codec, Pixels
-from hiresfix.engine.progress import Report
+from hiresfix.engine.progress import ProgressCallback
 from hiresfix.engine.superres import networks, tiled_inference
 from hiresfix.engine.superres.networks import Network
 from hiresfix.engine.weights import superres_files
@@ -62,14 +62,14 @@ DEFAULT_SIDE = 1024
 H200_TFLOPS = 790.0
 """Dense bf16 of one H200 as measured for algorithm.md 13; the data sheet says 989."""
 
-STAGES = ("text, enlarger", "encoder", "hint, diffusion", "decoder", "account")
+STAGES = ("text, super-resolution", "encoder", "hint, diffusion", "decoder", "account")
 
-Samples = NDArray[np.uint8]
+Pixels8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Networks:
-    """One Stable Diffusion 1.x of some width. `context`: the width of an embedded token."""
+    """Networks of Stable Diffusion 1.x at some width; `context` is the width of an embedded token."""
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
@@ -78,8 +78,8 @@ class Networks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """seconds: median after warming up. tflop: counted. peak_gib: device memory, on CUDA."""
+class PipelineTiming:
+    """Time of one way to run a job: median seconds after warm-up, counted TFLOP, peak device memory on CUDA."""
 
     way: str
     seconds: float
@@ -91,9 +91,11 @@ class Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=64, help="channels of the UNet's first block, a multiple of 32")
-    parser.add_argument("--side", type=int, default=512, help="of the input in pixels; the result has twice as many")
+    parser.add_argument(
+        "--side", type=int, default=512, help="side of the input in pixels; that of the result is twice as large"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action="store_true", help="measure both through torch.compile, too")
+    parser.add_argument("--compile", action="store_true", help="also measure both with torch.compile")
     parser.add_argument("--model", action="store_true", help="only count what the real architecture computes")
     parser.add_argument("--write", action="store_true", help="write the tables under benchmarks/results")
     arguments = parser.parse_args()
@@ -105,11 +107,11 @@ def main() -> None:
     else:
         name = f"engine-{device.type}"
         text, data = side_by_side(arguments.width, arguments.side, device, compiled=arguments.compile)
-    record.tell(name, text, data, write=arguments.write)
+    tables.publish(name, text, data, write=arguments.write)
 
 
 def build_networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_dtype: torch.dtype) -> Networks:
-    """Stable Diffusion 1.5 with `width` in place of 320 channels; the rest in proportion."""
+    """Return Stable Diffusion 1.5 with `width` instead of 320 channels, the rest in proportion."""
     blocks = (width, width * 2, width * 4, width * 4)
     context = CLIP_WIDTH * width // REAL // 8 * 8
     down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -128,35 +130,37 @@ def build_networks(width: int, device: torch.device, dtype: torch.dtype, *, vae_
             latent_channels=4,
             sample_size=512,
         )
-    # torch's own method: diffusers' warns of layers that should stay in float32, of which there are none.
+    # The method of torch: that of diffusers warns about layers that should stay in float32; there are none.
     place: Any = nn.Module.to
     for network, precision in ((unet, dtype), (controlnet, dtype), (vae, vae_dtype)):
         place(network, device, precision, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Networks(unet=unet, controlnet=controlnet, vae=vae, context=context)
 
 
-def stable_diffusion(recipe: Recipe) -> clarity.Model:
-    """The real architecture in half precision without values, to be planned for: it lies on no device."""
+def stable_diffusion(recipe: Recipe) -> hires_fix.DiffusionModel:
+    """Return the real architecture in half precision on the meta device, for planning."""
     nets = build_networks(REAL, torch.device("meta"), torch.float16, vae_dtype=torch.float16)
     with torch.device("meta"):
         text: Any = CLIPTextModel(CLIPTextConfig(**CLIP))
-    return clarity.Model(
+    return hires_fix.DiffusionModel(
         unet=nets.unet,
         controlnet=nets.controlnet,
-        conditioner=Conditioner(text.half(), []),
+        prompt_encoder=PromptEncoder(text.half(), []),
         codec=Autoencoder(network=nets.vae),
-        residents=_residents(nets, text, recipe, torch.device("meta")),
+        network_groups=_network_groups(nets, text, recipe, torch.device("meta")),
     )
 
 
-def _residents(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.device) -> Residents:
-    tile = peak_memory.evaluation(
+def _network_groups(nets: Networks, text: nn.Module, recipe: Recipe, device: torch.device) -> NetworkGroups:
+    tile = peak_memory.evaluation_bytes(
         nets.unet, nets.controlnet, height=recipe.tile_height, width=recipe.tile_width, factor=8
     )
-    return Residents(device=device, text=(text,), diffusing=(nets.unet, nets.controlnet), coding=(nets.vae,), tile=tile)
+    return NetworkGroups(
+        device=device, text=(text,), denoising=(nets.unet, nets.controlnet), autoencoder=(nets.vae,), tile=tile
+    )
 
 
-# Side by side
+# --- side by side ---
 
 
 def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool) -> tuple[str, Any]:
@@ -165,29 +169,36 @@ def side_by_side(width: int, side: int, device: torch.device, *, compiled: bool)
     nets = build_networks(width, device, dtype, vae_dtype=vae_dtype)
     weight = find_weights("realesr-animevideov3")
     assert weight is not None
-    enlarger = networks.place(superres_files.load(weight), device, dtype)
-    rgb = drawn(side)
-    bench = _Bench(nets=nets, enlarger=enlarger, rgb=rgb, device=device)
-    figures = [bench.ours("clarity-classic"), bench.ours("clarity"), bench.theirs(together=True)]
-    figures.append(bench.theirs(together=False))
+    upscale_network = networks.place(superres_files.load(weight), device, dtype)
+    rgb = test_image(side)
+    benchmark = _Benchmark(nets=nets, upscale_network=upscale_network, rgb=rgb, device=device)
+    timings = [
+        benchmark.time_hiresfix("clarity-classic"),
+        benchmark.time_hiresfix("clarity"),
+        benchmark.time_diffusers(together=True),
+    ]
+    timings.append(benchmark.time_diffusers(together=False))
     if compiled:
-        compiling.prepare(nets.unet, nets.controlnet)
-        figures += [bench.ours("clarity-classic", note="torch.compile"), bench.theirs(together=True, note="compile")]
-    stages = bench.stages()
-    data = {"figures": [asdict(figure) for figure in figures], "stages": stages}
-    return _report(bench, width, figures, stages), data
+        compiling.compile_blocks(nets.unet, nets.controlnet)
+        timings += [
+            benchmark.time_hiresfix("clarity-classic", note="torch.compile"),
+            benchmark.time_diffusers(together=True, note="compile"),
+        ]
+    stages = benchmark.stages()
+    data = {"timings": [asdict(timing) for timing in timings], "stages": stages}
+    return _report(benchmark, width, timings, stages), data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Bench:
+class _Benchmark:
     nets: Networks
-    enlarger: Network
-    rgb: Samples
+    upscale_network: Network
+    rgb: Pixels8
     device: torch.device
 
     @property
     def recipe(self) -> Recipe:
-        """The default job but for the colour lock and the solver's third order, which diffusers has not."""
+        """The default job without colour lock and third-order solver, which diffusers does not have."""
         return replace(CLARITY.presets["clarity"], seed=1, colour_lock=0.0, sampler=SAMPLER)
 
     @property
@@ -196,7 +207,7 @@ class _Bench:
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """The original's, which both sides work on."""
+        """Tiles of the original program, used by both sides."""
         latent = len(self.rgb) * 2 // 8
         recipe = self.recipe
         grid = multidiffusion.classic_grid(latent, latent, tile_height=recipe.tile_height, tile_width=recipe.tile_width)
@@ -209,69 +220,83 @@ class _Bench:
         return len(sampler.sigmas(NoiseTable.scaled_linear(), recipe.steps, recipe.creativity)) - 1
 
     @torch.inference_mode()
-    def ours(self, preset: str, note: str = "") -> Figure:
+    def time_hiresfix(self, preset: str, note: str = "") -> PipelineTiming:
         recipe = self.classic if preset == "clarity-classic" else self.recipe
         model = self.model()
         x = self.rgb
         batch = f"{len(self.tiles)} tiles" if recipe.classic else "feathered, moving tiles"
         return self.timed(
-            f"hiresfix {preset}", lambda: clarity.run(model, self.enlarger, x, recipe, _silent), note=note or batch
+            f"hiresfix {preset}",
+            lambda: hires_fix.run(model, self.upscale_network, x, recipe, _silent),
+            note=note or batch,
         )
 
-    def model(self) -> clarity.Model:
+    def model(self) -> hires_fix.DiffusionModel:
         text = _text_encoder(self.nets.context).to(self.device, self.nets.unet.dtype)
-        conditioner = Conditioner(text, [])
+        prompt_encoder = PromptEncoder(text, [])
         codec = Autoencoder(network=self.nets.vae)
-        known = {}
+        embedded_prompts = {}
 
-        def once(text: str, loras: Any) -> Any:
-            # Both sides get their prompts embedded.
-            if text not in known:
-                known[text] = conditioner(text, loras)
-            return known[text]
+        def embed_once(text: str, loras: Any) -> Any:
+            # Both sides get embedded prompts.
+            if text not in embedded_prompts:
+                embedded_prompts[text] = prompt_encoder(text, loras)
+            return embedded_prompts[text]
 
-        return clarity.Model(
+        return hires_fix.DiffusionModel(
             unet=self.nets.unet,
             controlnet=self.nets.controlnet,
-            conditioner=once,  # type: ignore[arg-type] # as the class, remembering
+            prompt_encoder=embed_once,  # type: ignore[arg-type] # as the class, remembering
             codec=codec,
-            residents=_residents(self.nets, text, self.recipe, self.device) if self.device.type != "cpu" else None,
+            network_groups=_network_groups(self.nets, text, self.recipe, self.device)
+            if self.device.type != "cpu"
+            else None,
         )
 
     @torch.inference_mode()
-    def theirs(self, *, together: bool, note: str = "") -> Figure:
-        """diffusers' pipeline on the enlarged picture's tiles, each as a picture of its own."""
+    def time_diffusers(self, *, together: bool, note: str = "") -> PipelineTiming:
+        """Time the pipeline of diffusers on the tiles of the upscaled image, each as an image."""
         pipeline = _pipeline(self.nets)
-        made = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         context = self.nets.context
         prompt, negative = (torch.randn(1, TOKENS, context).to(self.device, self.nets.unet.dtype) for _ in range(2))
         evaluations, recipe, tiles = self.evaluations, self.recipe, self.tiles
 
         def run() -> None:
-            enlarged = tiled_inference.enlarge(
-                self.enlarger, self.rgb, recipe.tile, factor=2, finish=lambda y, x: y.clamp(0, 1), report=_silent
+            upscaled = tiled_inference.upscale(
+                self.upscale_network,
+                self.rgb,
+                recipe.tile,
+                factor=2,
+                postprocess=lambda y, x: y.clamp(0, 1),
+                report=_silent,
             )
-            pixels = torch.from_numpy(enlarged).permute(2, 0, 1)[None].to(self.device, torch.float32) / 255
-            hint = clarity.hint(self.rgb, enlarged.shape[0], enlarged.shape[1], 2, self.device).to(self.device) / 255
+            pixels = torch.from_numpy(upscaled).permute(2, 0, 1)[None].to(self.device, torch.float32) / 255
+            hint = (
+                hires_fix.make_control_image(self.rgb, upscaled.shape[0], upscaled.shape[1], 2, self.device).to(
+                    self.device
+                )
+                / 255
+            )
             groups = [list(tiles)] if together else [[tile] for tile in tiles]
             for group in groups:
                 pipeline(
-                    image=torch.cat([tile.of(pixels, 8) for tile in group]),
-                    control_image=torch.cat([tile.of(hint, 8) for tile in group]),
+                    image=torch.cat([tile.crop(pixels, 8) for tile in group]),
+                    control_image=torch.cat([tile.crop(hint, 8) for tile in group]),
                     prompt_embeds=prompt.repeat(len(group), 1, 1),
                     negative_prompt_embeds=negative.repeat(len(group), 1, 1),
                     num_inference_steps=recipe.steps,
                     strength=(evaluations + 0.5) / recipe.steps,
                     guidance_scale=recipe.dynamic,
                     controlnet_conditioning_scale=recipe.resemblance,
-                    generator=made,
+                    generator=generator,
                     output_type="np",
                 )
 
         way = "diffusers, tiles in one batch" if together else "diffusers, tile by tile"
         return self.timed(way, run, note=note)
 
-    def timed(self, way: str, run: Callable[[], object], note: str = "") -> Figure:
+    def timed(self, way: str, run: Callable[[], object], note: str = "") -> PipelineTiming:
         run()  # nothing is compiled while operators are counted
         with FlopCounterMode(display=False) as counter:
             run()
@@ -280,7 +305,7 @@ class _Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         seconds = [self.clock(run) for _ in track(range(RUNS), description=way, transient=True)]
         cuda = self.device.type == "cuda"
-        return Figure(
+        return PipelineTiming(
             way=way,
             seconds=round(statistics.median(seconds), 3),
             tflop=round(counter.get_total_flops() / 1e12, 3),
@@ -301,10 +326,10 @@ class _Bench:
 
     @torch.inference_mode()
     def stages(self) -> list[dict[str, Any]]:
-        """Ours, part by part: what lies between the moments at which `clarity.run` turns to its codec."""
+        """Time our stages: the intervals between the calls that `hires_fix.run` makes to its codec."""
         with FlopCounterMode(display=False) as counter:
-            counted = self._marks(lambda: counter.get_total_flops())
-        timed = [self._marks(self._now) for _ in range(RUNS)]
+            counted = self._stage_marks(lambda: counter.get_total_flops())
+        timed = [self._stage_marks(self._now) for _ in range(RUNS)]
         seconds = [statistics.median(run[stage] for run in timed) for stage in range(len(STAGES))]
         return [
             {"stage": name, "seconds": round(took, 3), "tflop": round(flop / 1e12, 3)}
@@ -315,18 +340,18 @@ class _Bench:
         self.settle()
         return time.perf_counter()
 
-    def _marks(self, read: Callable[[], float]) -> list[float]:
-        """What `read` grew by in each of `STAGES`."""
+    def _stage_marks(self, read: Callable[[], float]) -> list[float]:
+        """Return the growth of `read` in each of `STAGES`."""
         model = self.model()
         marked = _Marked(model.codec, read)
         recipe = self.classic
-        clarity.run(replace(model, codec=marked), self.enlarger, self.rgb, recipe, _silent)
+        hires_fix.run(replace(model, codec=marked), self.upscale_network, self.rgb, recipe, _silent)
         marked.mark()
         return [after - before for before, after in itertools.pairwise(marked.marks)]
 
 
 class _Marked:
-    """A codec that notes when it is turned to and when it is done; it begins with a mark."""
+    """Codec that reads a counter before and after each call, and once at the start."""
 
     def __init__(self, codec: Codec, read: Callable[[], float]) -> None:
         self._codec, self._read = codec, read
@@ -336,13 +361,13 @@ class _Marked:
     def mark(self) -> None:
         self.marks.append(self._read())
 
-    def encode(self, pixels: Pixels, report: Report) -> Tensor:
+    def encode(self, pixels: Pixels, report: ProgressCallback) -> Tensor:
         self.mark()
         latent = self._codec.encode(pixels, report)
         self.mark()
         return latent
 
-    def decode(self, latent: Tensor, out: Any, report: Report, *, truncate: bool = False) -> None:
+    def decode(self, latent: Tensor, out: Any, report: ProgressCallback, *, truncate: bool = False) -> None:
         self.mark()
         self._codec.decode(latent, out, report, truncate=truncate)
         self.mark()
@@ -392,28 +417,28 @@ def _pipeline(nets: Networks) -> Any:
     return pipeline
 
 
-def _report(bench: _Bench, width: int, figures: list[Figure], stages: list[dict[str, Any]]) -> str:
-    first, tiles = figures[0], bench.tiles
-    side = len(bench.rgb)
-    where = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else machine()
-    dtype = str(bench.nets.unet.dtype).removeprefix("torch.")
+def _report(benchmark: _Benchmark, width: int, timings: list[PipelineTiming], stages: list[dict[str, Any]]) -> str:
+    first, tiles = timings[0], benchmark.tiles
+    side = len(benchmark.rgb)
+    where = torch.cuda.get_device_name(benchmark.device) if benchmark.device.type == "cuda" else machine()
+    dtype = str(benchmark.nets.unet.dtype).removeprefix("torch.")
     lines = [
-        "# The hi-res fix beside diffusers' pipeline",
+        "# Diffusion pipeline against diffusers",
         "",
-        f"{side}x{side} -> {side * 2}x{side * 2}, Stable Diffusion 1.5 with {width} channels in place of {REAL},",
-        f"random weights, {dtype}; {bench.evaluations} evaluations of {len(tiles)} tiles of",
+        f"{side}x{side} -> {side * 2}x{side * 2}, Stable Diffusion 1.5 with {width} channels instead of {REAL},",
+        f"random weights, {dtype}; {benchmark.evaluations} evaluations of {len(tiles)} tiles of",
         f"{tiles[0].width}x{tiles[0].height} with both halves of guidance;",
-        f"enlarger realesr-animevideov3. Median of {RUNS} after one to warm up.",
+        f"super-resolution realesr-animevideov3. Median of {RUNS} after a warm-up run.",
         f"{where}",
         "",
-        "TFLOP are counted while it runs (multiply-add = 2). The classic preset and diffusers work on the same tiles;",
-        "diffusers encodes and decodes each tile by itself and on a CPU in bfloat16 as it has one precision only,",
-        "ours the whole picture, on a CPU in float32.",
+        "TFLOP are counted at run time (multiply-add = 2). The classic preset and diffusers work on the same tiles;",
+        "diffusers encodes and decodes each tile alone, on a CPU in bfloat16 because it has only one precision;",
+        "hiresfix does so with the whole image, on a CPU in float32.",
         "",
         "| way | s | ratio | TFLOP | TFLOP/s | peak GiB | |",
         "| --- | --: | --: | --: | --: | --: | --- |",
     ]
-    for f in figures:
+    for f in timings:
         peak = "" if f.peak_gib is None else f"{f.peak_gib:.2f}"
         lines.append(
             f"| {f.way} | {f.seconds:.2f} | {f.seconds / first.seconds:.2f} | {f.tflop:.2f} "
@@ -426,11 +451,11 @@ def _report(bench: _Bench, width: int, figures: list[Figure], stages: list[dict[
     return "\n".join(lines) + "\n"
 
 
-# The work of the real architecture
+# --- work of the real architecture ---
 
 
 def model_of_work() -> tuple[str, Any]:
-    """TFLOP of one job of 1024x1024 -> 2048x2048 by parts, counted on networks that hold no weights."""
+    """Count the TFLOP of a job of 1024x1024 -> 2048x2048 by part, on networks without weights."""
     meta = torch.device("meta")
     nets = build_networks(REAL, meta, torch.float32, vae_dtype=torch.float32)
     recipe = CLARITY.presets["clarity"]
@@ -440,8 +465,11 @@ def model_of_work() -> tuple[str, Any]:
     feathered = multidiffusion.feathered_grid(latent, latent, **sizes)
     sampler = SAMPLERS[recipe.sampler]
     evaluations = len(sampler.sigmas(NoiseTable.scaled_linear(), recipe.steps, recipe.creativity)) - 1
-    enlarger = 35.85e6 * DEFAULT_SIDE**2 / 1e12  # RRDBNet, for each input pixel (algorithm.md 13)
-    rows, parts = [], {"encoder": _encoding(nets, latent), "decoder": _decoding(nets, latent), "enlarger": enlarger}
+    super_resolution = 35.85e6 * DEFAULT_SIDE**2 / 1e12  # RRDBNet, for each input pixel (algorithm.md 13)
+    rows, parts = (
+        [],
+        {"encoder": _encoding(nets, latent), "decoder": _decoding(nets, latent), "super_resolution": super_resolution},
+    )
     for name, grid in (("clarity-classic", classic), ("clarity", feathered)):
         tile, count = grid.tiles(0)[0], len(grid.tiles(0))
         unet, control = _unet_work(nets, tile), _control_work(nets, tile)
@@ -480,7 +508,7 @@ def _unet_work(nets: Networks, tile: Tile) -> float:
 
 
 def _control_work(nets: Networks, tile: Tile) -> float:
-    """Without the hint's encoder, which runs once a job."""
+    """Count without the encoder of the control image, which runs once per job."""
     x, t, text = _sample(nets, tile)
     hint = torch.empty(1, 3, tile.height * 8, tile.width * 8, device=x.device)
     encoder: nn.Module = nets.controlnet.controlnet_cond_embedding
@@ -498,12 +526,12 @@ def _decoding(nets: Networks, latent: int) -> float:
 def _model_report(rows: list[dict[str, Any]], evaluations: int) -> str:
     columns = list(rows[0])
     lines = [
-        "# What a job computes",
+        "# Work of a job",
         "",
         f"{DEFAULT_SIDE}x{DEFAULT_SIDE} -> {DEFAULT_SIDE * 2}x{DEFAULT_SIDE * 2}, Stable Diffusion 1.5, tile",
         f"ControlNet and a 4x RRDBNet at the defaults, {evaluations} evaluations: TFLOP, counted on networks without",
         "weights (multiply-add = 2).",
-        f"floor_s: all of it at {H200_TFLOPS:.0f} TFLOP/s, dense bfloat16 of an H200: no measurement, a bound.",
+        f"floor_s: the total at {H200_TFLOPS:.0f} TFLOP/s, dense bfloat16 of an H200: a bound, not measured.",
         "",
         "| " + " | ".join(columns) + " |",
         "| --- |" + " --: |" * (len(columns) - 1),

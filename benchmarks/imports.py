@@ -1,8 +1,8 @@
-"""What importing costs: processor seconds and modules of `import hiresfix`, its client and its command line.
+"""Import cost: CPU seconds and modules of `import hiresfix`, its client and its command line.
 
     python -m benchmarks.imports
 
-Each is imported in processes of its own; told is the median over them, less what an empty interpreter takes.
+Each is imported in separate processes; the result is the median, minus the time of an empty interpreter.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PROGRAMS = {
 MEASURE = "import sys, time; before = len(sys.modules); {}; print(time.process_time(), len(sys.modules) - before)"
 
 
-def measured(program: str, times: int) -> tuple[float, int]:
-    """Median processor seconds of the whole process, and modules loaded by the program."""
+def measure(program: str, times: int) -> tuple[float, int]:
+    """Return the median CPU seconds of the whole process, and the modules that the program loaded."""
     runs = [
         subprocess.run([sys.executable, "-c", MEASURE.format(program)], capture_output=True, text=True, check=True)
         for _ in range(times)
@@ -34,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=9, help="processes for each")
     times = parser.parse_args().times
-    empty, _ = measured("pass", times)
+    empty, _ = measure("pass", times)
     for name, program in PROGRAMS.items():
-        seconds, modules = measured(program, times)
+        seconds, modules = measure(program, times)
         print(f"{name:<16} {seconds - empty:.3f} s of CPU, {modules} modules")
 
 

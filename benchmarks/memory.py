@@ -1,12 +1,12 @@
-"""How much memory of the host a picture takes, by its size: each case in a process of its own.
+"""Memory of the host by image size; each case runs in its own process.
 
-    python -m benchmarks.memory [--most SIDE] [--write]
+    python -m benchmarks.memory [--max-side SIDE] [--write]
     python -m benchmarks.memory --model [--write]
 
-Peak resident memory (ru_maxrss) above what the process takes with everything imported and its networks loaded, and in
-all. The networks are of the real classes and tiny, with random weights: what they hold is small, so what grows with the
-picture shows. What real ones hold on a device of their own is planned by `engine/residence.py`: `--model` shows its
-plans for Stable Diffusion 1.5, from sums over networks without values, and measures nothing.
+Peak resident memory (ru_maxrss): in total, and above that of the process with everything imported and its networks
+loaded. The networks are tiny ones of the real classes with random weights, so the numbers show what grows with the
+image. `engine/diffusion/offload.py` plans the memory of real networks on a separate device: `--model` shows its plans
+for Stable Diffusion 1.5, from the shapes of all tensors, and measures nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import record
+from benchmarks import tables
 
 LIMIT_GB = 6.0
 SIDES = (512, 1024, 2048, 4096)
@@ -33,8 +33,8 @@ ENGINES = ("faithful", "offline", "clarity")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=SIDES[-1], help="longest side of an input, in pixels")
-    parser.add_argument("--model", action="store_true", help="only the plans for devices of their own")
+    parser.add_argument("--max-side", type=int, default=SIDES[-1], help="largest input side in pixels")
+    parser.add_argument("--model", action="store_true", help="only the plans for separate devices")
     parser.add_argument("--write", action="store_true", help="write the table under benchmarks/results")
     parser.add_argument("--case", nargs=2, metavar=("ENGINE", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -43,34 +43,34 @@ def main() -> None:
         return
     if arguments.model:
         rows = list(plans())
-        record.tell("memory-model", plans_table(rows), rows, write=arguments.write)
+        tables.publish("memory-model", plans_table(rows), rows, write=arguments.write)
         return
     rows = []
     for engine in ENGINES:
-        for side in (side for side in SIDES if side <= arguments.most):
+        for side in (side for side in SIDES if side <= arguments.max_side):
             command = [sys.executable, "-m", "benchmarks.memory", "--case", engine, str(side)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-    record.tell("memory", table(rows), rows, write=arguments.write)
+    tables.publish("memory", table(rows), rows, write=arguments.write)
 
 
 def measure(engine: str, side: int) -> dict[str, Any]:
-    """One case, in this process, which must not have run another before."""
+    """Measure one case in this process, which must not have run another one before."""
     import numpy as np
     import torch
 
     torch.set_num_threads(1)
-    enlarge = prepared(engine)
+    upscale = prepare_upscale(engine)
     rng = np.random.default_rng(0)
     with torch.inference_mode():
-        enlarge(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        upscale(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
         baseline = peak_gb()
         rgb = np.empty((side, side, 3), np.uint8)
-        for row in range(side):  # row by row, so that drawing it takes no memory itself
+        for row in range(side):  # row by row, so that filling it takes no extra memory
             rgb[row] = rng.integers(0, 256, (side, 3), dtype=np.uint8)
         started = time.perf_counter()
-        result = enlarge(rgb)
+        result = upscale(rgb)
     assert result.shape == (2 * side, 2 * side, 3)
     return {
         "engine": engine,
@@ -89,29 +89,29 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def prepared(engine: str) -> Callable[[Any], Any]:
-    """A picture's samples to those of its enlargement by `Upscaler.run`, at scale 2 and otherwise default."""
+def prepare_upscale(engine: str) -> Callable[[Any], Any]:
+    """Return a function that upscales an array with `Upscaler.run`, at scale 2 and otherwise default."""
     from dataclasses import replace
 
-    from benchmarks import tiny
+    from benchmarks import tiny_networks
     from hiresfix.images import DecodedImage
     from hiresfix.models.catalog import CLARITY, FAITHFUL
 
     preset = FAITHFUL.preset if engine == "faithful" else CLARITY.presets[engine]
-    upscaler, recipe = tiny.upscaler(replace(preset, enlarger=tiny.ENLARGER, steps=4))
-    return lambda rgb: upscaler.run(DecodedImage(rgb=rgb), recipe, lambda fraction: None).picture.rgb
+    upscaler, recipe = tiny_networks.upscaler(replace(preset, enlarger=tiny_networks.NETWORK, steps=4))
+    return lambda rgb: upscaler.run(DecodedImage(rgb=rgb), recipe, lambda fraction: None).image.rgb
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"""# Memory of the host, by the size of the picture
+        f"""# Memory of the host by image size
 
-Scale 2, 8 bits, one process a case, {os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}.
+Scale 2, 8 bits, one process per case, {os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}.
 Tiny networks of the real classes with random weights, on the CPU. Baseline: everything imported, networks loaded, one
-small picture done. Pixels: the samples of input and result, without which nothing can be done. A result of 64
-megapixels is to fit into {LIMIT_GB:.0f} GB in all.
+small image done. Pixels: the samples of input and result, which are always needed. Goal: a result of 64 megapixels
+fits into {LIMIT_GB:.0f} GB in total.
 
-| engine | result MP | baseline GB | above it GB | of it pixels GB | in all GB |
+| engine | result MP | baseline GB | above it GB | of which pixels GB | total GB |
 | --- | --: | --: | --: | --: | --: |"""
     ]
     lines += [
@@ -123,7 +123,7 @@ megapixels is to fit into {LIMIT_GB:.0f} GB in all.
 
 
 def plans() -> Iterator[dict[str, Any]]:
-    """What each device would be planned for, with half a gigabyte left to its driver."""
+    """Yield the plan for each device, with half a gigabyte left to its driver."""
     from dataclasses import replace
 
     from benchmarks.engine import stable_diffusion
@@ -137,35 +137,37 @@ def plans() -> Iterator[dict[str, Any]]:
     codec = model.codec
     assert isinstance(codec, Autoencoder)
     for side in RESULT_SIDES:
-        need = model.need(recipe, side, side)
+        need = model.memory_need(recipe, side, side)
         for device in DEVICES_GB:
             row: dict[str, Any] = {"result_mp": side**2 >> 20, "device_gb": device, "tiles": need.tiles}
             try:
-                plan = offload.plan(int((device - 0.5) * 2**30), need)
-                repetition = replace(codec, budget=plan.section).repetition(side // 8, side // 8)
-                taken = replace(plan, section=min(plan.section, codec.bytes_for(side // 8, side // 8)))
+                plan = offload.make_plan(int((device - 0.5) * 2**30), need)
+                repetition = replace(codec, budget=plan.autoencoder_bytes).recompute_factor(side // 8, side // 8)
+                taken = replace(
+                    plan, autoencoder_bytes=min(plan.autoencoder_bytes, codec.single_pass_bytes(side // 8, side // 8))
+                )
             except EngineFailed as error:
                 yield {**row, "refused": error.message}
                 continue
             yield {
                 **row,
-                "together": plan.together,
+                "together": plan.all_on_device,
                 "batch": plan.batch,
                 "decoder_work": round(repetition, 1),
-                "most_gb": round(taken.most(need) / 2**30, 1),
+                "peak_gb": round(taken.peak_bytes(need) / 2**30, 1),
             }
 
 
 def plans_table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        """# Memory of a device of its own, by plan
+        """# Planned memory of a separate device
 
-Stable Diffusion 1.5 with its tile ControlNet in half precision, preset `clarity`: what the engine would do with such a
+Stable Diffusion 1.5 with its tile ControlNet in half precision, preset `clarity`: the plan of the engine for such a
 device, from the shapes of all tensors, with half a gigabyte left to the driver. Nothing here is measured. Networks:
-whether all stay on the device, or only those that act while the others wait in the host's memory. Decoder's work: how
-much more than in one piece, for what is computed twice because it is computed in parts.
+"together" if all stay on the device, "in turns" if only the active ones do and the others wait in host memory. Decoder
+work: relative to decoding in one piece, because parts overlap.
 
-| result MP | device GB | networks | tiles at once | decoder's work | most GB |
+| result MP | device GB | networks | tiles at once | decoder work | peak GB |
 | --: | --: | --- | --: | --: | --: |"""
     ]
     for row in rows:
@@ -175,7 +177,7 @@ much more than in one piece, for what is computed twice because it is computed i
             continue
         where = "together" if row["together"] else "in turns"
         tiles = f"{row['batch']} of {row['tiles']}"
-        lines.append(f"{start}| {where} | {tiles} | {row['decoder_work']} | {row['most_gb']} |")
+        lines.append(f"{start}| {where} | {tiles} | {row['decoder_work']} | {row['peak_gb']} |")
     return "\n".join(lines) + "\n"
 
 

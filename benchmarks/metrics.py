@@ -1,7 +1,7 @@
-"""How good an enlargement is, beside the original it should have become. All pictures are (H, W, 3) uint8.
+"""Metrics of an upscaled image against its original. All images are (H, W, 3) uint8.
 
-Full references: they count a texture that is as natural as the original's, but not the same, as an error; `gradients`
-and `high_frequencies` do not, and see no place. No one of them alone is quality.
+Full-reference metrics count texture that is as natural as that of the original, but not the same, as an error.
+`gradients` and `high_frequencies` do not, but ignore positions. No single metric is quality.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.source_images import Pixels
 from hiresfix.engine.analysis import metrics
-
-from .pictures import Pixels
 
 Floats = NDArray[np.float64]
 
@@ -28,13 +27,18 @@ _FLAT = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Figures of one result; what is ideal is said beside each.
+    """Metrics of one result.
 
-    psnr_db, ssimulacra2 (90 and more: no difference seen; 70 high, 50 medium quality): the more the better.
-    gradients: half the L1 distance between the histograms of vertical luminance steps; 0. high_frequencies: spectral
-    energy above 0.25 cycles a pixel, relative to the original's; 1. grain: what the standard deviation has grown by in
-    blocks that are flat in the original, in levels; 0, or NaN without such blocks. drift_db: PSNR of the result scaled
-    down against the input; the more the better. ciede_mean, ciede_p95: colour difference of the same; 0.
+    Attributes:
+        psnr_db: higher is better.
+        ssimulacra2: higher is better; 90: no visible difference, 70: high, 50: medium quality.
+        gradients: half the L1 distance between the histograms of vertical luminance steps; ideal 0.
+        high_frequencies: spectral energy above 0.25 cycles per pixel, relative to the original; ideal 1.
+        grain: growth of the standard deviation in blocks that are flat in the original, in levels; ideal 0, NaN without
+            such blocks.
+        drift_db: PSNR of the result scaled down against the input; higher is better.
+        ciede_mean: colour difference of the same; ideal 0.
+        ciede_p95: its 95th percentile.
     """
 
     psnr_db: float
@@ -50,8 +54,8 @@ class Score:
         return asdict(self)
 
 
-def score(result: Pixels, original: Pixels, lowered: Pixels) -> Score:
-    quality = metrics.measure(result, lowered)
+def score(result: Pixels, original: Pixels, reduced: Pixels) -> Score:
+    quality = metrics.measure(result, reduced)
     return Score(
         psnr_db=psnr(result, original),
         ssimulacra2=ssimulacra2(result, original),
@@ -70,9 +74,11 @@ def psnr(one: Pixels, other: Pixels) -> float:
 
 
 def ssimulacra2(result: Pixels, original: Pixels) -> float:
-    """SSIMULACRA 2 (Sneyers, Cloudinary, 2022), fitted to people's judgements of compressed pictures, by the Python
-    package of that name. It needs no weights to be fetched; it was not made for what a GAN invents."""
-    from ssimulacra2 import compute_ssimulacra2  # here: training, which uses the others, runs without it
+    """Return SSIMULACRA 2 (Sneyers, Cloudinary, 2022), computed by the Python package of that name.
+
+    It is fitted to human judgements of compressed images, not to texture that a GAN adds. It needs no weights.
+    """
+    from ssimulacra2 import compute_ssimulacra2  # here: training uses the other metrics without this package
 
     files = [io.BytesIO(), io.BytesIO()]
     for file, pixels in zip(files, (original, result), strict=True):
@@ -88,7 +94,7 @@ def gradients(result: Pixels, original: Pixels) -> float:
 
 
 def high_frequencies(pixels: Pixels) -> float:
-    """Of the luminance without its mean, under a Hann window."""
+    """Return the energy of the luminance without its mean, under a Hann window."""
     y = luma(pixels)
     window = np.outer(*(np.hanning(side) for side in y.shape))
     energy = np.abs(np.fft.fft2((y - y.mean()) * window)) ** 2
@@ -101,8 +107,8 @@ def grain(result: Pixels, original: Pixels) -> float:
     flat = deviations[1] < _FLAT
     if flat.sum() < 4:
         return math.nan
-    now, before = (math.sqrt(float(np.mean(deviation[flat] ** 2))) for deviation in deviations)
-    return now - before
+    result_grain, original_grain = (math.sqrt(float(np.mean(deviation[flat] ** 2))) for deviation in deviations)
+    return result_grain - original_grain
 
 
 def luma(pixels: Pixels) -> Floats:

@@ -1,9 +1,9 @@
-"""Servers that a user would put around the same engine: what a picture costs there, and what it buys here.
+"""Comparison with servers that a user could put around the same engine: LitServe and the HTTP server of Cog.
 
-LitServe and Cog's HTTP server, each installed from PyPI into an environment that is made for the run and thrown away,
-each as its documentation shows it, around the same double of the engine, with the same client and picture. They answer
-when the picture is done and keep nothing: no accounts, credits or limits, no job that survives a crash, no second
-attempt, no webhook, and a picture is decoded in the process that serves everybody. That is what the difference buys.
+Each is installed from PyPI into a temporary environment and used as its documentation shows, with the same fake engine,
+client and image. They answer when the image is done and store nothing: no accounts, credits or limits, no job that
+survives a crash, no second attempt, no webhook, and images are decoded in the process that serves everybody. The
+difference in cost pays for these features.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from benchmarks import stack
-from benchmarks.load import Load, drive, request
+from benchmarks import service_stack
+from benchmarks.http_load import LoadResult, drive, request
 
 SERVERS = Path(__file__).parent / "peer_servers"
 PACKAGES = ("litserve", "cog", "numpy", "pillow")
@@ -37,7 +37,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """How one is started and asked. connections: the most that is tried beside one."""
+    """A server: how to start it and what to send. `connections` is tried in addition to one."""
 
     name: str
     command: tuple[str, ...]
@@ -66,18 +66,18 @@ def _peers(image: str) -> Sequence[Peer]:
 
 
 def measure(image: str, seconds: float) -> list[dict[str, Any]]:
-    """Pictures a second, latency and processor time of each, alone and with as many in hand as it takes."""
+    """Measure images per second, latency and CPU time of each, with one and with several connections."""
     rows = []
-    with stack.folder() as home:
+    with service_stack.folder() as home:
         python = _environment(home)
         for peer in _peers(image):
             with _running(python, peer, home) as (port, process):
                 content = request("POST", peer.path, body=json.dumps(peer.body).encode())
                 for connections in sorted({1, peer.connections}):
                     _run(port, content, connections, WARM_UP)
-                    before = stack.processor_seconds(process)
+                    before = service_stack.processor_seconds(process)
                     load = _run(port, content, connections, seconds)
-                    taken = stack.processor_seconds(process) - before
+                    cpu_seconds = service_stack.processor_seconds(process) - before
                     rows.append(
                         {
                             "server": f"{peer.name} {_version(python, peer.name)}",
@@ -86,7 +86,7 @@ def measure(image: str, seconds: float) -> list[dict[str, Any]]:
                             "refused": load.refused / len(load.latencies),
                             **{f"p{share}_ms": load.percentile(share) for share in (50, 95, 99)},
                             "processor_ms": {
-                                "server": 1000 * taken / len(load.latencies),
+                                "server": 1000 * cpu_seconds / len(load.latencies),
                                 "client": 1000 * load.client_seconds / len(load.latencies),
                             },
                         }
@@ -95,14 +95,14 @@ def measure(image: str, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _run(port: int, content: bytes, connections: int, seconds: float) -> Load:
+def _run(port: int, content: bytes, connections: int, seconds: float) -> LoadResult:
     load = asyncio.run(drive(port, itertools.repeat(content), connections=connections, seconds=seconds, busy=409))
     load.require(200)
     return load
 
 
 def _environment(home: Path) -> Path:
-    """Its Python; making it takes a minute or two."""
+    """Create the environment, which takes a minute or two, and return its Python."""
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
     python = home / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--quiet", *PACKAGES], check=True)
@@ -110,16 +110,16 @@ def _environment(home: Path) -> Path:
 
 
 def _version(python: Path, package: str) -> str:
-    asked = f"from importlib.metadata import version; print(version({package!r}))"
-    return subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
+    program = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @contextlib.contextmanager
 def _running(python: Path, peer: Peer, home: Path) -> Iterator[tuple[int, psutil.Process]]:
-    port = stack.free_port()
+    port = service_stack.free_port()
     environment = {
         **os.environ,
-        "PATH": f"{python.parent}:{os.environ['PATH']}",  # cog starts its worker by the name alone
+        "PATH": f"{python.parent}:{os.environ['PATH']}",  # cog finds its worker by name
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "with_cog.py:Predictor",
         "PYTHONPATH": str(SERVERS),
@@ -130,7 +130,7 @@ def _running(python: Path, peer: Peer, home: Path) -> Iterator[tuple[int, psutil
             [python, *peer.command], cwd=SERVERS, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait(port, peer, process, home)
+        _wait_until_ready(port, peer, process, home)
         yield port, psutil.Process(process.pid)
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -140,8 +140,8 @@ def _running(python: Path, peer: Peer, home: Path) -> Iterator[tuple[int, psutil
         process.wait()
 
 
-def _wait(port: int, peer: Peer, process: subprocess.Popen[bytes], home: Path) -> None:
-    """Until it answers a request with 200: a server that listens may still be loading."""
+def _wait_until_ready(port: int, peer: Peer, process: subprocess.Popen[bytes], home: Path) -> None:
+    """Wait until it answers a request with 200: a server that listens may still be loading."""
     content = request("POST", peer.path, body=json.dumps(peer.body).encode())
     deadline = time.monotonic() + STARTING_SECONDS
     while True:

@@ -1,16 +1,16 @@
-"""Whether the figure for seams can be trusted: what it reads without seams, and with seams of known strength.
+"""Reliability of the seam metric: its values without seams, and with seams of known strength.
 
-    python -m benchmarks.seams [--data DIR] [--pictures N] [--write]
+    python -m benchmarks.seams [--data DIR] [--images N] [--write]
 
-Seamless results are photographs themselves, whose input is the photograph reduced to a half or a quarter, and what
-the packaged enlargers make of the middle of photographs. Borders lie as tiles of 64 input pixels would put them, at
-two places in each picture. Faults are planted in every second tile of a checkerboard, but for "tiles alone": there a
-network enlarged each tile without seeing the next, and they were put side by side. Pictures differ in what can be
-seen in them: a step of one level is plain in a sky and hidden in leaves, so no fault can be found in every picture.
+Seamless results are photos whose input is the photo reduced to a half or a quarter, and the middle of photos upscaled
+by the packaged networks. Borders lie where tiles of 64 input pixels would meet, at two places in each image. Faults are
+added to every second tile of a checkerboard; for "tiles alone" a network upscaled each tile without its neighbours, and
+the tiles were put side by side. Images differ in what is visible in them: a step of one level is obvious in a sky and
+hidden in leaves, so no fault can be found in every image.
 
-"figure" is `engine.seams.ratios` as in a job's `metadata.quality`. "bare" is the same without taking off what chance
-makes. "before" is what the figure was until it was replaced: steps of segments' means in luminance, the picture's
-over the enlarged source's, as the mean of the logarithms.
+"figure" is `engine.analysis.seams.seam_ratios`, as in a job's `metadata.quality`. "bare" is the same without the
+correction for chance. "before" is the metric it replaced: steps between the means of segments in luminance, those of
+the image over those of the upscaled source, as the mean of the logarithms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import pictures, record
+from benchmarks import source_images, tables
 from hiresfix.engine.analysis import seams
 from hiresfix.engine.pixels import resampling
 from hiresfix.engine.superres import tiled_inference
@@ -36,7 +36,7 @@ from hiresfix.models.catalog import find_weights
 
 TILE = 64
 LIMIT = 1.1
-QUICK, GOOD = "realesr-animevideov3", "realsr-df2k"
+FAST_NETWORK, GOOD_NETWORK = "realesr-animevideov3", "realsr-df2k"
 SIDES = (160, 256)
 CPU = torch.device("cpu")
 Pixels = NDArray[np.uint8]
@@ -45,8 +45,8 @@ Fault = Callable[[NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Case:
-    """A result, what it was made of, and where its tiles would meet."""
+class SeamCase:
+    """A result, its input, and the borders where its tiles would meet."""
 
     result: Pixels
     source: Pixels
@@ -55,46 +55,52 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of photographs")
-    parser.add_argument("--pictures", type=int, default=40, help="how many of them at most")
+    parser.add_argument("--data", type=Path, help="folder of photos")
+    parser.add_argument("--images", type=int, default=40, help="maximum number of images")
     parser.add_argument("--write", action="store_true", help="write the table under benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, list[float]]] = {}
+    ratios: dict[str, dict[str, list[float]]] = {}
     with torch.inference_mode():
-        for number, original in enumerate(pictures.originals(arguments.data)[: arguments.pictures]):
-            for fault, case in cases(number, pictures.middle(original.rgb, 512)):
-                for name, measure in FIGURES.items():
+        for number, original in enumerate(source_images.originals(arguments.data)[: arguments.images]):
+            for fault, case in cases(number, source_images.middle(original.rgb, 512)):
+                for name, measure in METRICS.items():
                     ratio = measure(case)
                     if ratio is not None:
-                        found.setdefault(fault, {}).setdefault(name, []).append(ratio)
+                        ratios.setdefault(fault, {}).setdefault(name, []).append(ratio)
             print(number, original.name, flush=True)
     rounded = {
-        fault: {name: [round(each, 3) for each in all_] for name, all_ in row.items()} for fault, row in found.items()
+        fault: {name: [round(each, 3) for each in all_] for name, all_ in row.items()} for fault, row in ratios.items()
     }
-    record.tell("seams", table(found), rounded, write=arguments.write, indent=None)
+    tables.publish("seams", table(ratios), rounded, write=arguments.write, indent=None)
 
 
-def cases(number: int, rgb: Pixels) -> Iterator[tuple[str, Case]]:
-    """What fault is in it, and the case; of one photograph."""
+def cases(number: int, rgb: Pixels) -> Iterator[tuple[str, SeamCase]]:
+    """Yield the name of the fault and the case, for one photo."""
     rgb = rgb[: rgb.shape[0] // 8 * 8, : rgb.shape[1] // 8 * 8]
     random = np.random.default_rng(number)
     scale = (2, 4)[number % 2]
-    part = pictures.middle(rgb, SIDES[number // 2 % 2])
-    enlarger = network(GOOD if number % 8 == 0 else QUICK)
+    part = source_images.middle(rgb, SIDES[number // 2 % 2])
+    upscale_network = network(GOOD_NETWORK if number % 8 == 0 else FAST_NETWORK)
     for source, result, by in (
         (reduced(rgb, scale), rgb, scale),
-        (part, enlarged(enlarger, part, scale), scale),
+        (part, upscaled(upscale_network, part, scale), scale),
     ):
         for start in (TILE * by, 8 * int(random.integers(3, TILE * by // 8 - 3))):
             borders = grid(result, TILE * by, start)
-            yield "none", Case(result=result, source=source, borders=borders)
-            for fault, plant in FAULTS.items():
-                yield fault, Case(result=planted(result, borders, plant), source=source, borders=borders)
+            yield "none", SeamCase(result=result, source=source, borders=borders)
+            for fault, fault_function in FAULTS.items():
+                yield (
+                    fault,
+                    SeamCase(result=with_fault(result, borders, fault_function), source=source, borders=borders),
+                )
     alone = np.concatenate(
-        [np.concatenate([enlarged(network(QUICK), tile, scale) for tile in columns(band)], 1) for band in rows(part)]
+        [
+            np.concatenate([upscaled(network(FAST_NETWORK), tile, scale) for tile in columns(band)], 1)
+            for band in rows(part)
+        ]
     )
-    yield "tiles alone", Case(result=alone, source=part, borders=grid(alone, TILE * scale, TILE * scale))
+    yield "tiles alone", SeamCase(result=alone, source=part, borders=grid(alone, TILE * scale, TILE * scale))
 
 
 def rows(rgb: Pixels) -> Iterator[Pixels]:
@@ -116,10 +122,12 @@ def network(name: str) -> Network:
 _NETWORKS: dict[str, Network] = {}
 
 
-def enlarged(network: Network, rgb: Pixels, scale: int) -> Pixels:
-    """As the faithful engine does at its default resemblance, in bands that meet bit for bit."""
-    finish = partial(resampling.follow, weights=resampling.rounds(1.0))
-    return tiled_inference.enlarge(network, rgb, TILE, factor=scale, finish=finish, report=lambda fraction: None)
+def upscaled(network: Network, rgb: Pixels, scale: int) -> Pixels:
+    """Upscale like the faithful engine at its default resemblance, in bands that match bit for bit."""
+    postprocess = partial(resampling.back_project, weights=resampling.back_projection_weights(1.0))
+    return tiled_inference.upscale(
+        network, rgb, TILE, factor=scale, postprocess=postprocess, report=lambda fraction: None
+    )
 
 
 def reduced(rgb: Pixels, factor: int) -> Pixels:
@@ -132,8 +140,8 @@ def grid(rgb: Pixels, pitch: int, start: int) -> Borders:
     return {"rows": down, "columns": across}
 
 
-def planted(rgb: Pixels, borders: Borders, fault: Fault) -> Pixels:
-    """The fault in every second tile."""
+def with_fault(rgb: Pixels, borders: Borders, fault: Fault) -> Pixels:
+    """Add the fault to every second tile."""
     down, across = (
         np.searchsorted(edges, np.arange(side), side="right")
         for edges, side in zip((borders["rows"], borders["columns"]), rgb.shape[:2], strict=True)
@@ -148,8 +156,8 @@ def blurred(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     return rgb
 
 
-def between(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Moved by half a pixel down and right, by the cubic that passes through four."""
+def half_pixel_shift(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shift by half a pixel down and right, with the cubic through four pixels."""
     for axis in (0, 1):
         rgb = (9 * (rgb + np.roll(rgb, 1, axis)) - np.roll(rgb, 2, axis) - np.roll(rgb, -1, axis)) / 16
     return rgb
@@ -171,18 +179,18 @@ FAULTS: dict[str, Fault] = {
     "detail x 1.5": crisper(1.5),
     "detail x 2": crisper(2.0),
     "slightly blurred": lambda rgb, where: np.where(where, blurred(rgb), rgb),
-    "moved by half a pixel": lambda rgb, where: np.where(where, between(rgb), rgb),
-    "moved by a pixel": lambda rgb, where: np.where(where, np.roll(rgb, (1, 1), (0, 1)), rgb),
+    "shifted by half a pixel": lambda rgb, where: np.where(where, half_pixel_shift(rgb), rgb),
+    "shifted by a pixel": lambda rgb, where: np.where(where, np.roll(rgb, (1, 1), (0, 1)), rgb),
 }
 
 
-def figure(case: Case, **options: float) -> float | None:
-    (ratio,) = seams.ratios(case.result, case.source, **case.borders, **options)  # type: ignore[arg-type]  # both kinds
+def current_metric(case: SeamCase, **options: float) -> float | None:
+    (ratio,) = seams.seam_ratios(case.result, case.source, **case.borders, **options)  # type: ignore[arg-type]  # both kinds
     return ratio
 
 
-def before(case: Case) -> float | None:
-    """The figure that this replaced."""
+def previous_metric(case: SeamCase) -> float | None:
+    """Return the metric that was used before."""
     scale = case.result.shape[0] // case.source.shape[0]
     x = resampling.to_tensor(case.source, CPU)
     beneath = resampling.resize(x, case.source.shape[0] * scale, case.source.shape[1] * scale)
@@ -205,25 +213,25 @@ def segments(result: NDArray[np.float32], beneath: NDArray[np.float32], border: 
     return [float(each) for each in ratios[0] - ratios[1]]
 
 
-FIGURES: dict[str, Callable[[Case], float | None]] = {
-    "figure": figure,
-    "bare": partial(figure, errors=0.0),
-    "before": before,
+METRICS: dict[str, Callable[[SeamCase], float | None]] = {
+    "figure": current_metric,
+    "bare": partial(current_metric, standard_errors=0.0),
+    "before": previous_metric,
 }
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
+def table(ratios: dict[str, dict[str, list[float]]]) -> str:
     guide = (__doc__ or "").partition("[--write]\n\n")[2]
-    names = " | ".join(f"{name}: median | most | above {LIMIT}" for name in FIGURES)
-    text = f"""# Whether the figure for seams can be trusted
+    names = " | ".join(f"{name}: median | maximum | above {LIMIT}" for name in METRICS)
+    text = f"""# Reliability of the seam metric
 
 {guide}
 | fault | results | {names} |
-| --- | --: |{" --: | --: | --: |" * len(FIGURES)}
+| --- | --: |{" --: | --: | --: |" * len(METRICS)}
 """
-    for fault, row in found.items():
+    for fault, row in ratios.items():
         cells = []
-        for name in FIGURES:
+        for name in METRICS:
             each = np.array(row[name])
             cells += [f"{np.median(each):.2f}", f"{each.max():.2f}", f"{np.mean(each > LIMIT):.0%}"]
         text += f"| {fault} | {len(row['figure'])} | {' | '.join(cells)} |\n"

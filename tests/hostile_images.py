@@ -1,4 +1,4 @@
-"""Picture files made to do harm, by code: cut off, lying, multiplied, disguised, and good ones with bytes flipped."""
+"""Generated hostile image files: truncated, false, multiplied, disguised, and valid ones with flipped bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def good(kind: str) -> bytes:
-    """A small sound file with as much metadata as the format takes."""
+    """Return a small valid file with as much metadata as the format takes."""
     pixels = photo(40, 30, seed=3)
     if kind in ("PNG", "JPEG", "WEBP", "TIFF"):
         return save(pixels, kind, exif=b"Exif\0\0" + sample_images.exif(), icc_profile=sample_images.DISPLAY_P3)
@@ -36,15 +36,15 @@ def truncated() -> Iterator[tuple[str, bytes]]:
 
 
 def flipped(times: int) -> Iterator[tuple[str, bytes]]:
-    """Each format, `times` times, with up to eight bytes changed anywhere; the same ones every time."""
+    """Yield each format `times` times with up to eight bytes changed; deterministic."""
     for kind in FORMATS:
-        chance = random.Random(f"{SEED} {kind}")
+        generator = random.Random(f"{SEED} {kind}")
         file = good(kind)
         for number in range(times):
             changed = bytearray(file)
-            for _ in range(chance.randint(1, 8)):
-                # Every second change near the start, where the structure of all formats is.
-                changed[chance.randrange(chance.choice((64, len(changed))))] = chance.randrange(256)
+            for _ in range(generator.randint(1, 8)):
+                # Every second change is near the start, where the structure of all formats is.
+                changed[generator.randrange(generator.choice((64, len(changed))))] = generator.randrange(256)
             yield f"{kind} flipped {number}", bytes(changed)
 
 
@@ -59,7 +59,7 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
     row = b"\0" + bytes(3)
     yield "PNG of 2500 MP", sample_images.forged_png()
     yield (
-        "PNG whose data go on after the picture",
+        "PNG whose data continue after the image",
         _PNG
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
         + chunk(b"IDAT", zeros)
@@ -92,13 +92,13 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def _tiff(changes: dict[int, int]) -> bytes:
-    """An uncompressed TIFF of 4x4 with entries changed or added."""
+    """Return an uncompressed 4x4 TIFF with entries changed or added."""
     values = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 16, **changes}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
     return b"II*\0" + struct.pack("<I", 24) + bytes(16) + struct.pack("<H", len(values)) + entries + bytes(4)
 
 
-def _lying() -> Iterator[tuple[str, bytes]]:
+def _false_headers() -> Iterator[tuple[str, bytes]]:
     for width, height in ((0, 0), (0, 5), (5, 0), (1, 65_535), (65_535, 1), (2**31 - 1, 1), (2**32 - 1, 2**32 - 1)):
         yield f"PNG of {width}x{height}", png(width, height)
     for width, height in ((0, 0), (1, 65_535), (65_535, 65_535)):
@@ -123,8 +123,8 @@ def _lying() -> Iterator[tuple[str, bytes]]:
     broken = sample_images.odd_cmyk_profile()
     for cut in (100, 131, 140, 300, len(broken) - 5):
         yield f"CMYK with a profile cut after {cut}", save(cmyk, "JPEG", icc_profile=broken[:cut])
-    lying = broken[:128] + struct.pack(">I", 2**32 - 1) + broken[132:]
-    yield "CMYK with a profile of 4e9 tags", save(cmyk, "JPEG", icc_profile=lying)
+    oversized = broken[:128] + struct.pack(">I", 2**32 - 1) + broken[132:]
+    yield "CMYK with a profile of 4e9 tags", save(cmyk, "JPEG", icc_profile=oversized)
     for order in "<>":
         magic = b"II*\0" if order == "<" else b"MM\0*"
         loop = magic + struct.pack(f"{order}IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8)
@@ -172,6 +172,6 @@ def _animated() -> Iterator[tuple[str, bytes]]:
 
 
 def crafted() -> Iterator[tuple[str, bytes]]:
-    """All but the truncated and the flipped ones."""
-    for family in (_bombs, _lying, _disguised, _animated):
+    """Yield all files except the truncated and the flipped ones."""
+    for family in (_bombs, _false_headers, _disguised, _animated):
         yield from family()

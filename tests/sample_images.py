@@ -1,4 +1,4 @@
-"""Makes test pictures: photo-like arrays, real files of every format, and files that lie about themselves."""
+"""Test images: photo-like arrays, real files of every format, and files with false headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Forger = Callable[[], bytes]
 
 
 def photo(width: int, height: int, *, seed: int = 0, channels: int = 3) -> Bytes8:
-    """(H, W, channels) with large shapes, fine texture and some noise, as a photograph has."""
+    """Return (H, W, channels) with large shapes, fine texture and some noise, like a photo."""
     random = np.random.default_rng(seed)
     layers = np.zeros((height, width, channels), np.float32)
     for cell in (1, 4, 16, 64):
@@ -32,13 +32,13 @@ def photo(width: int, height: int, *, seed: int = 0, channels: int = 3) -> Bytes
 
 
 def smooth(width: int, height: int) -> Bytes8:
-    """(H, W, 3) gradients, which lossy formats keep within a few levels; every corner differs."""
+    """Return (H, W, 3) gradients, which lossy formats keep within a few levels; every corner differs."""
     x, y = np.meshgrid(np.linspace(30, 220, width), np.linspace(40, 200, height))
     return np.asarray(np.dstack([x, y, (x + y) / 2]), np.uint8)
 
 
 def save(pixels: NDArray[Any] | Image.Image, file_format: str, **options: Any) -> bytes:
-    """A file as Pillow (HEIF: pillow-heif) writes it."""
+    """Return a file written by Pillow (HEIF: pillow-heif)."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     out = io.BytesIO()
     if file_format == "HEIF":
@@ -59,7 +59,7 @@ def jpeg(width: int = 64, height: int = 48, *, seed: int = 0) -> bytes:
 
 
 def cut_out(width: int = 64, height: int = 48, *, soft: bool = True) -> Bytes8:
-    """(H, W, 4): an orange disc with a soft or stepped edge on full transparency that hides pure green."""
+    """Return (H, W, 4): an orange disc with a soft or hard edge; the transparent pixels around it are pure green."""
     centre = np.hypot(*np.ogrid[-2 * height : 2 * height, -2 * width : 2 * width])
     mask = Image.fromarray(np.asarray(np.where(centre < 1.4 * height, 255, 0), np.uint8))
     alpha = np.asarray(mask.filter(ImageFilter.GaussianBlur(3)).resize((width, height), Image.Resampling.BOX))
@@ -69,16 +69,16 @@ def cut_out(width: int = 64, height: int = 48, *, soft: bool = True) -> Bytes8:
     return np.asarray(np.dstack([colour, alpha]), np.uint8)
 
 
-# --- files that lie or are broken -------------------------------------------------------------------------------
+# --- false or broken files --------------------------------------------------------------------------------------
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A PNG chunk."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def forged_png(width: int = 50_000, height: int = 50_000) -> bytes:
-    """A few dozen bytes that claim 2 500 MP."""
+    """Return a few dozen bytes whose header says 2 500 MP."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(b"\0" * 1000)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -91,7 +91,7 @@ def forged_gif(width: int = 50_000, height: int = 50_000) -> bytes:
 
 
 def forged_webp(width: int = 50_000, height: int = 50_000) -> bytes:
-    """An extended WebP whose canvas is far larger than its bitstream."""
+    """Return an extended WebP whose canvas is far larger than its bitstream."""
     file = save(cut_out(8, 8), "WEBP")
     canvas = b"\x10\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     start = file.index(b"VP8X") + 8
@@ -106,19 +106,21 @@ def truncated_jpeg() -> bytes:
 # --- metadata and profiles --------------------------------------------------------------------------------------
 
 
-def exif(*, orientation: int = 1, gps: bool = True, order: ifd.Order = "<", width: int = 1, height: int = 1) -> bytes:
-    """A block with camera, date, sizes, maker note, GPS position and thumbnail, without the "Exif" prefix."""
+def exif(
+    *, orientation: int = 1, gps: bool = True, order: ifd.ByteOrder = "<", width: int = 1, height: int = 1
+) -> bytes:
+    """Return a block with camera, date, sizes, maker note, GPS position and thumbnail, without the "Exif" prefix."""
     text = {0x010F: b"Acme\0", 0x0110: b"Camera One\0", 0x0132: b"2026:01:02 03:04:05\0"}
-    first = {tag: ifd.Entry(kind=2, count=len(value), value=value) for tag, value in text.items()}
+    first = {tag: ifd.IfdEntry(kind=2, count=len(value), value=value) for tag, value in text.items()}
     first[0x0112] = ifd.unsigned(ifd.SHORT, orientation, order)
     detail = {
-        0x829A: ifd.Entry(kind=5, count=1, value=struct.pack(f"{order}II", 1, 250)),
-        0x927C: ifd.Entry(kind=7, count=12, value=b"SECRET-SERIAL"[:12]),
+        0x829A: ifd.IfdEntry(kind=5, count=1, value=struct.pack(f"{order}II", 1, 250)),
+        0x927C: ifd.IfdEntry(kind=7, count=12, value=b"SECRET-SERIAL"[:12]),
         0xA002: ifd.unsigned(ifd.LONG, width, order),
         0xA003: ifd.unsigned(ifd.LONG, height, order),
     }
     degrees = struct.pack(f"{order}6I", 35, 1, 41, 1, 22, 1)
-    position = {1: ifd.Entry(kind=2, count=2, value=b"N\0"), 2: ifd.Entry(kind=5, count=3, value=degrees)}
+    position = {1: ifd.IfdEntry(kind=2, count=2, value=b"N\0"), 2: ifd.IfdEntry(kind=5, count=3, value=degrees)}
     first[0x8769] = first[0x8825] = ifd.unsigned(ifd.LONG, 0, order)
     if not gps:
         del first[0x8825]
@@ -134,7 +136,7 @@ def exif(*, orientation: int = 1, gps: bool = True, order: ifd.Order = "<", widt
 
 
 def rotated(orientation: int, file_format: str = "JPEG", width: int = 40, height: int = 24) -> bytes:
-    """A file whose pixels are stored so that its EXIF orientation shows `smooth(width, height)` upright."""
+    """Return a file that shows `smooth(width, height)` once its EXIF orientation is applied."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -154,7 +156,7 @@ def rotated(orientation: int, file_format: str = "JPEG", width: int = 40, height
 
 
 def _profile(space: bytes, device: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC version 2 profile (ICC.1:2001-04) around these tags."""
+    """Return an ICC version 2 profile (ICC.1:2001-04) with these tags."""
     tags = {b"desc": b"desc\0\0\0\0\0\0\0\x05test\0" + b"\0" * 78, b"cprt": b"text\0\0\0\0none\0", **tags}
     table, body, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for name, content in tags.items():
@@ -206,7 +208,7 @@ GREY_GAMMA_18 = _profile(b"GRAY", b"mntr", b"XYZ ", {b"wtpt": _WHITE, b"kTRC": _
 
 
 def odd_cmyk_profile() -> bytes:
-    """A press whose cyan ink prints red, so that a conversion that ignores the profile shows."""
+    """Return a profile whose cyan ink prints red, so that a conversion that ignores it is visible."""
     red, white, black = (136, 208, 195), (255, 128, 128), (0, 128, 128)  # L*a*b* as 8 bit
     cells = [
         black if key else red if cyan else white for cyan in (0, 1) for _m in (0, 1) for _y in (0, 1) for key in (0, 1)
@@ -229,12 +231,12 @@ XMP = (
 )
 
 
-def deep_tiff(samples: NDArray[np.uint16], *, order: ifd.Order = "<", extra: int | None = None) -> bytes:
-    """An uncompressed 16 bit RGB(A) TIFF; `extra` is the ExtraSamples value: 1 premultiplied, 2 plain alpha."""
+def deep_tiff(samples: NDArray[np.uint16], *, order: ifd.ByteOrder = "<", extra: int | None = None) -> bytes:
+    """Return an uncompressed 16 bit RGB(A) TIFF; `extra` is ExtraSamples: 1 premultiplied, 2 plain alpha."""
     height, width, channels = samples.shape
     values = {256: width, 257: height, 259: 1, 262: 2, 277: channels, 278: height, 273: 0, 279: samples.nbytes}
     entries = {tag: ifd.unsigned(ifd.LONG, value, order) for tag, value in values.items()}
-    entries[258] = ifd.Entry(kind=3, count=channels, value=struct.pack(f"{order}{channels}H", *[16] * channels))
+    entries[258] = ifd.IfdEntry(kind=3, count=channels, value=struct.pack(f"{order}{channels}H", *[16] * channels))
     if extra is not None:
         entries[338] = ifd.unsigned(ifd.SHORT, extra, order)
     at = 8 + len(ifd.write_directory(entries, 8, order))

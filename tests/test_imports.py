@@ -1,4 +1,4 @@
-"""What must not be loaded: torch by anyone but the engine, the web framework by anyone but the server."""
+"""Imports stay light: only the engine loads torch, only the server loads the web framework."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
         ("hiresfix.engine.upscaler", ("fastapi", "psycopg", "httpx")),
     ],
 )
-def test_importing_loads_nothing_it_does_not_need(module: str, unwanted: tuple[str, ...]) -> None:
+def test_import_loads_only_what_it_needs(module: str, unwanted: tuple[str, ...]) -> None:
     done = run(f"import sys, {module}; print(*[name for name in {unwanted!r} if name in sys.modules])")
     assert (done.returncode, done.stdout.strip()) == (0, ""), done
 
 
-def test_the_api_is_made_without_torch_installed() -> None:
+def test_api_starts_without_torch() -> None:
     done = run(
         HIDE.format(hidden=["torch", "safetensors"])
         + "from hiresfix.server.app import create_app; from hiresfix.server.settings import Settings\n"
-        "create_app(Settings(), database_url='postgresql://nowhere/x'); print('made')"
+        "create_app(Settings(), database_url='postgresql://nowhere/x'); print('created')"
     )
-    assert done.stdout.strip() == "made", done.stderr
+    assert done.stdout.strip() == "created", done.stderr
 
 
 @pytest.mark.parametrize(
     ("hidden", "arguments", "extra"),
     [("torch", ["upscale", sys.executable], "engine"), ("psycopg", ["credits", "balance"], "server")],
 )
-def test_a_missing_part_says_how_to_install_it(hidden: str, arguments: list[str], extra: str) -> None:
+def test_missing_extra_explains_installation(hidden: str, arguments: list[str], extra: str) -> None:
     done = run(HIDE.format(hidden=[hidden]) + f"sys.argv[1:] = {arguments!r}\nfrom hiresfix.cli import main; main()")
     assert done.returncode == 1
     assert f"pip install 'hiresfix[{extra}]'" in done.stderr

@@ -1,9 +1,8 @@
-"""`hiresfix.upscale`: the library without a server."""
+"""`hiresfix.upscale`: upscaling without a server."""
 
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from PIL import Image
 import hiresfix
 from hiresfix import errors
 from hiresfix.client import Params
-from hiresfix.client.values import SHORT
+from hiresfix.client.values import FULL_NAMES
 from hiresfix.models.catalog import MODELS
+from hiresfix.models.param_help import range_text
 from tests.conftest import png
 
 
-def small(image: Any, **more: Any) -> hiresfix.Upscaled:
-    return hiresfix.upscale(image, model="faithful-upscale", content="anime", **more)
+def small(image: Any, **options: Any) -> hiresfix.UpscaledImage:
+    return hiresfix.upscale(image, model="faithful-upscale", content="anime", **options)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_line_enlarges_and_saves(photo: Path, tmp_path: Path) -> None:
+def test_upscale_and_save(photo: Path, tmp_path: Path) -> None:
     result = hiresfix.upscale(photo, scale=2, creativity=0.35, seed=7)
     assert result.save(tmp_path / "new" / "out.jpg") == tmp_path / "new" / "out.jpg"
     with Image.open(tmp_path / "new" / "out.jpg") as saved:
@@ -38,30 +38,30 @@ def test_one_line_enlarges_and_saves(photo: Path, tmp_path: Path) -> None:
     assert (result.seed, result.width, result.height, result.image.size) == (7, 40, 28, (40, 28))
     assert result.metadata["quality"]
     again = hiresfix.upscale(photo, scale=2, creativity=0.35, seed=7)
-    assert np.array_equal(again.picture.rgb, result.picture.rgb)
+    assert np.array_equal(again.decoded.rgb, result.decoded.rgb)
 
 
-def test_every_way_to_give_a_picture_gives_the_same_result(photo: Path) -> None:
+def test_all_image_inputs_give_same_result(photo: Path) -> None:
     with Image.open(photo) as opened:
         opened.load()
-    ways: list[Any] = [str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), opened, np.asarray(opened)]
-    expected = small(photo).picture.rgb
-    for way in ways:
-        assert np.array_equal(small(way).picture.rgb, expected), type(way)
+    images: list[Any] = [str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), opened, np.asarray(opened)]
+    expected = small(photo).decoded.rgb
+    for image in images:
+        assert np.array_equal(small(image).decoded.rgb, expected), type(image)
 
 
-def test_progress_is_told_and_can_stop_the_engine(photo: Path) -> None:
-    heard: list[float] = []
-    small(photo, on_progress=heard.append)
-    assert (heard[0], heard[-1]) == (0.0, 1.0)
-    assert heard == sorted(heard)
+def test_progress_is_reported_and_can_cancel(photo: Path) -> None:
+    reports: list[float] = []
+    small(photo, on_progress=reports.append)
+    assert (reports[0], reports[-1]) == (0.0, 1.0)
+    assert reports == sorted(reports)
 
     def stop(fraction: float) -> None:
         raise errors.Cancelled
 
     with pytest.raises(errors.Cancelled):
         small(photo, on_progress=stop)
-    assert small(photo).width == 40  # and the next one is not kept waiting
+    assert small(photo).width == 40  # the lock is free again
 
 
 @pytest.mark.parametrize(
@@ -75,41 +75,42 @@ def test_progress_is_told_and_can_stop_the_engine(photo: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_wrong_parameters_are_named_as_a_server_names_them(
-    photo: Path, options: dict[str, Any], path: str, hint: str
-) -> None:
+def test_wrong_parameters_raise_like_the_server(photo: Path, options: dict[str, Any], path: str, hint: str) -> None:
     with pytest.raises(errors.InvalidRequest, match=hint) as caught:
         hiresfix.upscale(photo, **options)
     assert list(caught.value.details) == [path]
 
 
-def test_what_cannot_be_read_or_written_says_so(photo: Path, tmp_path: Path) -> None:
+def test_unreadable_input_and_unwritable_output_raise(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidRequest, match="Fetch the file"):
         small("https://example.com/in.png")
-    with pytest.raises(errors.PictureError):
-        small(b"no picture")
+    with pytest.raises(errors.ImageError):
+        small(b"not an image")
     with pytest.raises(ValueError, match=r"use \.png"):
         small(photo).save(tmp_path / "out.tiff")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png"]
 
 
-@pytest.mark.parametrize("told", [hiresfix.Client, hiresfix.upscale], ids=["client", "upscale"])
-def test_help_tells_every_knob_with_its_range(told: Any) -> None:
-    text = " ".join((told.__doc__ or "").split())
-    short = {long: brief for brief, long in SHORT.items()}
+@pytest.mark.parametrize("documented", [hiresfix.Client, hiresfix.upscale], ids=["client", "upscale"])
+def test_docstrings_state_ranges_and_defaults(documented: Any) -> None:
+    text = " ".join((documented.__doc__ or "").split())
+    short_names = {full: short for short, full in FULL_NAMES.items()}
     for param in (param for model in MODELS for param in model.params if param.name != "image"):
-        name = short.get(param.name, param.name)
+        name = short_names.get(param.name, param.name)
         assert name in Params.__annotations__
-        if param.choices:
-            span = ", ".join(map(str, param.choices))
-        else:
-            span = f"{param.minimum} to {param.maximum}" if param.kind != "string" and param.name != "seed" else ""
-        assert re.search(rf"\b{name} {re.escape(span)}" if span else rf"\b{name}\b", text), f"{name} {span}"
+        span = range_text(param)
+        assert (f"{name} {span} (default {param.default})" if span else name) in text, param.name
 
 
-def test_the_package_offers_what_it_lists_and_nothing_else() -> None:
+def test_package_exports_match_all() -> None:
     for name in hiresfix.__all__:
         assert getattr(hiresfix, name) is not None
         assert name in dir(hiresfix)
     with pytest.raises(AttributeError, match="no attribute 'Clint'"):
         hiresfix.Clint  # type: ignore[attr-defined] # noqa: B018 # the mistake is the test
+
+
+def test_old_names_work_with_a_warning() -> None:
+    for old, new in (("Terms", hiresfix.RetryPolicy), ("Upscaled", hiresfix.UpscaledImage)):
+        with pytest.warns(DeprecationWarning, match=f"{old} is now called {new.__name__}"):
+            assert getattr(hiresfix, old) is new

@@ -1,4 +1,4 @@
-"""A recipe is complete, bounded and survives the trip through JSON."""
+"""Recipes are complete, bounded, and survive JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ recipes = st.builds(
 
 
 @given(recipes)
-def test_json_gives_the_same_recipe_back(recipe: Recipe) -> None:
+def test_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
@@ -39,12 +39,12 @@ def test_json_gives_the_same_recipe_back(recipe: Recipe) -> None:
     [{"scale": 3}, {"creativity": 1.01}, {"resemblance": -0.1}, {"dynamic": 0}, {"steps": 0}, {"sharpen": math.nan},
      {"seed": -1}, {"seed": MAX_SEED + 1}, {"dynamic": math.inf}],
 )  # fmt: skip
-def test_a_value_out_of_range_is_named(change: dict[str, Any]) -> None:
+def test_value_out_of_range_is_named(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         Recipe(**change)
 
 
-def test_an_unknown_key_is_not_half_understood() -> None:
+def test_unknown_key_is_rejected() -> None:
     with pytest.raises(NotUnderstood, match="newer release"):
         Recipe.from_dict({"scale": 2, "from_the_future": 1})
 
@@ -54,7 +54,7 @@ def test_seed_zero_is_a_seed() -> None:
     assert CLARITY.recipe({}, seed=99).seed == 99
 
 
-def test_the_operators_preset_lies_under_what_the_caller_gives() -> None:
+def test_caller_parameters_override_operator_preset() -> None:
     recipe = CLARITY.recipe({"creativity": 0.8}, seed=1, preset=CLARITY.presets["clarity"])
     assert (recipe.engine, recipe.creativity, recipe.checkpoint) == (Engine.DIFFUSION, 0.8, "juggernaut-reborn")
     assert CLARITY.recipe({}, seed=1, preset=CLARITY.presets["offline"]) == CLARITY.recipe({}, seed=1)
@@ -67,15 +67,15 @@ def test_content_chooses_the_network() -> None:
     assert FAITHFUL.recipe({"content": "anime"}, seed=1).enlarger == "realesrgan-x4plus-anime"
 
 
-def test_models_are_found_by_id_and_alias_in_any_case() -> None:
+def test_find_model_by_id_and_alias_ignores_case() -> None:
     assert find_model("Clarity-Upscaler") is CLARITY
     assert find_model("topaz-image-upscale") is None
     assert all(model.preset.enlarger == AUTO or find_weights(model.preset.enlarger) for model in MODELS)
     assert len({weights.name for weights in WEIGHTS}) == len(WEIGHTS)
 
 
-def test_defaults_of_parameters_and_preset_agree() -> None:
-    """The preset is what the engine gets, the parameter's default what the caller is told."""
+def test_parameter_defaults_match_the_preset() -> None:
+    """The engine gets the preset; callers are told the defaults of the parameters."""
     for model in MODELS:
         defaults = {param.name: param.default for param in model.params if param.default is not None}
         assert model.recipe(defaults, seed=0) == model.recipe({}, seed=0)

@@ -18,19 +18,19 @@ VECTORS: dict[KeyMode, str] = {
 
 
 @pytest.mark.parametrize(("mode", "header"), VECTORS.items())
-def test_the_contracts_vectors_come_out_exactly(mode: KeyMode, header: str) -> None:
+def test_signatures_match_contract_vectors(mode: KeyMode, header: str) -> None:
     assert sign(BODY, digest_api_key(API_KEY), mode) == header
     assert verify(BODY, header, digest_api_key(API_KEY), mode)
 
 
-def test_raw_is_the_default_of_both_sides() -> None:
+def test_raw_mode_is_the_default() -> None:
     digest = digest_api_key(API_KEY)
     assert sign(BODY, digest) == VECTORS["raw"]
     assert verify(BODY, VECTORS["raw"], digest)
     assert not verify(BODY, VECTORS["hex"], digest)
 
 
-def test_a_receiver_that_hashes_the_key_to_text_verifies_the_hex_mode() -> None:
+def test_hex_mode_uses_hex_digest_as_key() -> None:
     key = hashlib.sha256(API_KEY.encode()).hexdigest()
     expected = "sha256=" + hmac.new(key.encode(), BODY, "sha256").hexdigest()
     assert sign(BODY, digest_api_key(API_KEY), "hex") == expected
@@ -51,16 +51,16 @@ def test_a_receiver_that_hashes_the_key_to_text_verifies_the_hex_mode() -> None:
         "\ud800",
     ],
 )
-def test_anything_but_the_exact_header_is_refused(wrong: str | None) -> None:
+def test_wrong_signature_header_is_rejected(wrong: str | None) -> None:
     assert not verify(BODY, wrong, digest_api_key(API_KEY))
 
 
-def test_one_changed_byte_or_another_key_is_refused() -> None:
+def test_changed_byte_or_other_key_is_rejected() -> None:
     header = sign(BODY, digest_api_key(API_KEY))
     assert not verify(BODY.replace(b"COMPLETED", b"COMPLETEE"), header, digest_api_key(API_KEY))
     assert not verify(BODY, header, digest_api_key(API_KEY[:-1] + "1"))
 
 
-def test_a_plaintext_key_in_place_of_its_digest_is_a_mistake_that_shows() -> None:
+def test_plaintext_key_instead_of_digest_raises() -> None:
     with pytest.raises(ValueError, match="digest_api_key"):
         sign(BODY, API_KEY.encode())

@@ -1,1 +1,1 @@
-"""Training of the compact checkpoint: `python -m training.run --data DIR --out DIR --minutes N`."""
+"""Train the compact checkpoint: `python -m training.run --data DIR --out DIR --minutes N`."""

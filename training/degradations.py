@@ -1,6 +1,6 @@
-"""What happens to pictures before anyone enlarges them, for a whole batch at once on the device.
+"""Degrade images as photos on the web are degraded, for a whole batch on the device.
 
-All take and give (n, 3, H, W) float32 in 0..1. What is random is drawn from the generator, on the CPU.
+All functions take and return (n, 3, H, W), float32, in 0..1. Random numbers are drawn from the generator, on the CPU.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, 
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian of this standard deviation in pixels."""
-    reach = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float32, device=x.device).square() / (2 * sigma**2))
+    """Blur by a Gaussian with this standard deviation in pixels."""
+    radius = max(1, math.ceil(3 * sigma))
+    taps = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device).square() / (2 * sigma**2))
     taps = (taps / taps.sum()).expand(3, 1, -1)
-    x = functional.pad(x, (reach,) * 4, mode="reflect")
+    x = functional.pad(x, (radius,) * 4, mode="reflect")
     return functional.conv2d(functional.conv2d(x, taps[:, :, None], groups=3), taps[..., None], groups=3)
 
 
-def rescaled(x: Tensor, factor: float, mode: str) -> Tensor:
-    """Smaller by `factor` with this filter (area, bilinear, bicubic), and back with a bicubic one."""
+def rescale(x: Tensor, factor: float, mode: str) -> Tensor:
+    """Reduce by `factor` with this filter (area, bilinear, bicubic), and resize back with a bicubic one."""
     height, width = x.shape[-2:]
     size = (max(8, round(height / factor)), max(8, round(width / factor)))
     small = functional.interpolate(x, size, mode=mode, antialias=mode in ("bilinear", "bicubic"))
     return functional.interpolate(small, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def noisy(x: Tensor, levels: float, generator: Generator) -> Tensor:
-    """Gaussian noise of a standard deviation of so many 255ths."""
+def add_noise(x: Tensor, levels: float, generator: Generator) -> Tensor:
+    """Add Gaussian noise with a standard deviation of `levels` / 255."""
     noise = torch.randn(x.shape, generator=generator).to(x.device)
     return (x + noise * levels / 255).clamp(0, 1)
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """What a JPEG of this quality (1..100, libjpeg's scale) keeps, without subsampling of colour."""
+    """Compress as a JPEG of this quality (1..100, libjpeg's scale), without chroma subsampling."""
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    tables = ((_tables() * scale + 50) / 100).floor().clamp(1, 255).to(x.device)[:, None, :, None, :]
+    tables = ((_quantisation_tables() * scale + 50) / 100).floor().clamp(1, 255).to(x.device)[:, None, :, None, :]
     height, width = x.shape[-2:]
     padded = functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate") * 255
-    to_ycc, dct = torch.tensor(_TO_YCC, device=x.device), _dct().to(x.device)
-    middle = torch.tensor([128.0, 0.0, 0.0], device=x.device).view(3, 1, 1)
-    ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded) - middle
+    to_ycc, dct = torch.tensor(_TO_YCC, device=x.device), _dct_basis().to(x.device)
+    offset = torch.tensor([128.0, 0.0, 0.0], device=x.device).view(3, 1, 1)
+    ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded) - offset
     n, _, h, w = ycc.shape
     bands = torch.einsum("ky,ncayxz,lz->ncakxl", dct, ycc.view(n, 3, h // 8, 8, w // 8, 8), dct)
-    kept = (bands / tables).round() * tables
-    ycc = torch.einsum("ky,ncakxl,lz->ncayxz", dct, kept, dct).reshape(n, 3, h, w) + middle
+    quantised = (bands / tables).round() * tables
+    ycc = torch.einsum("ky,ncakxl,lz->ncayxz", dct, quantised, dct).reshape(n, 3, h, w) + offset
     rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), ycc)
     return (rgb[..., :height, :width].round() / 255).clamp(0, 1)
 
 
-def worse(x: Tensor, generator: Generator) -> Tensor:
-    """As a picture found on the web is worse than the one that was taken: some of blur, rescaling, noise and JPEG."""
+def degrade(x: Tensor, generator: Generator) -> Tensor:
+    """Degrade like an image from the web: always rescaling, and at random blur, noise and JPEG."""
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
     if between(0, 1) < 0.45:
         x = blur(x, between(0.3, 1.4))
-    x = rescaled(x, between(1.6, 4.2), ("bilinear", "bicubic", "area")[int(between(0, 3))])
+    x = rescale(x, between(1.6, 4.2), ("bilinear", "bicubic", "area")[int(between(0, 3))])
     if between(0, 1) < 0.35:
-        x = noisy(x, between(1, 9), generator)
+        x = add_noise(x, between(1, 9), generator)
     if between(0, 1) < 0.5:
         x = jpeg(x, int(between(45, 95)))
     return x
 
 
 @functools.cache
-def _tables() -> Tensor:
-    """(3, 8, 8): luminance, and both colours alike."""
+def _quantisation_tables() -> Tensor:
+    """Return the tables (3, 8, 8): luminance, then the same table for both colours."""
     luminance, chrominance = (
         torch.tensor([float(value) for value in table.split()]).view(8, 8) for table in (_LUMINANCE, _CHROMINANCE)
     )
@@ -86,7 +86,7 @@ def _tables() -> Tensor:
 
 
 @functools.cache
-def _dct() -> Tensor:
+def _dct_basis() -> Tensor:
     k, n = torch.arange(8.0).view(-1, 1), torch.arange(8.0)
     basis = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
     basis[0] /= math.sqrt(2)

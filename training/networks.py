@@ -1,7 +1,7 @@
-"""The networks of the compact checkpoint, untrained, in two sizes.
+"""Build the untrained networks of the compact checkpoint, in two sizes.
 
-Attention is to the words only, so that cost is linear and tiles may have any size; what the words say of the whole
-picture reaches every resolution through the time embedding.
+The UNet attends only to words, so its cost is linear and tiles may have any size. The time embedding carries what the
+words say about the whole image to every resolution.
 """
 
 from __future__ import annotations
@@ -16,37 +16,39 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hiresfix.engine.diffusion.compact import checkpoint, dct_codec
-from hiresfix.engine.diffusion.compact.checkpoint import Compact, WordEmbedding
+from hiresfix.engine.diffusion.compact.checkpoint import CompactModel, WordEmbedding
 from hiresfix.engine.diffusion.compact.dct_codec import BlockTransform
 from hiresfix.engine.diffusion.compact.preconditioning import Preconditioning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Channels of the UNet's levels, residual blocks a level, width of an embedded word."""
+class NetworkSize:
+    """Channels of the UNet's levels, residual blocks per level, and width of the word embedding."""
 
     channels: tuple[int, ...]
     layers: int
-    words: int
+    word_width: int
 
 
 SIZES = {
-    "tiny": Size(channels=(32, 32, 32), layers=1, words=32),
-    "s": Size(channels=(64, 96, 160), layers=1, words=96),
-    "m": Size(channels=(96, 160, 256), layers=2, words=128),
+    "tiny": NetworkSize(channels=(32, 32, 32), layers=1, word_width=32),
+    "s": NetworkSize(channels=(64, 96, 160), layers=1, word_width=96),
+    "m": NetworkSize(channels=(96, 160, 256), layers=2, word_width=128),
 }
-"""tiny is for tests."""
+"""Sizes by name; "tiny" is for tests."""
 
 
-def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Preconditioning, seed: int) -> Compact:
-    """Random weights from the seed, float32 on the CPU."""
+def build(
+    size: NetworkSize, words: tuple[int, ...], codec: BlockTransform, preconditioning: Preconditioning, seed: int
+) -> CompactModel:
+    """Build the networks with random weights from the seed, float32 on the CPU."""
     torch.manual_seed(seed)
     levels = len(size.channels)
     shared: dict[str, Any] = {
         "in_channels": dct_codec.CHANNELS,
         "block_out_channels": size.channels,
         "layers_per_block": size.layers,
-        "cross_attention_dim": size.words,
+        "cross_attention_dim": size.word_width,
         "attention_head_dim": 8,
         "down_block_types": ("CrossAttnDownBlock2D",) * levels,
         "mid_block_type": "UNetMidBlock2D",
@@ -59,11 +61,11 @@ def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Prec
     up = ("CrossAttnUpBlock2D",) * levels
     unet = UNet2DConditionModel(out_channels=dct_codec.CHANNELS, up_block_types=up, **shared)
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(16, 32, 96), **shared)
-    _wake(controlnet)
+    _initialise_zero_convolutions(controlnet)
     config = CLIPTextConfig(
-        vocab_size=checkpoint.rows(words),
-        hidden_size=size.words,
-        intermediate_size=2 * size.words,
+        vocab_size=checkpoint.row_count(words),
+        hidden_size=size.word_width,
+        intermediate_size=2 * size.word_width,
         num_hidden_layers=2,
         num_attention_heads=4,
         bos_token_id=0,
@@ -71,14 +73,19 @@ def build(size: Size, words: tuple[int, ...], codec: BlockTransform, known: Prec
         pad_token_id=1,
     )
     text_encoder = CLIPTextModel(config)
-    checkpoint.give_words(text_encoder, WordEmbedding(words, size.words))
-    return Compact(
-        unet=unet, controlnet=controlnet, text_encoder=text_encoder, words=words, codec=codec, preconditioning=known
+    checkpoint.set_word_embedding(text_encoder, WordEmbedding(words, size.word_width))
+    return CompactModel(
+        unet=unet,
+        controlnet=controlnet,
+        text_encoder=text_encoder,
+        word_ids=words,
+        codec=codec,
+        preconditioning=preconditioning,
     )
 
 
-def _wake(controlnet: ControlNetModel) -> None:
-    """Convolutions of zeros only make sense on top of a UNet that has been trained before."""
+def _initialise_zero_convolutions(controlnet: ControlNetModel) -> None:
+    """Replace the ControlNet's zero convolutions by random ones: zeros only suit a UNet that is already trained."""
     for conv in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         assert isinstance(conv, nn.Conv2d)
         nn.init.normal_(conv.weight, std=0.5 / conv.in_channels**0.5)

@@ -1,7 +1,7 @@
-"""What the networks are trained for: the part of a clean latent that no linear estimate finds.
+"""Training objective: predict the part of a clean latent that the optimal linear estimate misses.
 
-The state, the anchor, the weights of the ControlNet and the timesteps are those that `engine.guidance` uses when the
-checkpoint is run, so that nothing has to be converted afterwards.
+State, anchor, ControlNet weights and timesteps are those that `engine.diffusion.guidance` uses when it runs the
+checkpoint, so nothing has to be converted after training.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ import torch
 from torch import Generator, Tensor
 
 from hiresfix.engine.diffusion import guidance
-from hiresfix.engine.diffusion.compact.checkpoint import Compact
+from hiresfix.engine.diffusion.compact.checkpoint import CompactModel
 from hiresfix.engine.diffusion.sampling import NoiseTable
 from training import captions
-from training.pictures import Batch
+from training.dataset import TrainingBatch
 
-LEAST_ENERGY = 0.7
-"""Of a target, by which its loss is divided: else samples whose caption contradicts what is shown drown the rest."""
+MIN_ENERGY = 0.7
+"""Least energy by which a target's loss is divided, so that samples of little energy do not dominate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """(n,) each: the squared error relative to the target's energy, and the noise level it was made at."""
+    """Squared error relative to the target's energy, and noise level, (n,) each."""
 
     relative: Tensor
     sigma: Tensor
 
 
-def losses(model: Compact, batch: Batch, table: NoiseTable, generator: Generator) -> Losses:
-    """One random noise level, control weight and caption for each sample."""
-    said = captions.captioned(batch.clean, generator)
-    clean, control = model.codec.forward(said.target), model.codec.forward(batch.control)
+def losses(model: CompactModel, batch: TrainingBatch, table: NoiseTable, generator: Generator) -> Losses:
+    """Return the loss of each sample, with a random noise level, control weight and caption for each."""
+    captioned = captions.add_captions(batch.clean, generator)
+    clean, control = model.codec.forward(captioned.target), model.codec.forward(batch.control)
     count, device = len(clean), clean.device
     sigma = _sigmas(count, table, generator)
     timesteps = torch.tensor([table.timestep(float(level)) for level in sigma], device=device)
     weight = _control_weights(count, generator).to(device).view(-1, 1, 1, 1)
     level = sigma.to(device).view(-1, 1, 1, 1)
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    x = _started(clean, control, sigma, generator) + level * noise
+    x = _start_latent(clean, control, sigma, generator) + level * noise
 
     scale = model.preconditioning.scaling(level, weight, device)
     target = (clean - scale.skip * x - scale.control * control) / scale.output
     with torch.autocast(device.type, torch.bfloat16):
-        output = _said(model, x * scale.input, timesteps, said.ids, batch.control, weight)
+        output = _predict(model, x * scale.input, timesteps, captioned.ids, batch.control, weight)
     error = (output.float() - target).square().mean((1, 2, 3))
-    return Losses(relative=error / target.square().mean((1, 2, 3)).clamp(min=LEAST_ENERGY), sigma=sigma)
+    return Losses(relative=error / target.square().mean((1, 2, 3)).clamp(min=MIN_ENERGY), sigma=sigma)
 
 
-def _said(model: Compact, sample: Tensor, t: Tensor, ids: Tensor, control: Tensor, weight: Tensor) -> Tensor:
+def _predict(model: CompactModel, sample: Tensor, t: Tensor, ids: Tensor, control: Tensor, weight: Tensor) -> Tensor:
     text = model.text_encoder(input_ids=ids).last_hidden_state
-    # (n, 3, H, W) in 0..1, as the engine's hint.
+    # (n, 3, H, W) in 0..1, as the engine's control image.
     down, middle = model.controlnet(sample, t, text, control, return_dict=False)
     *weights, last = guidance.soft_weights(1.0, len(down) + 1)
     (output,) = model.unet(
@@ -69,7 +69,7 @@ def _said(model: Compact, sample: Tensor, t: Tensor, ids: Tensor, control: Tenso
 
 
 def _sigmas(count: int, table: NoiseTable, generator: Generator) -> Tensor:
-    """Levels at which img2img works: 60 % even in the timestep up to 680, 40 % log-normal."""
+    """Draw noise levels of img2img: 60 % even in the timestep up to 680, 40 % log-normal."""
     timesteps = 20 + 660 * torch.rand(count, generator=generator)
     even = torch.tensor([table.sigma(float(t)) for t in timesteps])
     normal = torch.exp(-0.8 + 0.9 * torch.randn(count, generator=generator)).clamp(table.sigmas[0], table.sigmas[720])
@@ -81,8 +81,8 @@ def _control_weights(count: int, generator: Generator) -> Tensor:
     return torch.where(draw < 0.71, torch.ones(count), torch.where(draw < 0.85, 1.6 * even, torch.zeros(count)))
 
 
-def _started(clean: Tensor, control: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
-    """A fifth of the samples begin at a blend with what is shown, as img2img does; the target stays clean."""
+def _start_latent(clean: Tensor, control: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
+    """Blend a fifth of the samples with the control latent, as img2img starts; the target stays clean."""
     draw, blend = torch.rand(2, len(clean), generator=generator)
     share = torch.where((draw < 0.2) & (sigma > 0.4), 0.2 + 0.8 * blend, torch.zeros(len(clean)))
     return clean + share.view(-1, 1, 1, 1).to(clean.device) * (control - clean)

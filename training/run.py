@@ -2,9 +2,12 @@
 
     python -m training.run --data DIR --out DIR --minutes N [--size s|m] [--device auto]
 
-Goes on where an earlier run in the same --out was stopped, by whatever: state is saved every few minutes. Writes
-OUT/checkpoint (the averaged weights, in the layout that the engine reads), OUT/log.csv, OUT/dev.csv and
-OUT/sheet-*.png (what was shown, what it makes of it, the original).
+Saves its state every few minutes, and resumes an earlier run in the same --out. Writes:
+
+    OUT/checkpoint    the averaged weights, in the layout that the engine reads
+    OUT/log.csv       the loss of each step
+    OUT/dev.csv       the metrics on images that are not trained on
+    OUT/sheet-*.png   contact sheets: super-resolution network alone, model, original
 """
 
 from __future__ import annotations
@@ -25,22 +28,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiresfix.engine import devices
 from hiresfix.engine.diffusion.compact import checkpoint, preconditioning
-from hiresfix.engine.diffusion.compact.checkpoint import Compact
+from hiresfix.engine.diffusion.compact.checkpoint import CompactModel
 from hiresfix.engine.diffusion.compact.dct_codec import CHANNELS, BlockTransform
 from hiresfix.engine.diffusion.sampling import NoiseTable
-from training import captions, evaluation, muon, networks, objective, pictures
-from training.pictures import Batch, Photo
+from training import captions, dataset, evaluation, muon, networks, objective
+from training.dataset import Photo, TrainingBatch
 
-BANDS = (0.3, 0.8, 2.0)
-"""Noise levels between which the log gives the loss by itself."""
+LOSS_BANDS = (0.3, 0.8, 2.0)
+"""Noise levels that divide the loss in the log into bands."""
 DECAY_FROM = 0.4
-"""From this share of the time on, the learning rate falls to 0."""
-MEASURED_CROPS = 512
+"""Share of the time after which the learning rate starts to fall to 0."""
+STATISTICS_CROPS = 512
+"""Random crops on which the statistics of the latents are measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """minutes: of training in all, earlier runs included. crop: pixels a side, half as much again in the last fifth."""
+class TrainingOptions:
+    """Options of a training run.
+
+    `minutes` is the training time in total, earlier runs included. `crop` is the side of a crop in pixels; in the last
+    fifth of the time it is half as much again.
+    """
 
     data: Path
     out: Path
@@ -57,55 +65,65 @@ class Options:
     warm_up: int = 30
 
 
-class Trained(nn.Module):
-    """The three networks as one, for optimisers and averaging."""
+class TrainedNetworks(nn.Module):
+    """The three networks as one module, for optimisers and averaging."""
 
-    def __init__(self, model: Compact) -> None:
+    def __init__(self, model: CompactModel) -> None:
         super().__init__()
         self.unet, self.controlnet, self.text_encoder = model.unet, model.controlnet, model.text_encoder
 
-    def of(self, model: Compact) -> Compact:
+    def in_model(self, model: CompactModel) -> CompactModel:
         return replace(model, unet=self.unet, controlnet=self.controlnet, text_encoder=self.text_encoder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of pictures, with or without MANIFEST.csv")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of images, with or without MANIFEST.csv")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training in all; 20 to 25 on a large GPU")
+    parser.add_argument("--minutes", type=float, required=True, help="training time in total; 20 to 25 on a large GPU")
     parser.add_argument("--size", choices=sorted(networks.SIZES), default="s")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, default=256, help="8 on a CPU")
+    parser.add_argument("--batch", type=int, default=256, help="crops per step; use 8 on a CPU")
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ema", type=float, default=0.9995, help="0.998 for short runs")
+    parser.add_argument(
+        "--ema", type=float, default=0.9995, help="decay of the averaged weights; use 0.998 for short runs"
+    )
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument("--no-pairs", dest="pairs", action="store_false", help="without copies by our own enlarger")
-    parser.add_argument("--steps", type=int, help="stop after so many, however much time is left")
-    train(Options(**vars(parser.parse_args())))
+    parser.add_argument(
+        "--no-pairs", dest="pairs", action="store_false", help="train without copies upscaled by our own network"
+    )
+    parser.add_argument("--steps", type=int, help="stop after so many steps, even if time is left")
+    train(TrainingOptions(**vars(parser.parse_args())))
 
 
-def train(options: Options) -> list[float]:
-    """Returns the loss of each step of this run. Raises ValueError for a folder without usable pictures."""
+def train(options: TrainingOptions) -> list[float]:
+    """Train and return the loss of each step of this run.
+
+    Raises:
+        ValueError: The folder has no usable images.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     device = devices.choose_device(options.device)
-    train_files, dev_files = pictures.files(options.data)
-    photos = pictures.load(train_files, device)
-    dev = pictures.load(dev_files, device)
+    train_files, dev_files = dataset.image_files(options.data)
+    photos = dataset.load_photos(train_files, device)
+    dev = dataset.load_photos(dev_files, device)
     if options.pairs:
-        photos = pictures.enlarged(photos, options.out / "pairs", device, seed=options.seed)
-    run = _Run.start(options, photos, dev, device)
+        photos = dataset.add_upscaled_copies(photos, options.out / "pairs", device, seed=options.seed)
+    run = _TrainingRun.start(options, photos, dev, device)
     return run.go()
 
 
-class _Run:
-    """All that changes while training; `resume` and `save` keep it."""
+class _TrainingRun:
+    """The state of a training run; `save` writes it and `resume` reads it."""
 
-    def __init__(self, options: Options, photos: Sequence[Photo], dev: Sequence[Photo], model: Compact) -> None:
+    def __init__(
+        self, options: TrainingOptions, photos: Sequence[Photo], dev: Sequence[Photo], model: CompactModel
+    ) -> None:
         self.options, self.photos, self.dev, self.model = options, photos, dev, model
         self.device = model.codec.device
         self.table = NoiseTable.scaled_linear()
-        self.trained = Trained(model).to(self.device).train()
+        self.trained = TrainedNetworks(model).to(self.device).train()
         averaging: Any = get_ema_multi_avg_fn  # untyped
         self.average = AveragedModel(self.trained, multi_avg_fn=averaging(options.ema))
         self.optimisers = muon.optimisers(self.trained, lr=0.02, fine_lr=2e-3)
@@ -113,11 +131,13 @@ class _Run:
         self.step, self.seconds = 0, 0.0
 
     @classmethod
-    def start(cls, options: Options, photos: Sequence[Photo], dev: Sequence[Photo], device: torch.device) -> _Run:
-        """Anew, or where the folder's state is."""
+    def start(
+        cls, options: TrainingOptions, photos: Sequence[Photo], dev: Sequence[Photo], device: torch.device
+    ) -> _TrainingRun:
+        """Start a new run, or resume the one in the output folder."""
         generator = Generator().manual_seed(options.seed)
-        codec, known = measured(photos, options, generator, device)
-        model = networks.build(networks.SIZES[options.size], captions.words(), codec, known, options.seed)
+        codec, statistics = measure_statistics(photos, options, generator, device)
+        model = networks.build(networks.SIZES[options.size], captions.word_ids(), codec, statistics, options.seed)
         run = cls(options, photos, dev, model)
         if run.state_file.is_file():
             run.resume()
@@ -131,8 +151,8 @@ class _Run:
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
         self.trained.load_state_dict(state["trained"])
         self.average.load_state_dict(state["average"])
-        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
@@ -147,25 +167,25 @@ class _Run:
         torch.save(state, part)
         part.replace(self.state_file)
         averaged = self.average.module
-        assert isinstance(averaged, Trained)
-        checkpoint.save(averaged.of(self.model), self.options.out / "checkpoint")
+        assert isinstance(averaged, TrainedNetworks)
+        checkpoint.save(averaged.in_model(self.model), self.options.out / "checkpoint")
         with torch.inference_mode():
-            figures = evaluation.judge(averaged.eval().of(self.model), self.dev, self.options.out, self.step)
-        _append(self.options.out / "dev.csv", {"step": self.step, **figures})
+            figures = evaluation.evaluate(averaged.eval().in_model(self.model), self.dev, self.options.out, self.step)
+        _append_row(self.options.out / "dev.csv", {"step": self.step, **figures})
 
     def go(self) -> list[float]:
         options = self.options
         losses: list[float] = []
-        # Another stream for each start, so that a run that goes on sees other crops.
+        # Another stream for each start, so that a resumed run sees new crops.
         generator = Generator().manual_seed(options.seed * 1_000_003 + self.step)
         batches, large = self._batches(options.crop, generator), self._batches(options.crop * 3 // 2, generator)
         saved = self.seconds
         with _progress() as progress:
             bar = progress.add_task("Training", total=options.minutes * 60)
             while self.left > 0 and (options.steps is None or len(losses) < options.steps):
-                begun = time.monotonic()
+                start = time.monotonic()
                 losses.append(self._step(next(batches if self.left > 0.2 else large), generator))
-                self.seconds += time.monotonic() - begun
+                self.seconds += time.monotonic() - start
                 progress.update(bar, completed=self.seconds, description=f"step {self.step}, loss {losses[-1]:.3f}")
                 if self.seconds - saved > options.save_minutes * 60:
                     self.save()
@@ -173,24 +193,24 @@ class _Run:
         self.save()
         return losses
 
-    def _batches(self, crop: int, generator: Generator) -> Iterator[Batch]:
+    def _batches(self, crop: int, generator: Generator) -> Iterator[TrainingBatch]:
         crop = min(crop, min(max(photo.clean.shape[1:]) for photo in self.photos)) // 16 * 16
-        return pictures.batches(self.photos, count=self.options.batch, side=crop, generator=generator)
+        return dataset.batches(self.photos, count=self.options.batch, side=crop, generator=generator)
 
     @property
     def left(self) -> float:
-        """The share of the time that is left, 1..0."""
+        """The remaining share of the time, 1..0."""
         return 1 - self.seconds / (self.options.minutes * 60)
 
-    def _step(self, batch: Batch, generator: Generator) -> float:
-        warm = min(1.0, (self.step + 1) / self.options.warm_up)
-        falling = min(1.0, self.left / (1 - DECAY_FROM))
+    def _step(self, batch: TrainingBatch, generator: Generator) -> float:
+        warm_up = min(1.0, (self.step + 1) / self.options.warm_up)
+        decay = min(1.0, self.left / (1 - DECAY_FROM))
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = rate * warm * falling
+                group["lr"] = rate * warm_up * decay
             optimiser.zero_grad(set_to_none=True)
-        found = objective.losses(self.trained.of(self.model), batch, self.table, generator)
-        loss = found.relative.mean()
+        losses = objective.losses(self.trained.in_model(self.model), batch, self.table, generator)
+        loss = losses.relative.mean()
         loss.backward()  # type: ignore[no-untyped-call]  # upstream
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         for optimiser in self.optimisers:
@@ -198,34 +218,34 @@ class _Run:
         self.average.update_parameters(self.trained)
         self.step += 1
         value = float(loss.detach())
-        self._log(value, found.relative.detach().cpu(), found.sigma)
+        self._log(value, losses.relative.detach().cpu(), losses.sigma)
         return value
 
     def _log(self, loss: float, relative: Tensor, sigma: Tensor) -> None:
-        edges = (0.0, *BANDS, float("inf"))
+        edges = (0.0, *LOSS_BANDS, float("inf"))
         row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(loss, 4)}
         for low, high in itertools.pairwise(edges):
             inside = relative[(sigma >= low) & (sigma < high)]
             row[f"sigma {low:g}..{high:g}"] = round(float(inside.mean()), 4) if len(inside) else ""
-        _append(self.options.out / "log.csv", row)
+        _append_row(self.options.out / "log.csv", row)
 
 
-def measured(
-    photos: Sequence[Photo], options: Options, generator: Generator, device: torch.device
+def measure_statistics(
+    photos: Sequence[Photo], options: TrainingOptions, generator: Generator, device: torch.device
 ) -> tuple[BlockTransform, preconditioning.Preconditioning]:
-    """The bands' means and scales (half whitened: std^-0.5), and what the control tells of each, from random crops."""
+    """Measure the codec's means and scales (half whitened: std^-0.5) and the preconditioning, on random crops."""
     side = min(options.crop, min(max(photo.clean.shape[1:]) for photo in photos)) // 16 * 16
-    batch = next(pictures.batches(photos, count=MEASURED_CROPS, side=side, generator=generator))
+    batch = next(dataset.batches(photos, count=STATISTICS_CROPS, side=side, generator=generator))
     plain = BlockTransform(mean=(0.0,) * CHANNELS, scale=(1.0,) * CHANNELS, device=device)
     bands = plain.forward(batch.clean).transpose(0, 1).flatten(1)
     scale = bands.std(1).clamp(min=1e-3).rsqrt()
-    # Where the sum of all variances is 1 a channel, as samplers expect of a latent.
+    # Normalised so that the mean variance of the channels is 1, as samplers expect of a latent.
     scale = scale / (bands.std(1) * scale).square().mean().sqrt()
     codec = BlockTransform(mean=tuple(bands.mean(1).tolist()), scale=tuple(scale.tolist()), device=device)
-    return codec, preconditioning.measured(codec.forward(batch.clean), codec.forward(batch.control))
+    return codec, preconditioning.measure(codec.forward(batch.clean), codec.forward(batch.control))
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
+def _append_row(path: Path, row: dict[str, Any]) -> None:
     new = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, row)

@@ -1,9 +1,9 @@
-"""Cog's predictor; its HTTP server takes one prediction at a time and refuses others with 409."""
+"""Predictor for Cog, whose HTTP server runs one prediction at a time and rejects others with 409."""
 
 from cog import BasePredictor, Input
-from double import enlarge
+from fake_engine import upscale
 
 
 class Predictor(BasePredictor):
     def predict(self, image: str = Input(description="A data URI")) -> str:
-        return enlarge(image)
+        return upscale(image)

@@ -1,13 +1,13 @@
-"""LitServe as its own documentation shows it, one worker process: its port is the environment's PORT."""
+"""LitServe as in its documentation, with one worker process; the port is the variable PORT."""
 
 import os
 
 import litserve
-from double import enlarge
+from fake_engine import upscale
 
 
-class Enlarger(litserve.LitAPI):
-    """One request at a time, as a device would."""
+class UpscaleApi(litserve.LitAPI):
+    """Process one request at a time, like a GPU."""
 
     def setup(self, device):
         pass
@@ -16,12 +16,12 @@ class Enlarger(litserve.LitAPI):
         return request["image"]
 
     def predict(self, x):
-        return enlarge(x)
+        return upscale(x)
 
     def encode_response(self, output):
         return {"output": output}
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Enlarger(), accelerator="cpu")
+    server = litserve.LitServer(UpscaleApi(), accelerator="cpu")
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning")

@@ -2,15 +2,15 @@
 
     import hiresfix
 
-    hiresfix.upscale("in.jpg", scale=2, creativity=0.35).save("out.png")    # here, without a server
+    hiresfix.upscale("in.jpg", scale=2, creativity=0.35).save("out.png")    # on this machine, without a server
 
     with hiresfix.Client() as client:                                       # on a server
         client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
 
-Importing it loads neither torch nor a web framework nor an HTTP library: each name brings what it needs when it is
-first used.
+Importing it loads neither torch nor a web framework nor an HTTP library: each name loads what it needs on first use.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         JobHandle,
         JobTimedOut,
         Result,
-        Terms,
+        RetryPolicy,
         WebhookEvent,
     )
     from hiresfix.client.webhooks import verify_webhook
     from hiresfix.errors import HiresfixError
-    from hiresfix.local import Upscaled, upscale
+    from hiresfix.local import UpscaledImage, upscale
 
 __all__ = [
     "AsyncClient",
@@ -46,31 +46,36 @@ __all__ = [
     "JobTimedOut",
     "Recipe",
     "Result",
-    "Terms",
-    "Upscaled",
+    "RetryPolicy",
+    "UpscaledImage",
     "WebhookEvent",
     "__version__",
     "upscale",
     "verify_webhook",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_HOME_OF = {
+_MODULE_OF = {
     "HiresfixError": "hiresfix.errors",
-    "Upscaled": "hiresfix.local",
+    "UpscaledImage": "hiresfix.local",
     "upscale": "hiresfix.local",
     "verify_webhook": "hiresfix.client.webhooks",
 }
+_RENAMED = {"Terms": "RetryPolicy", "Upscaled": "UpscaledImage"}
+"""Names of release 0.1, which go on working for now."""
 
 
-if not TYPE_CHECKING:  # who checks types knows the names, and a wrong one is a mistake
+if not TYPE_CHECKING:  # type checkers know the names, and must report a wrong one
 
     def __getattr__(name: str) -> Any:
+        if name in _RENAMED:
+            warnings.warn(f"{name} is now called {_RENAMED[name]}. Change the name.", DeprecationWarning, stacklevel=2)
+            return __getattr__(_RENAMED[name])
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(_HOME_OF.get(name, "hiresfix.client")), name)
-        globals()[name] = found
-        return found
+        value = getattr(import_module(_MODULE_OF.get(name, "hiresfix.client")), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

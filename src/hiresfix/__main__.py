@@ -1,4 +1,4 @@
-"""`python -m hiresfix` is the command line."""
+"""Run the command line: `python -m hiresfix`."""
 
 from hiresfix.cli import main
 

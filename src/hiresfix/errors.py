@@ -1,8 +1,9 @@
-"""Every error a caller, an operator or a client library can meet, in one hierarchy.
+"""Every error that a caller, an operator or a client library can meet, in one hierarchy.
 
-An error carries a stable `code` (snake_case, never changes once published), the HTTP `status` it is rendered
-with and whether trying again can help (`retryable`). The message is English and ends with what to do. This
-module knows no transport: `hiresfix.wire` renders errors, the server sends them.
+An error carries a stable `code` (snake_case, never changes once published), the HTTP `status` it is rendered with, and
+`retryable`: whether trying again can help. Its message is English and ends with what to do. A message made from a
+template of `hiresfix.messages` also gives the error a `reason`, more specific than the code, and the `params` in the
+sentence. This module knows no transport: `hiresfix.wire` renders errors, the server sends them.
 
     HiresfixError
     ├── InvalidRequest          400   details: {path: [messages]}
@@ -21,24 +22,27 @@ module knows no transport: `hiresfix.wire` renders errors, the server sends them
     ├── NotOffered              501
     ├── StorageFailed           502
     ├── Unavailable             503   retry_after
-    ├── PictureError            400   bytes that are no acceptable picture
-    ├── PromptError             400   a prompt that is too long to read
-    ├── QuotaExceeded           400   a caller's uploads take all the room they may
-    ├── FetchError              400   a URL that could not be fetched, or must not be
+    ├── ImageError              400   the bytes are not an acceptable image
+    ├── PromptError             400   the prompt is too long
+    ├── QuotaExceeded           400   the caller's uploads would exceed their quota
+    ├── FetchError              400   a URL could not be fetched, or must not be
     │   └── Unreachable         400   the same, but trying again can help
     ├── WeightsError            500   a weight file is missing, damaged or of another architecture
     ├── NotUnderstood           500   a recipe of a newer release
-    ├── EngineFailed            500   no picture came out: not finite, black, or no memory left
+    ├── EngineFailed            500   no usable result: non-finite, black, or out of memory
     └── ConfigurationError      500   the operator has to change a setting
     Cancelled                         not an error: the caller asked a running engine to stop
 
-`hiresfix.client.errors` adds what only clients meet: a server that does not answer, a job that was waited for in vain.
+`hiresfix.client.errors` adds the errors that only clients meet, such as a server that does not answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
+
+from hiresfix import messages
+from hiresfix.messages import Message, Param
 
 
 class HiresfixError(Exception):
@@ -49,29 +53,41 @@ class HiresfixError(Exception):
     retryable: ClassVar[bool] = False
 
     request_id: str | None = None
-    """What the server calls the request that it refused, for its operator's logs; None where no server was asked."""
+    """Id of the refused request, for the server's logs; None if no server was involved."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
 
+    @property
+    def reason(self) -> str | None:
+        """Stable name of the sentence; None if it is not from `hiresfix.messages`."""
+        return self.message.reason if isinstance(self.message, Message) else None
+
+    @property
+    def params(self) -> Mapping[str, Param]:
+        """Variable parts of the sentence, by the names of its placeholders."""
+        return self.message.params if isinstance(self.message, Message) else {}
+
 
 class InvalidRequest(HiresfixError):
-    """The request breaks the contract; `details` maps each JSON path to all that is wrong there."""
+    """The request breaks the contract; `details` maps each JSON path to all problems found there."""
 
     code = "validation_error"
     status = 400
 
     def __init__(self, details: Mapping[str, Sequence[str]]) -> None:
         super().__init__("Validation error")
-        self.details = {path: list(messages) for path, messages in details.items()}
+        self.details = {path: list(problems) for path, problems in details.items()}
 
     def __str__(self) -> str:
-        told = "; ".join(f"{path}: {' '.join(messages)}" for path, messages in self.details.items())
-        return f"{self.message}: {told}" if told else self.message
+        listed = "; ".join(f"{path}: {' '.join(problems)}" for path, problems in self.details.items())
+        return f"{self.message}: {listed}" if listed else self.message
 
 
 class InvalidJobId(HiresfixError):
+    """The job id in the path is not a UUID."""
+
     code = "invalid_job_id"
     status = 400
 
@@ -80,6 +96,8 @@ class InvalidJobId(HiresfixError):
 
 
 class Unauthenticated(HiresfixError):
+    """The request has no valid API key."""
+
     code = "unauthenticated"
     status = 401
 
@@ -96,10 +114,12 @@ class InsufficientCredits(HiresfixError):
         self.available = available
 
     def __str__(self) -> str:
-        return f"{self.message}: {self.required} needed, {self.available} there. Add credits or ask for less."
+        return f"{self.message}: {self.required} needed, {self.available} available. Add credits or request less."
 
 
 class Forbidden(HiresfixError):
+    """The API key is valid but not allowed to do this."""
+
     code = "forbidden"
     status = 403
 
@@ -107,7 +127,7 @@ class Forbidden(HiresfixError):
 class OverBudget(Forbidden):
     """The API key may not spend that much this month; all numbers are whole credits.
 
-    Not 402: more credits would not help, and clients offer to buy them on a 402.
+    Not a 402: more credits would not help, and clients offer to buy them on a 402.
     """
 
     code = "over_budget"
@@ -120,12 +140,14 @@ class OverBudget(Forbidden):
 
 
 class NotFound(HiresfixError):
+    """The resource does not exist, or the caller may not see it."""
+
     code = "not_found"
     status = 404
 
 
 class MethodNotAllowed(HiresfixError):
-    """The path is there, the method is not; the header `Allow` names those that are."""
+    """The path exists, the method does not; the header `Allow` lists the methods that do."""
 
     code = "method_not_allowed"
     status = 405
@@ -135,11 +157,15 @@ class MethodNotAllowed(HiresfixError):
 
 
 class Conflict(HiresfixError):
+    """The request does not fit the current state of the resource."""
+
     code = "conflict"
     status = 409
 
 
 class Expired(HiresfixError):
+    """The file existed and was deleted after its retention time."""
+
     code = "expired"
     status = 410
 
@@ -152,17 +178,19 @@ class RequestTimedOut(HiresfixError):
     retryable = True
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The request's body did not arrive within {seconds:g} s. Send a smaller one, or a URL.")
+        super().__init__(messages.BODY_TOO_SLOW(seconds=messages.plain_number(seconds)))
 
     @classmethod
-    def told(cls, text: str) -> Self:
-        """As a client makes it from the server's own words."""
+    def with_message(cls, text: str) -> Self:
+        """Build the error on the client's side, from the server's own message."""
         error = cls(0)
         error.message, error.args = text, (text,)
         return error
 
 
 class RequestTooLarge(HiresfixError):
+    """The body exceeds the server's hard limit."""
+
     code = "request_too_large"
     status = 413
 
@@ -183,6 +211,8 @@ class RateLimited(HiresfixError):
 
 
 class NotOffered(HiresfixError):
+    """A route of the hosted API that this server does not have."""
+
     code = "not_offered"
     status = 501
 
@@ -191,13 +221,15 @@ class NotOffered(HiresfixError):
 
 
 class StorageFailed(HiresfixError):
+    """The object store did not do what was asked."""
+
     code = "storage_failed"
     status = 502
     retryable = True
 
 
 class Unavailable(HiresfixError):
-    """The server cannot take the request just now; `retry_after` is whole seconds, at least 1."""
+    """The server cannot take the request at the moment; `retry_after` is whole seconds, at least 1."""
 
     code = "unavailable"
     status = 503
@@ -208,66 +240,74 @@ class Unavailable(HiresfixError):
         self.retry_after = max(1, retry_after)
 
 
-class PictureError(HiresfixError):
-    """The bytes are no picture we accept: unknown, damaged, or over a limit that the message names."""
+class ImageError(HiresfixError):
+    """The bytes are not an image we accept: unknown format, damaged, or over a limit that the message names."""
 
     code = "invalid_picture"
     status = 400
 
 
+PictureError = ImageError
+"""Former name of `ImageError`, for users of the SDK."""
+
+
 class QuotaExceeded(HiresfixError):
-    """Keeping the file would take more room than the caller's uploads may take together."""
+    """The file would exceed the quota of the caller's uploads."""
 
     code = "quota_exceeded"
     status = 400
 
 
 class PromptError(HiresfixError):
-    """The prompt cannot be read as it is: it makes more chunks than the engine takes."""
+    """The prompt needs more chunks of tokens than the engine reads."""
 
     code = "invalid_prompt"
     status = 400
 
 
 class FetchError(HiresfixError):
-    """A URL could not be fetched or delivered to, or the outbound guard forbids its address."""
+    """A URL could not be fetched or delivered to, or the guarded HTTP client forbids its address."""
 
     code = "fetch_failed"
     status = 400
 
 
 class Unreachable(FetchError):
-    """The other side did not answer, or not completely; it may the next time."""
+    """The other side did not answer, or not completely; it may next time."""
 
     retryable = True
 
 
 class WeightsError(HiresfixError):
+    """A weight file is missing, damaged or of another architecture."""
+
     code = "weights_error"
 
 
 class NotUnderstood(HiresfixError):
-    """A recipe has what this release does not know: a newer one wrote it, and a newer worker can read it."""
+    """The recipe was written by a newer release; a newer worker can read it."""
 
     code = "not_understood"
     retryable = True
 
 
 class EngineFailed(HiresfixError):
-    """The engine made no picture worth returning; nothing bad is ever returned as a success."""
+    """The engine has no result worth returning; a bad result is never returned as a success."""
 
     code = "engine_failed"
 
 
 class BadResult(EngineFailed):
-    """What was made failed its own quality check, or is no numbers at all. In full precision it gets another try."""
+    """The result failed its own quality check or has non-finite values. Full precision gets another try."""
 
     code = "bad_result"
 
 
 class ConfigurationError(HiresfixError):
+    """The operator has to change a setting."""
+
     code = "configuration_error"
 
 
 class Cancelled(Exception):
-    """Raised by a progress report to stop a running engine between two tiles or steps."""
+    """Raised by a progress callback to stop a running engine between two tiles or steps."""

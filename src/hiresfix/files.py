@@ -1,4 +1,4 @@
-"""Image file suffixes, and files that appear under their name complete or not at all."""
+"""Image file suffixes, and writing files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SUFFIXES: Final = FORMAT_OF_SUFFIX.keys() | {".gif", ".tif", ".tiff", ".bmp", ".
 
 
 class PartFile:
-    """A file beside `target` that takes its place on `finish`; left without that, it is gone and `target` untouched.
+    """Temporary file next to `target` that replaces it on `finish`.
 
-    Folders on the way are made. Not for several threads at once.
+    Without `finish` the temporary file is deleted and `target` stays as it was. Missing parent folders are created.
+    Not thread-safe.
     """
 
     def __init__(self, target: Path) -> None:
@@ -39,12 +40,12 @@ class PartFile:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._part.open("xb")
 
-    def write(self, piece: bytes) -> None:
+    def write(self, chunk: bytes) -> None:
         assert self._file is not None
-        self._file.write(piece)
+        self._file.write(chunk)
 
     def finish(self) -> None:
-        """On the disk for good, and then under its name."""
+        """Flush to disk, then rename to `target`."""
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -52,17 +53,28 @@ class PartFile:
         self._part.replace(self.target)
 
     def abandon(self) -> None:
-        """Nothing, after `finish`."""
+        """Delete the temporary file; after `finish` there is none."""
         if self._file is not None:
             self._file.close()
             self._part.unlink(missing_ok=True)
 
 
 def require_writable(target: Path) -> None:
-    """Raises OSError if `target` could not be written as things are. Writes nothing, and makes no folder."""
+    """Check that `target` can be written now, without writing anything or creating folders.
+
+    Raises:
+        OSError: `target` is a folder, or its nearest existing parent is not a writable folder.
+    """
     if target.is_dir():
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     folder = next(folder for folder in target.absolute().parents if folder.exists())
     number = errno.EACCES if folder.is_dir() else errno.ENOTDIR
     if number == errno.ENOTDIR or not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(number, os.strerror(number), str(folder))
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of `data` to a file descriptor; one `os.write` may write only a part."""
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]

@@ -1,4 +1,4 @@
-"""Where this installation keeps its data. Loads nothing, so that every part can ask."""
+"""Data directory of this installation. Imports nothing of hiresfix, so every module can use it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """`HIRESFIX_HOME`, or the default; it need not exist yet."""
-    given = os.environ.get("HIRESFIX_HOME")
-    return Path(given) if given else default_home()
+    """Return `HIRESFIX_HOME` or the default directory; it may not exist yet."""
+    directory = os.environ.get("HIRESFIX_HOME")
+    return Path(directory) if directory else default_home()
 
 
 def default_home() -> Path:
-    """Where data lives when `HIRESFIX_HOME` is not set.
+    """Return the data directory that is used when `HIRESFIX_HOME` is not set.
 
-    root: /var/lib/hiresfix, because the embedded PostgreSQL refuses to run as root and its own user cannot
-    look into /root. Anyone else: the XDG data directory (macOS: Application Support).
+    For root it is /var/lib/hiresfix: the embedded PostgreSQL refuses to run as root, and the system user it runs as
+    cannot read /root. For other users it is the XDG data directory (on macOS: Application Support).
     """
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/hiresfix")

@@ -1,24 +1,49 @@
-"""A `Recipe` decides the pixels: every knob of one enlargement, complete and with the seed resolved.
+"""A `Recipe` holds every parameter that decides the pixels of one upscale, complete and with the seed resolved.
 
-A preset is a `Recipe`, a request is `replace(preset, **given)`. A recipe travels with the job and into the
-result's metadata, so a picture can be made again from it. It knows no file names, no jobs and no JSON field
-names of the public API (`hiresfix.wire` does).
+A preset is a `Recipe`; a request is `replace(preset, **values)`. A recipe travels with the job and into the metadata of
+the result, so that the same image can be made again. This module knows no file names, no jobs and no JSON field names
+of the public API (`hiresfix.wire` does).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, NamedTuple, Self
 
 from hiresfix.errors import NotUnderstood
 
 MAX_SEED = 2**53 - 1
 SCALES = (1, 2, 4, 8)
 AUTO = "auto"
-"""The enlarger that suits the picture, found by looking at it."""
-CREATIVITY_OF_NEXT_PASS = 0.8
+"""Choose the super-resolution network by looking at the image."""
+NEXT_PASS_CREATIVITY = 0.8
+"""Factor on `creativity` from one pass to the next."""
+
+
+class Range(NamedTuple):
+    """Inclusive bounds of a number."""
+
+    low: int
+    high: int
+
+
+RANGES: Final[Mapping[str, Range]] = {
+    "creativity": Range(0, 1),
+    "resemblance": Range(0, 3),
+    "dynamic": Range(1, 50),
+    "steps": Range(1, 100),
+    "sharpen": Range(0, 10),
+    "seed": Range(0, MAX_SEED),
+    "tile": Range(32, 2048),
+    "tile_height": Range(16, 1024),
+    "tile_width": Range(16, 1024),
+    "colour_lock": Range(0, 1),
+    "least_drift_db": Range(0, 100),
+}
+"""Bounds of the numeric fields of a `Recipe`. `models.catalog` takes the bounds of its parameters from here."""
 
 
 class OutputFormat(StrEnum):
@@ -28,33 +53,50 @@ class OutputFormat(StrEnum):
 
 
 class Engine(StrEnum):
-    """Which story the engine tells.
+    """How the pixels are made.
 
-    `faithful` enlarges only; `ganprior` works against a GAN's prior, with nothing downloaded; `diffusion` is Clarity's
-    hi-res fix, with a Stable Diffusion 1.x checkpoint and a tile ControlNet.
+    `faithful` only runs a super-resolution network. `ganprior` is the offline engine: it adds texture with nothing
+    downloaded. `diffusion` is the hi-res fix with a Stable Diffusion 1.x checkpoint and a tile ControlNet.
     """
 
     FAITHFUL = "faithful"
-    GAN_PRIOR = "ganprior"
+    OFFLINE = "ganprior"
     DIFFUSION = "diffusion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All that decides the pixels.
+    """Everything that decides the pixels. `RANGES` holds the bounds of the numbers; `scale` is one of `SCALES`.
 
-    scale: multiplier of both sides, one of 1, 2, 4, 8. creativity 0..1: how much detail may be invented.
-    resemblance 0..3: how tightly the result, scaled down, follows the input. dynamic 1..50: guidance.
-    steps 1..100. sharpen 0..10, 0 = off. seed 0..2^53-1.
-    Operator's side: engine; enlarger, a weight name of `models.catalog` or `AUTO`; tile, its input pixels a side.
-    Operator's side of diffusion: checkpoint, vae, controlnet, loras (name and strength of those always used),
-    offered_loras (those a prompt may name), embeddings (always in the negative prompt): names of installed models;
-    sampler, a name of `engine.sampling`; classic: what the original computes, in place of what is better;
-    tile_height and tile_width in latent pixels; colour_lock 0..1: of what `engine.clarity.tie` says is tied to the
-    input; nothing of it with classic.
-    Operator's side of trust: least_drift_db, the PSNR of the result scaled down against the input below which it is not
-    returned; 0 for none, as where prompts may change everything.
-    Raises ValueError for a value outside its range.
+    Set by the caller:
+
+    - scale: multiplier of both sides.
+    - creativity: how much detail may be invented.
+    - resemblance: how closely the result, scaled down, follows the input.
+    - dynamic: guidance scale (strength of contrast and detail).
+    - steps: number of denoising steps.
+    - sharpen: sharpening after the last pass; 0 is off.
+    - prompt, negative_prompt, seed, output_format.
+
+    Set by the operator:
+
+    - engine; enlarger: the super-resolution network, a weight name of `models.catalog` or `AUTO`.
+    - tile: side of a tile of that network, in input pixels.
+    - least_drift_db: minimum PSNR of the scaled-down result against the input; below it the result is rejected. 0 turns
+      the check off, for presets whose prompts may change everything.
+
+    Set by the operator, for diffusion only (names are names of installed models):
+
+    - checkpoint, vae, controlnet.
+    - loras: name and strength of the LoRAs that are always used; offered_loras: LoRAs that a prompt may name.
+    - embeddings: textual inversions that are always in the negative prompt.
+    - sampler: a name in `engine.diffusion.sampling`.
+    - classic: compute what the original program computes, instead of our improvements.
+    - tile_height, tile_width: in latent pixels.
+    - colour_lock: how much of what `engine.diffusion.pipeline` ties to the input is tied; not used with `classic`.
+
+    Raises:
+        ValueError: a value is outside its range.
     """
 
     engine: Engine = Engine.FAITHFUL
@@ -86,38 +128,30 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {SCALES}, got {self.scale!r}")
-        for name, low, high in (
-            ("creativity", 0, 1),
-            ("resemblance", 0, 3),
-            ("dynamic", 1, 50),
-            ("steps", 1, 100),
-            ("sharpen", 0, 10),
-            ("seed", 0, MAX_SEED),
-            ("tile", 32, 2048),
-            ("tile_height", 16, 1024),
-            ("tile_width", 16, 1024),
-            ("colour_lock", 0, 1),
-            ("least_drift_db", 0, 100),
-        ):
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
 
-    def of_pass(self, number: int) -> Self:
-        """For a later pass over what the first enlarged, counted from 0: less creativity, a seed of its own."""
+    def for_pass(self, number: int) -> Self:
+        """Return the recipe of pass `number`, counted from 0: each pass has less creativity and its own seed."""
         return replace(
             self,
-            creativity=self.creativity * CREATIVITY_OF_NEXT_PASS**number,
+            creativity=self.creativity * NEXT_PASS_CREATIVITY**number,
             seed=(self.seed + number) % (MAX_SEED + 1),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives the same recipe back."""
-        return {name: getattr(self, name) for name in self.__slots__}  # all of them are plain, unlike for `asdict`
+        """Return plain JSON values; `from_dict` turns them back into the same recipe."""
+        return {name: getattr(self, name) for name in self.__slots__}  # `asdict` would copy values that are plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises NotUnderstood for unknown keys and engines: what a newer release wrote must not be half understood."""
+        """Read what `to_dict` wrote; missing fields get their defaults.
+
+        Raises:
+            NotUnderstood: a key or the engine is unknown, so a newer release wrote the values.
+        """
         unknown = values.keys() - {field.name for field in fields(cls)}
         if unknown or values.get("engine", Engine.FAITHFUL) not in set(Engine):
             raise NotUnderstood("The job's recipe was written by a newer release. Upgrade hiresfix on this worker.")

@@ -1,7 +1,7 @@
 """Webhook signatures: HMAC-SHA256 over the exact body bytes, keyed by the digest of the API key.
 
-The sender needs only the stored digest, never the plaintext key; a receiver makes the digest from the key it
-has. This module knows neither bodies nor how they travel.
+The sender needs only the stored digest, never the plaintext key; the receiver computes the digest from its key.
+This module knows nothing about the content or the transport of a body.
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ import hmac
 from typing import Literal, TypeAlias
 
 KeyMode: TypeAlias = Literal["raw", "hex"]
-"""How the digest becomes the HMAC key: its 32 bytes, or its 64 lowercase hex characters as ASCII."""
+"""Form of the digest as HMAC key: its 32 bytes, or its 64 lowercase hex characters as ASCII."""
 
 SIGNATURE_HEADER = "X-Webhook-Signature"
 _PREFIX = "sha256="
 
 
 def digest_api_key(api_key: str) -> bytes:
-    """The 32 bytes that stand for an API key at rest; they sign webhooks, so they are a secret too."""
+    """Return the 32-byte SHA-256 digest that is stored for an API key.
+
+    The digest signs webhooks, so it is a secret too.
+    """
     return hashlib.sha256(api_key.encode()).digest()
 
 
 def sign(body: bytes, key_digest: bytes, mode: KeyMode = "raw") -> str:
-    """The value of `X-Webhook-Signature`: `sha256=` and 64 lowercase hex digits.
+    """Return the value of `X-Webhook-Signature`: `sha256=` and 64 lowercase hex digits.
 
-    `key_digest` is `digest_api_key` of the key that submitted the job; raises ValueError unless it has 32 bytes.
+    Args:
+        body: the exact bytes that are sent.
+        key_digest: `digest_api_key` of the key that submitted the job.
+        mode: form of the digest as HMAC key.
+
+    Raises:
+        ValueError: the digest does not have 32 bytes.
     """
     if len(key_digest) != hashlib.sha256().digest_size:
         raise ValueError(f"The key digest has {len(key_digest)} bytes, not 32. Pass digest_api_key(api_key).")
@@ -35,7 +44,7 @@ def sign(body: bytes, key_digest: bytes, mode: KeyMode = "raw") -> str:
 
 
 def verify(body: bytes, signature: str | None, key_digest: bytes, mode: KeyMode = "raw") -> bool:
-    """Whether `signature`, the header as received (None if it is missing), belongs to these bytes.
+    """Return True if `signature`, the header as received (None if missing), matches the body.
 
     Takes the same time for every wrong value of the same length.
     """
@@ -46,22 +55,32 @@ def verify(body: bytes, signature: str | None, key_digest: bytes, mode: KeyMode 
 
 TEAM_PREFIX = "whsec_"
 TOLERANCE = 300.0
-"""Seconds that a Standard Webhooks signature may be away from now."""
+"""Maximum difference in seconds between the timestamp of a Standard Webhooks signature and now."""
 
 
 def verify_standard(
     body: bytes, secret: str, *, delivery: str | None, timestamp: str | None, signatures: str | None, now: float
 ) -> bool:
-    """Whether one of the `webhook-signature`s belongs to this delivery, time and body, and is of these minutes.
+    """Return True if one of the Standard Webhooks signatures matches and the timestamp is within `TOLERANCE`.
 
-    secret: `whsec_` and base64. now: unix seconds. Source: the specification at standardwebhooks.com. Raises ValueError
-    for a secret that is none.
+    Source: the specification at standardwebhooks.com.
+
+    Args:
+        body: the exact bytes received.
+        secret: `whsec_` and base64.
+        delivery: header `webhook-id`; None if missing, as for the next two.
+        timestamp: header `webhook-timestamp`.
+        signatures: header `webhook-signature`, separated by spaces.
+        now: unix time in seconds.
+
+    Raises:
+        ValueError: `secret` is not valid base64.
     """
     if delivery is None or timestamp is None or signatures is None:
         return False
     if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp)) > TOLERANCE:
         return False
     key = base64.b64decode(secret.removeprefix(TEAM_PREFIX), validate=True)
-    told = hmac.new(key, f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    expected = b"v1," + base64.b64encode(told)
+    digest = hmac.new(key, f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    expected = b"v1," + base64.b64encode(digest)
     return any(hmac.compare_digest(expected, one.encode(errors="replace")) for one in signatures.split())

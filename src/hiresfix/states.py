@@ -1,4 +1,4 @@
-"""States of a job, for server, contract and client alike."""
+"""States of a job: one home for the server, the wire format and the client."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
+    """State of a job, spelled as in the database and on the wire."""
+
     QUEUED = "QUEUED"
     PROCESSING = "PROCESSING"
     COMPLETED = "COMPLETED"
@@ -14,3 +16,4 @@ class JobState(StrEnum):
 
 
 TERMINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+"""States that a job never leaves."""

@@ -61,7 +61,7 @@ class Bench:
 
     def bring(self, *pictures: Path) -> None:
         self.at("#files").set_input_files(list(pictures))
-        expect(self.at("#preview")).to_contain_text("×")
+        expect(self.at("#estimate")).to_contain_text("×")
 
     def choose(self, preset: str) -> None:
         self.at(f"label[for=preset-{preset}]").click()

@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 from hiresfix.server.web import pages
 from hiresfix.server.web.languages import LANGUAGES
 from hiresfix.server.web.message_format import fill
-from hiresfix.server.web.static_files import address
+from hiresfix.server.web.static_files import static_url
 from tests.browser.axe import violations
 from tests.browser.conftest import Visit, needs_browser
 
@@ -55,9 +55,9 @@ def test_the_keyboard_reaches_the_content_first_and_moves_the_slider(visit: Call
     assert page.evaluate("document.activeElement.id") == "main"
     slider = page.get_by_role("slider").first
     slider.focus()
-    assert slider.get_attribute("aria-valuetext") == "50 % after"
+    assert slider.get_attribute("aria-valuetext") == "50% after"
     page.keyboard.press("Home")
-    assert (slider.input_value(), slider.get_attribute("aria-valuetext")) == ("0", "100 % after")
+    assert (slider.input_value(), slider.get_attribute("aria-valuetext")) == ("0", "100% after")
     page.keyboard.press("ArrowRight")
     assert slider.input_value() == "1"
 
@@ -121,8 +121,8 @@ def test_scripts_fill_messages_as_the_server_does(visit: Callable[..., Visit]) -
     ]  # fmt: skip
     message = "{word:을/를} {word:으로/로} {word:이/가} {word}"
     filled = page.evaluate(
-        "async ([where, message, words]) => { const text = await import(where);"
-        " return words.map(word => text.fill(message, { word })); }",
-        [address("js/text.js"), message, words],
+        "async ([where, message, words]) => { const i18n = await import(where);"
+        " return words.map(word => i18n.fill(message, { word })); }",
+        [static_url("js/i18n.js"), message, words],
     )
     assert filled == [fill(message, {"word": word}) for word in words]

@@ -37,11 +37,11 @@ def link(server: Service) -> str:
     async def offer() -> str:
         async with Database(server.database_url, max_size=1) as database, database.transaction() as tx:
             owner = await authentication.first_owner(tx)
-            return await login_links.offer(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
+            return await login_links.create(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
 
     with ThreadPoolExecutor(1) as apart:  # this thread has Playwright's event loop
         token = apart.submit(lambda: asyncio.run(offer())).result()
-    return login_links.link(server.url, token).removeprefix(server.url)
+    return login_links.url(server.url, token).removeprefix(server.url)
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., 
     with page.expect_file_chooser() as chooser:
         studio.at("#choose").click()
     chooser.value.set_files(photo)
-    expect(studio.at("#preview")).to_contain_text("48 × 36 → 96 × 72")
-    expect(studio.at("#preview")).to_contain_text("3 credits")
+    expect(studio.at("#estimate")).to_contain_text("48 × 36 → 96 × 72")
+    expect(studio.at("#estimate")).to_contain_text("3 credits")
     studio.choose("faithful")
-    expect(studio.at("#preview")).to_contain_text("1 credit")
+    expect(studio.at("#estimate")).to_contain_text("1 credit")
     studio.run()
     studio.wait_for_result()
     expect(studio.at("#notice")).to_contain_text("Done: colosseum.png, 96 × 72.")
@@ -95,13 +95,13 @@ def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., 
     assert handle.get_attribute("aria-valuenow") == "30"
     studio.has_no_violations()
     with page.expect_download() as download:
-        studio.at("#stage-bar a[download]").click()
+        studio.at("#toolbar a[download]").click()
     with Image.open(download.value.path()) as result:
         assert result.size == (96, 72)
 
     again = bench()
     again.arrive(address, signed_in=False)
-    expect(again.at("#signin-error")).to_contain_text("used already")
+    expect(again.at("#signin-error")).to_contain_text("already been used")
     again.forgive("401")
 
 
@@ -124,7 +124,7 @@ def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) 
     keys.press("Tab")
     keys.press("ArrowLeft")
     expect(studio.at("#scale-1")).to_be_checked()
-    expect(studio.at("#preview")).to_contain_text("1 credit")
+    expect(studio.at("#estimate")).to_contain_text("1 credit")
     keys.press("Control+Enter")
     studio.wait_for_result()
 
@@ -135,7 +135,7 @@ def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) 
     keys.press("ArrowRight")
     assert studio.at(".handle").get_attribute("aria-valuenow") == str(int(split or 0) + 2)
     keys.press("Home")
-    assert "0 %" in (studio.at(".handle").get_attribute("aria-valuetext") or "")
+    assert "0%" in (studio.at(".handle").get_attribute("aria-valuetext") or "")
     studio.at(".surface").focus()
     for key, mode in (("d", "side"), ("h", "hold"), ("b", "blink"), ("s", "slider")):
         keys.press(key)
@@ -196,7 +196,7 @@ def test_zoom_and_pan_move_both_pictures_alike_up_to_800_percent(bench: Callable
     moved()
     assert [first for first, _ in seen] == [second for _, second in seen]
     page.keyboard.press("f")
-    page.wait_for_function("document.fullscreenElement?.id === 'stage'")
+    page.wait_for_function("document.fullscreenElement?.id === 'preview'")
     page.keyboard.press("f")
     page.wait_for_function("document.fullscreenElement === null")
 
@@ -249,14 +249,15 @@ def test_in_japanese_it_speaks_japanese_and_enter_belongs_to_the_input_method(
     assert studio.at("#param-seed").evaluate(composing) is False  # prevented: nothing is submitted
     studio.bring(photo)
     studio.choose("line-art")
-    expect(studio.at("#preview")).to_contain_text("1 クレジット")
+    expect(studio.at("#estimate")).to_contain_text("1 クレジット")
     studio.run()
     studio.wait_for_result()
     expect(studio.at("#notice")).to_contain_text("完了")
     expect(studio.at(".view:nth-child(2) .tag")).to_have_text("処理後")
     studio.has_no_violations()
     visible = studio.at("main").inner_text()
-    assert not any(word in visible for word in ("Enlarge", "Creativity", "History", "credit", "Before"))
+    assert not any(word in visible for word in ("Creativity", "History", "credit", "Before"))
+    expect(studio.at("#run")).to_have_text("拡大する")
 
 
 def test_a_job_goes_on_over_a_reload_in_another_language(
@@ -266,11 +267,11 @@ def test_a_job_goes_on_over_a_reload_in_another_language(
     studio.bring(photo)
     studio.choose("line-art")
     studio.run()
-    expect(studio.at("#working")).to_contain_text("queue")
+    expect(studio.at("#active-jobs")).to_contain_text("queue")
     studio.has_no_violations()
     studio.page.goto(f"{studio.server.url}/ko/studio")
     studio.ready()
-    expect(studio.at("#working")).to_contain_text("다음 차례예요")
+    expect(studio.at("#active-jobs")).to_contain_text("다음 차례예요")
     expect(studio.at("#preset-line-art")).to_be_checked()
     paused()
     studio.wait_for_result()
@@ -286,15 +287,15 @@ def test_cancelling_gives_the_credits_back_and_says_so(
     studio = bench().arrive()
     before = studio.credits
     studio.bring(photo)
-    expect(studio.at("#preview")).to_contain_text("3 credits")
+    expect(studio.at("#estimate")).to_contain_text("3 credits")
     studio.run()
-    cancel = studio.at("#working button", has_text="Cancel")
+    cancel = studio.at("#active-jobs button", has_text="Cancel")
     expect(cancel).to_be_enabled()
     expect(studio.at("#run")).to_be_focused()
     assert studio.credits == before - 3
     cancel.press("Enter")
-    expect(studio.at("#notice")).to_have_text("Cancelled. 3 credits came back.")
-    expect(studio.at("#working")).to_be_hidden()
+    expect(studio.at("#notice")).to_have_text("Cancelled. 3 credits refunded.")
+    expect(studio.at("#active-jobs")).to_be_hidden()
     expect(studio.at("#run")).to_be_focused()
     expect(studio.at("#credits")).to_have_text(f"{before:,} credits")
     assert studio.credits == before
@@ -310,8 +311,8 @@ def test_a_refused_file_shows_the_reason_in_the_readers_language_and_costs_nothi
     expect(studio.at("#notice")).to_contain_text("이미지가 아니에요.")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"rubbish" * 50)
     studio.at("#files").set_input_files(tmp_path / "broken.png")
-    expect(studio.at("#preview")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
-    expect(studio.at("#preview")).to_contain_text("PNG 파일이 손상되었거나")
+    expect(studio.at("#estimate")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
+    expect(studio.at("#estimate")).to_contain_text("PNG 파일이 손상되었거나")
     studio.has_no_violations()
     studio.run()
     expect(studio.at("#notice")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
@@ -330,7 +331,7 @@ def test_an_address_is_fetched_by_the_server_and_a_dead_one_says_so(
     studio.forgive("400")
     studio.at("#url").fill(address)
     studio.page.keyboard.press("Enter")
-    expect(studio.at("#preview")).to_contain_text("48 × 36 → 96 × 72")
+    expect(studio.at("#estimate")).to_contain_text("48 × 36 → 96 × 72")
     assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 48
 
 
@@ -338,7 +339,7 @@ def test_the_copied_code_runs(bench: Callable[..., Bench], photo: Path) -> None:
     studio = bench(permissions=["clipboard-read", "clipboard-write"]).arrive()
     studio.bring(photo)
     studio.choose("text")
-    expect(studio.at("#preview")).to_contain_text("1 credit")
+    expect(studio.at("#estimate")).to_contain_text("1 credit")
     studio.at("#code summary").click()
 
     def copied(language: str) -> str:
@@ -375,8 +376,8 @@ def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable
     studio.choose("line-art")
     studio.at("#variants summary").click()
     studio.at("#variant-count").select_option("3")
-    expect(studio.at("#run")).to_have_text("Make 3 variants")
-    expect(studio.at("#preview")).to_contain_text("3 credits")
+    expect(studio.at("#run")).to_have_text("Create 3 variants")
+    expect(studio.at("#estimate")).to_contain_text("3 credits")
     studio.run()
     studio.wait_for_result(panes=4)
     expect(studio.at(".view .tag")).to_have_text(["Before", "Sharpening 0.5", "Sharpening 1.25", "Sharpening 2"])
@@ -395,19 +396,19 @@ def test_history_reuses_settings_and_deletes_files(bench: Callable[..., Bench], 
     studio.choose("text")
     studio.run()
     studio.wait_for_result()
-    shot = studio.at("#shots li").first
+    shot = studio.at("#history-list li").first
     expect(shot.locator("img")).to_be_visible()
-    expect(shot).to_contain_text("Files go in 8")  # 89 days, or 90
+    expect(shot).to_contain_text("Files expire in 8")  # 89 days, or 90
     studio.choose("general")
     shot.locator("[data-action=reuse]").click()
     expect(studio.at("#preset-text")).to_be_checked()
     expect(studio.at("#param-sharpen")).to_have_value("1")
-    shot.locator("[data-action=details]").click()
+    shot.locator("[data-action=showDetails]").click()
     expect(studio.at("#details-body")).to_contain_text("Sharpening")
     studio.has_no_violations()
     studio.page.keyboard.press("Escape")
     studio.page.on("dialog", lambda dialog: dialog.accept())
-    shot.locator("[data-action=erase]").press("Enter")
+    shot.locator("[data-action=deleteFiles]").press("Enter")
     expect(shot).to_contain_text("Files deleted")
     expect(shot.locator(":focus")).to_have_count(1)  # the button is gone, the place is not
     expect(studio.at("#viewer")).to_have_attribute("data-count", "1")
@@ -437,14 +438,14 @@ def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench
     row = studio.at("#account-panel tbody tr", has_text=job[:8])
     expect(row).to_contain_text("Gave up (410)")
     studio.has_no_violations()
-    row.get_by_role("button", name="Send again").click()
+    row.get_by_role("button", name="Resend").click()
     expect(row).to_contain_text("Waiting")
     wait_until(lambda: len(site.received) == 2, seconds=60)
     assert site.received[0][1] == site.received[1][1]
     studio.at("#account-device").click()
     studio.at("#account-panel input[type=checkbox]").check()
     assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") == studio.server.key
-    studio.at("#account-panel button", has_text="Sign out and forget").click()
+    studio.at("#account-panel button", has_text="Sign out and delete").click()
     expect(studio.at("#open-signin")).to_be_visible()
     assert studio.page.evaluate("sessionStorage.length") == 0
     assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None
@@ -455,7 +456,7 @@ def test_another_browser_sees_the_results_too(bench: Callable[..., Bench], photo
     job = studio.server.submit(site.add("/p.png", photo.read_bytes()))
     studio.server.finished(job)
     studio.arrive()
-    studio.at(f"#shots li[data-id='{job}'] [data-action=look]").click()
+    studio.at(f"#history-list li[data-id='{job}'] [data-action=show]").click()
     studio.wait_for_result(panes=1)
     assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
-    expect(studio.at(".strip-add")).to_be_visible()  # a picture of one's own can still be added
+    expect(studio.at(".filmstrip-add")).to_be_visible()  # a picture of one's own can still be added

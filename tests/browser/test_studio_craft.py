@@ -27,7 +27,7 @@ HAND_OVER = """([kind, name, content]) => {
     held.items.add(new File([Uint8Array.from(atob(content), byte => byte.charCodeAt(0))], name, { type: "image/png" }));
     const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: held, bubbles: true, cancelable: true })
         : new DragEvent(kind, { dataTransfer: held, bubbles: true, cancelable: true });
-    document.getElementById("stage").dispatchEvent(event);
+    document.getElementById("preview").dispatchEvent(event);
 }"""
 
 
@@ -42,24 +42,24 @@ def test_pictures_are_dropped_and_pasted_and_one_that_is_refused_holds_up_no_oth
     page, before = studio.page, studio.credits
     studio.choose("line-art")
     hand_over(page, "dragenter", photo, "dropped.png")
-    expect(studio.at("#dropping")).to_be_visible()
+    expect(studio.at("#drop-overlay")).to_be_visible()
     hand_over(page, "drop", photo, "dropped.png")
-    expect(studio.at("#dropping")).to_be_hidden()
-    expect(studio.at("#preview")).to_contain_text("1 credit")
+    expect(studio.at("#drop-overlay")).to_be_hidden()
+    expect(studio.at("#estimate")).to_contain_text("1 credit")
     (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:60])
     hand_over(page, "paste", tmp_path / "broken.png", "broken.png")
-    expect(studio.at("#preview")).to_contain_text("cannot be used as a picture")
+    expect(studio.at("#estimate")).to_contain_text("cannot be used as a picture")
     hand_over(page, "paste", photo, "pasted.png")
-    expect(studio.at(".strip-pick")).to_have_count(3)
-    expect(studio.at("#run")).to_have_text("Enlarge 2 pictures")
-    expect(studio.at("#preview")).to_contain_text("2 credits")
+    expect(studio.at(".filmstrip-select")).to_have_count(3)
+    expect(studio.at("#run")).to_have_text("Upscale 2 images")
+    expect(studio.at("#estimate")).to_contain_text("2 credits")
     expect(page.get_by_role("button", name="broken.png: This file cannot be used")).to_be_visible()
     studio.forgive("400")
     studio.run()
     studio.wait_for_result()
-    done = studio.at("#shots .thumb-place[data-action=look]")
+    done = studio.at("#history-list .thumbnail-frame[data-action=show]")
     for name in ("dropped.png", "pasted.png"):
-        expect(done.and_(page.get_by_label(f"Look at {name}"))).to_be_visible(timeout=120_000)
+        expect(done.and_(page.get_by_label(f"Show {name}"))).to_be_visible(timeout=120_000)
     assert studio.credits == before - 2
 
 
@@ -83,7 +83,7 @@ def test_a_price_by_size_is_the_sum_over_all_pictures(bench: Callable[..., Bench
         picture.resize((60, 40)).save(tmp_path / "other.png")
     studio.arrive()
     studio.bring(photo, tmp_path / "other.png")
-    expect(studio.at("#preview")).to_contain_text("6 credits")
+    expect(studio.at("#estimate")).to_contain_text("6 credits")
     assert len(set(asked)) == 2
 
 
@@ -105,7 +105,7 @@ def test_the_expert_drawer_has_every_parameter_and_agrees_with_the_sliders(bench
     studio.at("#param-scale_factor").select_option("4")
     expect(studio.at("#scale-4")).to_be_checked()
     studio.at("#param-creativity").fill("7")
-    expect(studio.at("#param-creativity-wrong")).to_be_visible()
+    expect(studio.at("#param-creativity-error")).to_be_visible()
     expect(studio.at(".slider-head", has_text="Creativity")).to_contain_text("0.63")
     studio.has_no_violations()
 

@@ -1,6 +1,6 @@
-"""Callers who know only the API: they submit with an Idempotency-Key until they are told 202, and watch their jobs.
+"""Callers that know only the API: they submit with an Idempotency-Key until they get a 202, and poll their jobs.
 
-What they were promised is written down here, to be held against what the service has in the end.
+They record the answers, which the checks compare with the final state of the service.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.stage import HTTP
+from hiresfix.states import TERMINAL
+from tests.chaos.environment import HTTP
 from tests.conftest import png
 
 SIDES = (16, 24, 40, 64)
-"""Of the pictures: from a twentieth of a second of work to a second."""
+"""Of the images: from a twentieth of a second of work to a second."""
 SCALE = 2
 PAUSE_SECONDS = 0.5
-"""Before a submission is repeated."""
+"""Pause before a submission is repeated."""
 POLL_SECONDS = 2.0
-TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Promise:
-    """A job that was acknowledged: whose it is, and the size that its result will have."""
+class AcceptedJob:
+    """An acknowledged job: the API key that submitted it, and the sides of its source."""
 
     job: str
     api_key: str
@@ -38,42 +38,42 @@ class Promise:
 
 
 @dataclass(slots=True)
-class Notes:
-    """What the callers were answered, and when they had to ask again."""
+class CallerRecord:
+    """The answers that the callers got."""
 
-    promises: dict[str, Promise] = field(default_factory=dict)
+    accepted: dict[str, AcceptedJob] = field(default_factory=dict)
     """By Idempotency-Key."""
     answers: Counter[str] = field(default_factory=Counter)
     replayed: int = 0
-    ends: dict[str, str] = field(default_factory=dict)
-    """The first terminal state that a caller saw of a job."""
-    broken: list[str] = field(default_factory=list)
-    """Answers that no caller should ever get."""
+    final_states: dict[str, str] = field(default_factory=dict)
+    """By job id, the first terminal state that a caller saw."""
+    errors: list[str] = field(default_factory=list)
+    """Answers that no caller may ever get."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, answer: httpx.Response | None) -> None:
+    def add(self, answer: httpx.Response | None) -> None:
         with self.lock:
             self.answers["no answer" if answer is None else str(answer.status_code)] += 1
             if answer is not None and (answer.status_code == 500 or answer.status_code == 404):
-                self.broken.append(f"{answer.request.method} {answer.request.url.path}: {answer.status_code}")
+                self.errors.append(f"{answer.request.method} {answer.request.url.path}: {answer.status_code}")
 
 
 def sign_up(url: str, name: str) -> str:
-    """A new team's key."""
+    """Create a team and return its API key."""
     answer = HTTP.post(f"{url}/v2/signup", json={"email": f"{name}@example.com", "teamName": name})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["apiKey"])
 
 
-def submit(url: str, hook: str, keys: Sequence[str], number: int, notes: Notes, stop: threading.Event) -> None:
-    """Job `number`, whatever it takes."""
+def submit(url: str, hook: str, keys: Sequence[str], number: int, record: CallerRecord, stop: threading.Event) -> None:
+    """Submit job `number`, repeating the request until it is accepted."""
     chance = random.Random(number)
     side, api_key, once = chance.choice(SIDES), keys[number % len(keys)], f"chaos-{number}"
-    picture = base64.b64encode(png(side, side, seed=number)).decode()
+    image = base64.b64encode(png(side, side, seed=number)).decode()
     body = {
         "model": "faithful-upscale",
         "faithfulUpscaleParams": {
-            "image": f"data:image/png;base64,{picture}",
+            "image": f"data:image/png;base64,{image}",
             "content": "anime",
             "scale_factor": str(SCALE),
         },
@@ -85,35 +85,37 @@ def submit(url: str, hook: str, keys: Sequence[str], number: int, notes: Notes, 
             answer = HTTP.post(f"{url}/v2/images/upscale", json=body, headers=headers)
         except httpx.TransportError:
             answer = None
-        notes.note(answer)
+        record.add(answer)
         if answer is not None and answer.status_code == 202:
-            with notes.lock:
-                notes.replayed += "Idempotency-Replayed" in answer.headers
-                notes.promises[once] = Promise(job=answer.json()["jobId"], api_key=api_key, side=side)
+            with record.lock:
+                record.replayed += "Idempotency-Replayed" in answer.headers
+                record.accepted[once] = AcceptedJob(job=answer.json()["jobId"], api_key=api_key, side=side)
             return
         if answer is not None and answer.status_code < 500 and answer.status_code != 429:
-            notes.broken.append(f"submission {number}: {answer.status_code} {answer.text}")
+            record.errors.append(f"submission {number}: {answer.status_code} {answer.text}")
             return
         time.sleep(PAUSE_SECONDS)
 
 
-def look(url: str, promise: Promise) -> httpx.Response | None:
+def get_job(url: str, accepted_job: AcceptedJob) -> httpx.Response | None:
     try:
-        return HTTP.get(f"{url}/v2/jobs/{promise.job}", headers={"X-API-Key": promise.api_key})
+        return HTTP.get(f"{url}/v2/jobs/{accepted_job.job}", headers={"X-API-Key": accepted_job.api_key})
     except httpx.TransportError:
         return None
 
 
-def watch(url: str, notes: Notes, stop: threading.Event) -> None:
-    """Poll the jobs that are not over, as published clients do, until told to stop."""
+def watch(url: str, record: CallerRecord, stop: threading.Event) -> None:
+    """Poll the unfinished jobs, as published clients do, until `stop` is set."""
     while not stop.wait(POLL_SECONDS):
-        with notes.lock:
-            waiting = [promise for promise in notes.promises.values() if promise.job not in notes.ends]
-        for promise in waiting:
-            answer = look(url, promise)
-            notes.note(answer)
+        with record.lock:
+            waiting = [
+                accepted_job for accepted_job in record.accepted.values() if accepted_job.job not in record.final_states
+            ]
+        for accepted_job in waiting:
+            answer = get_job(url, accepted_job)
+            record.add(answer)
             if answer is None or answer.status_code != 200 or stop.is_set():
                 break
             job: dict[str, Any] = answer.json()
             if job["status"] in TERMINAL:
-                notes.ends[promise.job] = job["status"]
+                record.final_states[accepted_job.job] = job["status"]

@@ -1,6 +1,6 @@
-"""What goes wrong, and when: a schedule made of a seed, in lanes that run beside each other.
+"""Faults and their schedule, which follows from a seed: lanes of faults that run at the same time.
 
-A fault has a beginning and, unless it is a kill, an end; nothing is done for the service beyond undoing the fault.
+A fault has a beginning and, unless it is a kill, an end. Nothing helps the service except undoing the fault.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from uuid import UUID
 
 import psycopg
 
-from hiresfix.server.jobs.orphaned_results import result_key
-from tests.chaos.stage import LEASE_SECONDS, Kept, Stage
+from hiresfix.server import storage_keys
+from tests.chaos.environment import LEASE_SECONDS, Environment, SupervisedProcess
 
-TAKEN_SECONDS = 120.0
+REQUEUE_SECONDS = 120.0
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     KILL_WORKER = "worker killed (kill -9)"
     FREEZE_WORKER = "worker frozen past its lease, then woken"
-    FREEZE_BEFORE_SETTLEMENT = "worker frozen between storing its picture and settling, woken past its lease"
+    FREEZE_BEFORE_SETTLEMENT = "worker frozen between storing its image and settling, woken past its lease"
     HUNT_JOB = "every worker killed that takes a certain job, until the job fails"
     KILL_API = "API killed (kill -9)"
     KILL_API_BEFORE_ANSWER = "API killed between commit and answer"
@@ -41,30 +41,30 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """`pause`: seconds of quiet in its lane before it; `seconds`: how long it lasts."""
+    """One fault. pause: seconds before it in its lane; seconds: how long it lasts."""
 
-    kind: Kind
+    kind: FaultKind
     pause: float
     seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        named_by_length = self.kind in (Kind.STOP_DATABASE, Kind.CRASH_DATABASE)
-        return f"{self.kind}, {self.seconds:g} s" if named_by_length else self.kind.value
+        shows_length = self.kind in (FaultKind.STOP_DATABASE, FaultKind.CRASH_DATABASE)
+        return f"{self.kind}, {self.seconds:g} s" if shows_length else self.kind.value
 
 
 Lane = Sequence[Fault]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """So many jobs, handed in evenly over `seconds`, and the lanes of faults meanwhile.
+class FaultPlan:
+    """The jobs of a scenario, submitted evenly over `seconds`, and the lanes of faults that run meanwhile.
 
-    ahead: the share of the jobs by which they may be ahead of the faults, on a machine on which these take longer; who
-    has nothing else to do is given more all the same.
-
-    settings: of the service, beside what they are on every stage. patience: seconds for everything to end after the
-    last fault.
+    Attributes:
+        ahead: the share of jobs by which submissions may be ahead of the faults, on a machine where faults take
+            longer; when no job is left to run, more are submitted anyway.
+        settings: of the service, in addition to those of every scenario.
+        patience: seconds for everything to finish after the last fault.
     """
 
     seed: int
@@ -77,8 +77,8 @@ class Plan:
     lanes: Sequence[Lane]
 
 
-def full(seed: int, *, jobs: int = 200) -> Plan:
-    """Everything at once, for a good three minutes."""
+def full(seed: int, *, jobs: int = 200) -> FaultPlan:
+    """Plan all faults at once, for more than three minutes."""
     chance = random.Random(seed)
 
     def pauses(low: float, high: float) -> Callable[[], float]:
@@ -86,155 +86,159 @@ def full(seed: int, *, jobs: int = 200) -> Plan:
 
     kill, freeze, often, seldom = pauses(3, 7), pauses(12, 25), pauses(8, 25), pauses(15, 30)
     frozen = 2.5 * LEASE_SECONDS
-    freezes = [Kind.FREEZE_WORKER, Kind.FREEZE_BEFORE_SETTLEMENT] * 3
-    api = [Kind.KILL_API_BEFORE_ANSWER] * 6 + [Kind.KILL_API] * 4
+    freezes = [FaultKind.FREEZE_WORKER, FaultKind.FREEZE_BEFORE_SETTLEMENT] * 3
+    api = [FaultKind.KILL_API_BEFORE_ANSWER] * 6 + [FaultKind.KILL_API] * 4
     database = [
-        (Kind.STOP_DATABASE, 4.0),
-        (Kind.CRASH_DATABASE, 4.0),
-        (Kind.STOP_DATABASE, 45.0),
-        (Kind.CRASH_DATABASE, 1.0),
+        (FaultKind.STOP_DATABASE, 4.0),
+        (FaultKind.CRASH_DATABASE, 4.0),
+        (FaultKind.STOP_DATABASE, 45.0),
+        (FaultKind.CRASH_DATABASE, 1.0),
     ]
-    store = [(Kind.FILL_DISK, 20.0), (Kind.DROP_STORE, 20.0)] * 2
+    store = [(FaultKind.FILL_DISK, 20.0), (FaultKind.DROP_STORE, 20.0)] * 2
     chance.shuffle(api)
     chance.shuffle(database)
-    return Plan(
+    return FaultPlan(
         seed=seed,
         jobs=jobs,
         seconds=200,
         ahead=0.1,
         workers=3,
         settings={},
-        patience=420,  # a delivery that met two outages of its receiver waits 300 s
+        patience=420,  # a delivery that failed in two outages of its receiver waits 300 s
         lanes=(
-            [Fault(kind=Kind.KILL_WORKER, pause=kill()) for _ in range(35)],
+            [Fault(kind=FaultKind.KILL_WORKER, pause=kill()) for _ in range(35)],
             [Fault(kind=kind, pause=freeze(), seconds=frozen) for kind in freezes],
             [Fault(kind=kind, pause=often()) for kind in api],
             [Fault(kind=kind, pause=seldom(), seconds=seconds) for kind, seconds in database],
             [Fault(kind=kind, pause=seldom(), seconds=seconds) for kind, seconds in store],
-            [Fault(kind=Kind.STOP_RECEIVER, pause=seldom(), seconds=12.0) for _ in range(3)],
-            [Fault(kind=Kind.HUNT_JOB, pause=seldom()) for _ in range(3)],
+            [Fault(kind=FaultKind.STOP_RECEIVER, pause=seldom(), seconds=12.0) for _ in range(3)],
+            [Fault(kind=FaultKind.HUNT_JOB, pause=seldom()) for _ in range(3)],
         ),
     )
 
 
-def short(seed: int) -> Plan:
-    """A taste of it, for every run of the tests."""
-    return Plan(
+def short(seed: int) -> FaultPlan:
+    """Plan half a minute of faults, for every run of the tests."""
+    return FaultPlan(
         seed=seed,
         jobs=24,
         seconds=12,
         ahead=1.0,
         workers=2,
-        # A start of a worker is what costs most here, and its proof a good part of that.
+        # Starting a worker takes most of the time here, and its self-test a good part of that.
         settings={"HIRESFIX_MAX_ATTEMPTS": "2", "HIRESFIX_SELF_TEST": "0"},
         patience=300,
         lanes=(
             [
-                Fault(kind=Kind.FREEZE_BEFORE_SETTLEMENT, pause=0, seconds=1.5 * LEASE_SECONDS),
-                Fault(kind=Kind.HUNT_JOB, pause=0),
+                Fault(kind=FaultKind.FREEZE_BEFORE_SETTLEMENT, pause=0, seconds=1.5 * LEASE_SECONDS),
+                Fault(kind=FaultKind.HUNT_JOB, pause=0),
             ],
-            [Fault(kind=Kind.KILL_API_BEFORE_ANSWER, pause=1)],
-            [Fault(kind=Kind.STOP_DATABASE, pause=7, seconds=3)],
+            [Fault(kind=FaultKind.KILL_API_BEFORE_ANSWER, pause=1)],
+            [Fault(kind=FaultKind.STOP_DATABASE, pause=7, seconds=3)],
         ),
     )
 
 
 @dataclass(slots=True)
-class Damage:
-    """What was done: how often, for how many seconds in all, and which workers it hit."""
+class FaultRecord:
+    """What the faults did: how often, for how many seconds in all, and which workers they hit."""
 
     done: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, str] = field(default_factory=dict)
     killed: set[int] = field(default_factory=set)
     frozen: list[tuple[int, float, float]] = field(default_factory=list)
-    """From when to when (Unix time); one that was killed later was frozen all the same."""
-    now: set[str] = field(default_factory=set)
+    """Process id and start and end in Unix time, of workers that were killed later, too."""
+    active: set[str] = field(default_factory=set)
 
-    def whose_fault(self, worker: int, at: float) -> str:
-        """Over what this worker lost its job at that time."""
+    def cause_of_loss(self, worker: int, at: float) -> str:
+        """Return the fault over which this worker lost its job at that time."""
         if any(worker == pid and began <= at <= ended for pid, began, ended in self.frozen):
             return "frozen"
         return "killed" if worker in self.killed else "otherwise"
 
 
-class Saboteur:
-    """Does what a plan says to a stage."""
+class FaultInjector:
+    """Injects the faults of a plan into the service."""
 
-    def __init__(self, stage: Stage, plan: Plan) -> None:
-        self._stage = stage
+    def __init__(self, service: Environment, plan: FaultPlan) -> None:
+        self._service = service
         self._chance = random.Random(plan.seed)
         self._planned = sum(map(len, plan.lanes))
-        self._through = 0
-        self._catching = threading.Lock()
-        self.damage = Damage()
+        self._done_count = 0
+        self._stopping = threading.Lock()
+        self.record = FaultRecord()
 
     @property
     def progress(self) -> float:
-        """How much of the plan is through, 0..1."""
-        return self._through / max(1, self._planned)
+        """Share of the plan that is done, 0..1."""
+        return self._done_count / max(1, self._planned)
 
     def run(self, lane: Lane, stop: threading.Event) -> None:
-        """One lane, from its first pause until it is through or told to stop; what was broken is mended first."""
+        """Run a lane until it is done or `stop` is set; a fault that has begun is undone first."""
         for fault in lane:
             if stop.wait(fault.pause):
                 return
             self._do(fault, stop)
-            self._through += 1
+            self._done_count += 1
 
     def _do(self, fault: Fault, stop: threading.Event) -> None:
-        if fault.kind is Kind.FILL_DISK and not self._stage.disk.is_mounted:
-            self.damage.skipped[fault.name] = "not run: this machine lets us mount no disk"
+        if fault.kind is FaultKind.FILL_DISK and not self._service.disk.is_mounted:
+            self.record.skipped[fault.name] = "not run: this machine does not allow mounting a disk"
             return
         repair = self._break(fault.kind, stop)
         if repair is None:
             return
-        self.damage.done[fault.name] += 1
-        self.damage.seconds[fault.name] += round(fault.seconds)
-        self.damage.now.add(fault.name)
+        self.record.done[fault.name] += 1
+        self.record.seconds[fault.name] += round(fault.seconds)
+        self.record.active.add(fault.name)
         time.sleep(fault.seconds)
         repair()
-        self.damage.now.discard(fault.name)
+        self.record.active.discard(fault.name)
 
-    def _break(self, kind: Kind, stop: threading.Event) -> Callable[[], object] | None:
-        """Returns what mends it, or None if there was nothing to break."""
-        stage = self._stage
-        if kind is Kind.HUNT_JOB:
+    def _break(self, kind: FaultKind, stop: threading.Event) -> Callable[[], object] | None:
+        """Begin the fault; returns the function that ends it, or None if there was nothing to break."""
+        service = self._service
+        if kind is FaultKind.HUNT_JOB:
             return self._hunt(stop)
-        if kind is Kind.KILL_API_BEFORE_ANSWER:
-            return self._blow_fuse(stop)
-        if kind is Kind.KILL_API:
+        if kind is FaultKind.KILL_API_BEFORE_ANSWER:
+            return self._kill_api_before_answer(stop)
+        if kind is FaultKind.KILL_API:
             return self._kill_api(stop)
-        if kind is Kind.FREEZE_BEFORE_SETTLEMENT:
-            late = self._catch_before_settlement(stop)
+        if kind is FaultKind.FREEZE_BEFORE_SETTLEMENT:
+            late = self._stop_before_settlement(stop)
             return None if late is None else self._freeze(late)
-        if kind in (Kind.KILL_WORKER, Kind.FREEZE_WORKER):
-            victim = self._catch_a_busy_worker(stop, spare=kind is Kind.KILL_WORKER)
+        if kind in (FaultKind.KILL_WORKER, FaultKind.FREEZE_WORKER):
+            victim = self._stop_busy_worker(stop, spare=kind is FaultKind.KILL_WORKER)
             return (
-                None if victim is None else self._freeze(victim) if kind is Kind.FREEZE_WORKER else self._kill(victim)
+                None
+                if victim is None
+                else self._freeze(victim)
+                if kind is FaultKind.FREEZE_WORKER
+                else self._kill(victim)
             )
-        ways: dict[Kind, tuple[Callable[[], object], Callable[[], object]]] = {
-            Kind.STOP_DATABASE: (stage.database.stop, stage.database.start),
-            Kind.CRASH_DATABASE: (stage.database.crash, stage.database.start),
-            Kind.FILL_DISK: (stage.disk.fill, stage.disk.empty),
-            Kind.DROP_STORE: (stage.disk.drop, stage.disk.bring_back),
-            Kind.STOP_RECEIVER: (stage.receiver.stop, stage.receiver.start),
+        ways: dict[FaultKind, tuple[Callable[[], object], Callable[[], object]]] = {
+            FaultKind.STOP_DATABASE: (service.database.stop, service.database.start),
+            FaultKind.CRASH_DATABASE: (service.database.crash, service.database.start),
+            FaultKind.FILL_DISK: (service.disk.fill, service.disk.empty),
+            FaultKind.DROP_STORE: (service.disk.drop, service.disk.bring_back),
+            FaultKind.STOP_RECEIVER: (service.receiver.stop, service.receiver.start),
         }
         begin, end = ways[kind]
         begin()
         return end
 
     def _kill_api(self, stop: threading.Event) -> Callable[[], object] | None:
-        """Once it answers, or a machine on which it takes long to start would never have one."""
-        while not self._stage.is_ready():
+        """Kill the API once it answers; otherwise a machine where it starts slowly would never have one."""
+        while not self._service.is_ready():
             if stop.wait(0.5):
                 return None
-        self._stage.api.signal(signal.SIGKILL)
+        self._service.api.signal(signal.SIGKILL)
         return lambda: None
 
-    def _blow_fuse(self, stop: threading.Event) -> Callable[[], object] | None:
-        """With the next job that is accepted."""
-        fuse = self._stage.fuse
+    def _kill_api_before_answer(self, stop: threading.Event) -> Callable[[], object] | None:
+        """Let the API die when it accepts the next job."""
+        fuse = self._service.fuse
         fuse.touch()
         while fuse.exists():
             if stop.wait(0.05):
@@ -242,108 +246,111 @@ class Saboteur:
                 return None
         return lambda: None
 
-    def _kill(self, victim: Kept) -> Callable[[], object]:
-        self.damage.killed.add(victim.pid)
+    def _kill(self, victim: SupervisedProcess) -> Callable[[], object]:
+        self.record.killed.add(victim.pid)
         victim.signal(signal.SIGKILL)
         victim.frozen = False
         return lambda: None
 
     def _hunt(self, stop: threading.Event) -> Callable[[], object] | None:
-        """Of a job with a large picture; of another one, if that one escapes."""
-        prey = None
+        """Kill every worker that takes one job with a large image; pick another job if that one completes."""
+        job = None
         while not stop.wait(0.02):
             with contextlib.suppress(psycopg.OperationalError):
-                prey, state = self._prey(prey)
+                job, state = self._pick_job(job)
                 if state == "FAILED":
                     return lambda: None
                 if state == "COMPLETED":
-                    prey = None
-                if state == "PROCESSING" and (victim := self._try_to_catch(spared=0, job=prey)):
+                    job = None
+                if state == "PROCESSING" and (victim := self._try_to_stop(spared=0, job=job)):
                     self._kill(victim)
         return None
 
-    def _prey(self, job: UUID | None) -> tuple[UUID | None, str | None]:
-        """The job, or if there is none yet the open one with the largest picture, and its state."""
-        with psycopg.connect(self._stage.database.url, connect_timeout=2) as connection:
-            found = connection.execute(
+    def _pick_job(self, job: UUID | None) -> tuple[UUID | None, str | None]:
+        """Return the job and its state; if it is None, the unfinished job with the largest image."""
+        with psycopg.connect(self._service.database.url, connect_timeout=2) as connection:
+            row = connection.execute(
                 "select id, state from jobs where id = %(job)s or %(job)s::uuid is null"
                 " and state in ('QUEUED', 'PROCESSING') order by source -> 'width' desc, created_at limit 1",
                 {"job": job},
             ).fetchone()
-        return found or (None, None)
+        return row or (None, None)
 
-    def _freeze(self, victim: Kept) -> Callable[[], object]:
+    def _freeze(self, victim: SupervisedProcess) -> Callable[[], object]:
         began = time.time()
 
         def wake() -> None:
-            self._wait_until_its_job_is_taken(victim)
-            self.damage.frozen.append((victim.pid, began, time.time()))
+            self._wait_until_job_is_requeued(victim)
+            self.record.frozen.append((victim.pid, began, time.time()))
             victim.signal(signal.SIGCONT)
             victim.frozen = False
 
         return wake
 
-    def _wait_until_its_job_is_taken(self, victim: Kept) -> None:
-        """Past its lease is past its lease, on a slow machine too."""
-        deadline = time.monotonic() + TAKEN_SECONDS
+    def _wait_until_job_is_requeued(self, victim: SupervisedProcess) -> None:
+        """Wait until the victim has lost its job, which takes longer than its lease on a slow machine."""
+        deadline = time.monotonic() + REQUEUE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.OperationalError):
-                if victim.pid not in busy_workers(self._stage.database.url):
+                if victim.pid not in busy_workers(self._service.database.url):
                     return
             time.sleep(0.1)
 
-    def _catch_a_busy_worker(self, stop: threading.Event, *, spare: bool) -> Kept | None:
-        """A worker stopped with a job in its hand, waited for; None when there is nothing to wait for any more.
+    def _stop_busy_worker(self, stop: threading.Event, *, spare: bool) -> SupervisedProcess | None:
+        """Wait for a worker that has a job and stop it (SIGSTOP); None if `stop` is set before.
 
-        spare: only while another one is up, or a machine on which they take long to start would never finish a job.
+        spare: only while another worker is up; otherwise a machine where workers start slowly would finish no job.
         """
         while not stop.is_set():
-            caught = self._try_to_catch(spared=1 if spare else 0)
-            if caught is not None:
-                return caught
+            victim = self._try_to_stop(spared=1 if spare else 0)
+            if victim is not None:
+                return victim
             stop.wait(0.05)
         return None
 
-    def _catch_before_settlement(self, stop: threading.Event) -> Kept | None:
-        """A worker stopped when the store has its picture and the database does not know of that yet."""
+    def _stop_before_settlement(self, stop: threading.Event) -> SupervisedProcess | None:
+        """Stop a worker whose image is in the store, and of which the database does not know yet."""
         while not stop.is_set():
             with contextlib.suppress(psycopg.OperationalError):
-                held = held_results(self._stage.database.url)
-                up = {kept.pid: kept for kept in self._stage.at_work()}
+                keys = pending_results(self._service.database.url)
+                up = {process.pid: process for process in self._service.active_workers()}
                 deadline = time.monotonic() + 0.2
                 while time.monotonic() < deadline:
-                    for worker, key in held.items():
-                        if worker in up and (self._stage.disk.folder / key).exists():
-                            if self._stops_before_settlement(up[worker], key):
+                    for worker, key in keys.items():
+                        if worker in up and (self._service.disk.folder / key).exists():
+                            if self._is_stopped_before_settlement(up[worker], key):
                                 return up[worker]
                             deadline = 0.0
                     time.sleep(0.0005)
         return None
 
-    def _stops_before_settlement(self, victim: Kept, key: str) -> bool:
-        """Also if the settlement has begun it came too late: the job's row is locked then."""
-        with self._catching:
-            if victim not in self._stage.at_work():
+    def _is_stopped_before_settlement(self, victim: SupervisedProcess, key: str) -> bool:
+        """Stop the worker; False if its settlement has begun, which locks the job's row, and it was continued."""
+        with self._stopping:
+            if victim not in self._service.active_workers():
                 return False
             victim.frozen = True
             victim.signal(signal.SIGSTOP)
             with contextlib.suppress(psycopg.OperationalError):
-                if held_results(self._stage.database.url, unlocked="for update skip locked").get(victim.pid) == key:
+                if (
+                    pending_results(self._service.database.url, unlocked="for update skip locked").get(victim.pid)
+                    == key
+                ):
                     return True
             victim.signal(signal.SIGCONT)
             victim.frozen = False
             return False
 
-    def _try_to_catch(self, *, spared: int, job: UUID | None = None) -> Kept | None:
-        """`job`: that it must have, if that matters."""
-        url = self._stage.database.url
-        with contextlib.suppress(psycopg.OperationalError), self._catching:
+    def _try_to_stop(self, *, spared: int, job: UUID | None = None) -> SupervisedProcess | None:
+        """Stop a worker that has a job, or this job; None if there is none."""
+        url = self._service.database.url
+        with contextlib.suppress(psycopg.OperationalError), self._stopping:
             busy = busy_workers(url, job)
-            up = self._stage.at_work()
-            found = [kept for kept in up if kept.pid in busy]
-            if not found or len(up) <= spared:
+            up = self._service.active_workers()
+            candidates = [process for process in up if process.pid in busy]
+            if not candidates or len(up) <= spared:
                 return None
-            victim = self._chance.choice(found)
+            victim = self._chance.choice(candidates)
             victim.frozen = True
             victim.signal(signal.SIGSTOP)
             try:
@@ -357,7 +364,7 @@ class Saboteur:
 
 
 def busy_workers(url: str, job: UUID | None = None) -> set[int]:
-    """Process ids of the workers that hold a job, or this one."""
+    """Return the process ids of the workers that have a job, or this job."""
     with psycopg.connect(url, connect_timeout=2) as connection:
         rows = connection.execute(
             "select worker from jobs where state = 'PROCESSING' and (%(job)s::uuid is null or id = %(job)s)",
@@ -366,9 +373,9 @@ def busy_workers(url: str, job: UUID | None = None) -> set[int]:
     return {int(worker.rpartition(":")[2]) for (worker,) in rows}
 
 
-def held_results(url: str, *, unlocked: LiteralString = "") -> dict[int, str]:
-    """Where each worker that holds a job is going to store its picture; unlocked: of jobs that nobody writes to."""
+def pending_results(url: str, *, unlocked: LiteralString = "") -> dict[int, str]:
+    """Return by process id where each busy worker will store its image. unlocked: SQL to skip locked jobs."""
     query: LiteralString = "select worker, id, token from jobs where state = 'PROCESSING' " + unlocked
     with psycopg.connect(url, connect_timeout=2) as connection:
         rows = connection.execute(query).fetchall()
-    return {int(worker.rpartition(":")[2]): result_key(job, token) for worker, job, token in rows}
+    return {int(worker.rpartition(":")[2]): storage_keys.result(job, token) for worker, job, token in rows}

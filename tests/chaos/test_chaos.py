@@ -1,6 +1,6 @@
-"""A taste of `make chaos`: workers frozen and killed, the API killed, the database away, and nothing lost.
+"""A short `make chaos`: workers frozen and killed, the API killed, the database stopped, and nothing lost.
 
-Afterwards everything is spoiled by hand that must not be spoiled: a verdict that cannot fail would say nothing.
+Afterwards the test breaks everything that the checks look at, to show that every check can fail.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from typing import LiteralString
 import psycopg
 import pytest
 
-from tests.chaos import faults, verdict
-from tests.chaos.clients import Notes
-from tests.chaos.faults import Kind
-from tests.chaos.play import play
-from tests.chaos.stage import Stage
-from tests.chaos.verdict import Examination
+from tests.chaos import checks, faults, scenario
+from tests.chaos.checks import Checks
+from tests.chaos.clients import CallerRecord
+from tests.chaos.environment import Environment
+from tests.chaos.faults import FaultKind
 
 
 @pytest.mark.timeout(1200)
-def test_whatever_dies_nothing_is_lost_and_what_is_lost_would_be_seen(home: Path) -> None:
+def test_nothing_is_lost_and_every_check_can_fail(home: Path) -> None:
     plan = faults.short(seed=1)
-    missed: list[str] = []
+    passed: list[str] = []
 
-    def encore(on: Stage, notes: Notes) -> None:
-        spoil(on, notes)
-        again = Examination(on, notes)
-        findings = again.findings(submitted=len(notes.promises), stuck=verdict.unfinished(on.database.url))
-        missed.extend(finding.rule for finding in findings if not finding.wrong)
+    def break_and_check(service: Environment, record: CallerRecord) -> None:
+        break_everything(service, record)
+        results = Checks(service, record).run(
+            submitted=len(record.accepted), stuck=checks.unfinished(service.database.url)
+        )
+        passed.extend(check.name for check in results if not check.problems)
 
-    outcome = play(plan, home, lambda accepted, unfinished, now: None, encore=encore)
-    assert [f"{finding.rule}: {finding.wrong}" for finding in outcome.findings if finding.wrong] == []
-    # And it was not for lack of trouble.
-    for kind in (Kind.FREEZE_BEFORE_SETTLEMENT, Kind.HUNT_JOB, Kind.KILL_API_BEFORE_ANSWER):
-        assert outcome.damage.done[kind] == 1
-    assert outcome.notes.replayed >= 1
-    assert outcome.figures.lost_to_kills >= 1
-    assert outcome.figures.states["FAILED"] >= 1
-    assert outcome.figures.lost_to_freezes >= 1
-    assert outcome.lives["api"] >= 2
-    assert missed == []
+    result = scenario.run(plan, home, lambda accepted, unfinished, active: None, after_checks=break_and_check)
+    assert [f"{check.name}: {check.problems}" for check in result.checks if check.problems] == []
+    # The faults really happened.
+    for kind in (FaultKind.FREEZE_BEFORE_SETTLEMENT, FaultKind.HUNT_JOB, FaultKind.KILL_API_BEFORE_ANSWER):
+        assert result.faults.done[kind] == 1
+    assert result.callers.replayed >= 1
+    assert result.costs.lost_to_kills >= 1
+    assert result.costs.states["FAILED"] >= 1
+    assert result.costs.lost_to_freezes >= 1
+    assert result.starts["api"] >= 2
+    assert passed == []
 
 
-def spoil(on: Stage, notes: Notes) -> None:
-    """Break every promise once."""
+def break_everything(service: Environment, record: CallerRecord) -> None:
+    """Break every promise once, so that every check must fail."""
     completed: LiteralString = (
         "select id, result ->> 'key' from jobs where state = 'COMPLETED' order by completed_at limit 4"
     )
@@ -58,17 +58,17 @@ def spoil(on: Stage, notes: Notes) -> None:
         "insert into ledger (team_id, job_id, kind, amount, counterparty, actor, reason)"
         " select team_id, id, 'refund', cost, 'revenue', 'test', 'test' from jobs where id = %s"
     )
-    with psycopg.connect(on.database.url) as connection:
+    with psycopg.connect(service.database.url) as connection:
         (_, key), (forgotten, _), (reopened, _), (refunded, _) = connection.execute(completed).fetchall()
         connection.execute(reopen, [reopened])
         connection.execute(refund, [refunded])
-    results = on.disk.folder / "results"
-    os.truncate(on.disk.folder / key, 50)
-    (results / "nobodys").write_bytes(b"")
-    notes.promises = {once: promise for once, promise in notes.promises.items() if promise.job != str(forgotten)}
-    notes.broken.append("GET /v2/jobs/…: 500")
-    on.receiver.received.pop()
-    victim = on.workers[0]
+    results = service.disk.folder / "results"
+    os.truncate(service.disk.folder / key, 50)
+    (results / "unrecorded").write_bytes(b"")
+    record.accepted = {key: accepted for key, accepted in record.accepted.items() if accepted.job != str(forgotten)}
+    record.errors.append("GET /v2/jobs/…: 500")
+    service.receiver.received.pop()
+    victim = service.workers[0]
     assert victim.process is not None
     victim.signal(signal.SIGKILL)
     victim.process.wait()

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: real files, a real network, real messages."""
+"""The command line in real processes: real files, a real network, real messages."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forkserver
 from tests.conftest import png
 
 ANIME = ("--model", "faithful-upscale", "--content", "anime")
-"""The smallest of the networks."""
+"""The smallest network."""
 
 
 def hiresfix(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hiresfix", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=cwd)
+    return forkserver.run([*map(str, arguments)], folder=cwd)
 
 
 @pytest.fixture(autouse=True)
-def nobodys_journal(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is made here is no business of whoever runs the tests."""
+def empty_resume_log(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests out of the resume log of the user who runs them."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
@@ -34,29 +34,28 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_picture_becomes_twice_as_large_beside_itself(photo: Path) -> None:
-    done = hiresfix("upscale", photo, *ANIME)
+def test_default_doubles_size_next_to_input(photo: Path) -> None:
+    command = [sys.executable, "-m", "hiresfix", "upscale", str(photo), *ANIME]  # with an interpreter of its own
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     with Image.open(photo.with_name("photo-2x.png")) as result:
         assert result.size == (66, 42)
     assert "33x21 -> 66x42" in done.stderr
 
 
-def test_output_names_the_file_and_its_format(photo: Path, tmp_path: Path) -> None:
+def test_output_sets_path_and_format(photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "big.jpg"
     assert hiresfix("upscale", photo, "-o", target, "--scale", "4", *ANIME).returncode == 0
     with Image.open(target) as result:
         assert (result.size, result.format) == ((132, 84), "JPEG")
 
 
-def test_a_folder_and_files_go_into_a_folder_and_a_bad_one_does_not_stop_the_others(
-    photo: Path, tmp_path: Path
-) -> None:
+def test_damaged_file_does_not_stop_the_others(photo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.png").write_bytes(png(9, 8))
     (folder / "broken.png").write_bytes(png(30, 30)[:-200])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("not an image")
     done = hiresfix("upscale", folder, photo, "-o", tmp_path / "out", *ANIME)
     assert done.returncode == 1
     assert "broken.png" in done.stderr
@@ -64,7 +63,7 @@ def test_a_folder_and_files_go_into_a_folder_and_a_bad_one_does_not_stop_the_oth
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2x.png", "photo-2x.png"]
 
 
-def test_a_folder_can_be_enlarged_again_and_names_may_look_like_markup(tmp_path: Path) -> None:
+def test_folder_rerun_and_names_like_markup(tmp_path: Path) -> None:
     folder = tmp_path / "in [x["
     folder.mkdir()
     for name in ("a.png", "a.gif", "[red]b.png"):
@@ -77,11 +76,11 @@ def test_a_folder_can_be_enlarged_again_and_names_may_look_like_markup(tmp_path:
         assert sorted(path.name for path in folder.iterdir()) == sorted([*expected, "a.png", "a.gif", "[red]b.png"])
 
 
-def test_what_does_not_act_is_said(photo: Path) -> None:
+def test_ignored_prompt_is_noted(photo: Path) -> None:
     assert "does not follow prompts" in hiresfix("upscale", photo, "--prompt", "leaves").stderr
 
 
-def test_the_same_seed_makes_the_same_picture(photo: Path, tmp_path: Path) -> None:
+def test_same_seed_makes_same_image(photo: Path, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         assert hiresfix("upscale", photo, "--seed", "5", "-o", tmp_path / name).returncode == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -108,12 +107,12 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
         (("--content", "anime"), "no such parameter"),
         (("--format", "tiff"), "png, jpg, webp"),
         (("-o", "out.tiff"), "use .png, .jpg or .webp"),
-        (("-o", "out.png", "--format", "jpg"), "does not go into"),
+        (("-o", "out.png", "--format", "jpg"), "does not fit"),
         (("--device", "tpu"), "cpu"),
         (("-o", "photo.png"), "would overwrite"),
     ],
 )
-def test_wrong_options_say_what_is_right(photo: Path, arguments: tuple[str, ...], hint: str) -> None:
+def test_wrong_options_explain_valid_values(photo: Path, arguments: tuple[str, ...], hint: str) -> None:
     done = hiresfix("upscale", photo.name, *arguments, cwd=photo.parent)
     assert done.returncode in (1, 2)
     words = " ".join(done.stderr.replace("│", " ").split())
@@ -122,19 +121,19 @@ def test_wrong_options_say_what_is_right(photo: Path, arguments: tuple[str, ...]
     assert sorted(path.name for path in photo.parent.iterdir()) == ["photo.png"]
 
 
-def test_a_missing_file_and_an_empty_folder_are_told_apart_from_a_result(tmp_path: Path) -> None:
+def test_missing_file_and_empty_folder_are_reported(tmp_path: Path) -> None:
     assert "does not exist" in hiresfix("upscale", tmp_path / "nothing.png").stderr
-    assert "No pictures" in hiresfix("upscale", tmp_path).stderr
+    assert "No images" in hiresfix("upscale", tmp_path).stderr
 
 
-def test_too_large_a_result_names_the_limit(tmp_path: Path) -> None:
+def test_too_large_result_names_limit(tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(png(4000, 600))
     done = hiresfix("upscale", tmp_path / "wide.png", "--scale", "8")
     assert done.returncode == 1
     assert "64 MP" in done.stderr
 
 
-def test_doctor_finds_device_and_weights(tmp_path: Path) -> None:
+def test_doctor_lists_device_and_weights(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hiresfix", "doctor"],
         capture_output=True, text=True, timeout=100, env={"HIRESFIX_HOME": str(tmp_path), "PATH": ""},
@@ -144,7 +143,7 @@ def test_doctor_finds_device_and_weights(tmp_path: Path) -> None:
         assert word in done.stdout
 
 
-def test_doctor_says_what_to_do_about_a_database_that_does_not_answer(tmp_path: Path) -> None:
+def test_doctor_explains_unreachable_database(tmp_path: Path) -> None:
     environment = {"HIRESFIX_HOME": str(tmp_path), "HIRESFIX_DATABASE_URL": "postgresql://127.0.0.1:1/x", "PATH": ""}
     command = [sys.executable, "-m", "hiresfix", "doctor"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
@@ -152,7 +151,7 @@ def test_doctor_says_what_to_do_about_a_database_that_does_not_answer(tmp_path: 
     assert "Check HIRESFIX_DATABASE_URL" in done.stdout
 
 
-def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+def test_invalid_setting_is_named(tmp_path: Path) -> None:
     environment = {"HIRESFIX_HOME": str(tmp_path), "HIRESFIX_LEASE_SECONDS": "soon", "PATH": ""}
     command = [sys.executable, "-m", "hiresfix", "migrate"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)

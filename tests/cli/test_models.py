@@ -1,4 +1,4 @@
-"""`hiresfix models` as an operator uses it: real processes, a real server on loopback."""
+"""`hiresfix models` in real processes, with a real server on loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHA256 = hashlib.sha256(FILE).hexdigest()
 
 
 class Operator:
-    """Runs the command with a home of its own, whose list has one model more: `house`."""
+    """Runs the command with its own home, whose list has one more model: `house`."""
 
     def __init__(self, home: Path, site: Site) -> None:
         self.home = home
@@ -40,7 +40,7 @@ def operator(tmp_path: Path, site: Site) -> Operator:
     return Operator(tmp_path, site)
 
 
-def test_list_shows_packages_lists_and_licences_in_one_table(operator: Operator) -> None:
+def test_list_shows_all_files_with_licences(operator: Operator) -> None:
     done = operator.models("list")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
@@ -54,15 +54,15 @@ def test_list_shows_packages_lists_and_licences_in_one_table(operator: Operator)
         assert all(word in lines[name] for word in words), lines[name]
 
 
-def test_pull_verify_and_remove_a_file(operator: Operator) -> None:
+def test_pull_verify_and_remove(operator: Operator) -> None:
     done = operator.models("pull", "house", "--yes")
     assert done.returncode == 0, done.stderr
     assert "licence  MIT" in done.stderr
     assert "commercial use: unknown" in done.stderr
-    assert f"SHA-256 {SHA256} (not known before; recorded" in done.stderr
+    assert f"SHA-256 {SHA256} (not listed; recorded" in done.stderr
     rows = {row["name"]: row for row in json.loads(operator.models("list", "--json").stdout)}
     assert (rows["house"]["state"], rows["house"]["sha256"], rows["house"]["bytes"]) == ("installed", SHA256, len(FILE))
-    assert "installed already" in operator.models("pull", "house").stderr
+    assert "already installed" in operator.models("pull", "house").stderr
     assert operator.models("verify").returncode == 0
     (operator.home / "models" / "house.safetensors").write_bytes(FILE[:-1])
     done = operator.models("verify", "house")
@@ -71,7 +71,7 @@ def test_pull_verify_and_remove_a_file(operator: Operator) -> None:
     assert operator.site.fetched == ["/house.safetensors"]
 
 
-def test_nothing_is_fetched_without_a_yes_to_the_licence(operator: Operator) -> None:
+def test_pull_requires_accepted_licence(operator: Operator) -> None:
     done = operator.models("pull", "house")
     assert done.returncode != 0
     assert "licence  MIT" in done.stderr
@@ -79,7 +79,7 @@ def test_nothing_is_fetched_without_a_yes_to_the_licence(operator: Operator) -> 
     assert operator.site.fetched == []
 
 
-def test_one_failure_does_not_stop_the_other_pulls_and_shows_in_the_exit_code(operator: Operator) -> None:
+def test_failed_pull_does_not_stop_the_others(operator: Operator) -> None:
     lists = operator.home / "models.toml"
     gone = OWN.format(name="gone", file="gone.safetensors", url="http://127.0.0.1:1/gone.safetensors")
     lists.write_text(lists.read_text() + gone)
@@ -91,18 +91,18 @@ def test_one_failure_does_not_stop_the_other_pulls_and_shows_in_the_exit_code(op
     assert (operator.home / "models" / "house.safetensors").read_bytes() == FILE
 
 
-def test_add_takes_a_file_and_says_what_it_is(operator: Operator, tmp_path: Path) -> None:
+def test_add_detects_kind_and_requires_licence(operator: Operator, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     path.write_bytes(FILE)
     done = operator.models("add", path)
-    assert (done.returncode, "Say the file's licence" in done.stderr) == (1, True)
+    assert (done.returncode, "The licence of the file is not known" in done.stderr) == (1, True)
     done = operator.models("add", path, "--licence", "my own", "--no-commercial")
     assert done.stdout.startswith("Added the lora mine ("), done.stderr
     assert "mine" in operator.models("list").stdout
 
 
 @pytest.mark.parametrize("arguments", [("pull", "nothing"), ("verify", "nothing"), ("remove", "nothing")])
-def test_a_name_that_is_not_there_is_named(operator: Operator, arguments: tuple[str, ...]) -> None:
+def test_unknown_name_is_reported(operator: Operator, arguments: tuple[str, ...]) -> None:
     done = operator.models(*arguments)
     assert done.returncode in (1, 2)
     assert "nothing" in done.stderr

@@ -1,4 +1,4 @@
-"""`hiresfix upscale --remote`: a person's and a script's side of the client, against a real server."""
+"""`hiresfix upscale --remote` against a real server: output for people and for scripts."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ import pytest
 
 from hiresfix import cli
 from hiresfix.cli import upscale
-from hiresfix.client import flows
-from tests.client.conftest import Answer, Asked, Stranger, Town, passed_on, told
+from hiresfix.client import retry
 from tests.conftest import png
+from tests.fake_server import Answer, FakeServer, ReceivedRequest, forward, json_answer
+from tests.live_server import LiveServer
 from tests.server.conftest import wait_until
 
 FAITHFUL = ("--model", "faithful-upscale")
 
 
 @pytest.fixture(autouse=True)
-def user(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIRESFIX_URL", town.url)
-    monkeypatch.setenv("HIRESFIX_API_KEY", town.key)
+def user(live_server: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIRESFIX_URL", live_server.url)
+    monkeypatch.setenv("HIRESFIX_API_KEY", live_server.key)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def worker(town: Town) -> Iterator[None]:
-    """Finishes every job that waits."""
-    with town.working():
+def worker(live_server: LiveServer) -> Iterator[None]:
+    """Finish every queued job."""
+    with live_server.working():
         yield
 
 
@@ -46,215 +47,218 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, standard output, standard error."""
+    """Run the command in this process; returns exit code, standard output and standard error."""
 
-    def running(*arguments: object) -> tuple[int, str, str]:
+    def run_command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hiresfix", "upscale", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
+        return int(exit_info.value.code or 0), output.out, output.err
 
-    return running
+    return run_command
 
 
-def objects(out: str) -> list[dict[str, Any]]:
-    """What `--json` printed, among the logs of the server in this process."""
+def json_lines(out: str) -> list[dict[str, Any]]:
+    """Return the output of `--json`, without the log lines of the server in this process."""
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
 def folder(tmp_path: Path, *names: str) -> Path:
-    made = tmp_path / "in"
-    made.mkdir()
+    source = tmp_path / "in"
+    source.mkdir()
     for index, name in enumerate(names):
-        (made / name).write_bytes(png(9 + index, 8))
-    return made
+        (source / name).write_bytes(png(9 + index, 8))
+    return source
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_folder_goes_through_the_server_and_a_second_run_has_nothing_to_do(
-    town: Town, run: Run, tmp_path: Path
-) -> None:
-    source, before = folder(tmp_path, "a.png", "b.png", "c.png"), town.jobs
+def test_second_run_skips_finished_images(live_server: LiveServer, run: Run, tmp_path: Path) -> None:
+    source, before = folder(tmp_path, "a.png", "b.png", "c.png"), live_server.jobs
     code, out, err = run(source, "-o", tmp_path / "out", "--jobs", "3", *FAITHFUL)
     assert code == 0, err
     results = [f"{name}-2x.png" for name in "abc"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == results
     assert sorted(Path(line).name for line in out.splitlines() if line.endswith(".png")) == results
-    assert town.jobs == before + 3
+    assert live_server.jobs == before + 3
 
     (source / "b.png").write_bytes(png(30, 30))
     (tmp_path / "out" / "c-2x.png").unlink()
     code, out, err = run(source, "-o", tmp_path / "out", *FAITHFUL, "--scale", "2x", "--json")
-    assert (code, town.jobs) == (0, before + 6), "another setting is another picture"
+    assert (code, live_server.jobs) == (0, before + 6), "another setting makes another image"
     code, out, err = run(source, "-o", tmp_path / "out", *FAITHFUL, "--scale", "2", "--json")
-    assert (code, town.jobs) == (0, before + 6)
-    assert {line["status"] for line in objects(out)} == {"skipped"}
+    assert (code, live_server.jobs) == (0, before + 6)
+    assert {line["status"] for line in json_lines(out)} == {"skipped"}
     (source / "b.png").write_bytes(png(31, 30))
     (tmp_path / "out" / "c-2x.png").unlink()
     code, out, err = run(source, "-o", tmp_path / "out", *FAITHFUL, "--scale", "2", "--json")
-    lines = {Path(line["source"]).name: line for line in objects(out)}
+    lines = {Path(line["source"]).name: line for line in json_lines(out)}
     assert {name: line["status"] for name, line in lines.items()} == {
         "a.png": "skipped", "b.png": "done", "c.png": "done"
     }  # fmt: skip
     assert (lines["b.png"]["width"], lines["b.png"]["height"]) == (48, 34)
-    assert town.value("select count(*) from jobs where id = %s", lines["b.png"]["job"]) == 1
-    assert town.jobs == before + 8
+    assert live_server.value("select count(*) from jobs where id = %s", lines["b.png"]["job"]) == 1
+    assert live_server.jobs == before + 8
     assert run(source, "-o", tmp_path / "out", *FAITHFUL, "--scale", "2", "--again")[0] == 0
-    assert town.jobs == before + 11
+    assert live_server.jobs == before + 11
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_pattern_names_files_and_one_picture_alone_is_made_anew_each_time(
-    town: Town, run: Run, tmp_path: Path
-) -> None:
-    source, before = folder(tmp_path, "a.png", "a.jpg", "b.gif"), town.jobs
+def test_patterns_expand_and_single_image_is_redone(live_server: LiveServer, run: Run, tmp_path: Path) -> None:
+    source, before = folder(tmp_path, "a.png", "a.jpg", "b.gif"), live_server.jobs
     assert run(source / "*.[pj]*g", "-o", tmp_path / "out")[0] == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg-2x.png", "a.png-2x.png"]
     for count in (3, 4):
         assert run(source / "b.gif", "-o", tmp_path / "one.webp")[0] == 0
-        assert town.jobs == before + count
+        assert live_server.jobs == before + count
     code, _, err = run(source / "*.tiff")
     assert code == 2
     assert "Nothing matches" in err
 
 
 @pytest.mark.usefixtures("worker")
-def test_results_beside_their_sources_are_no_pictures_to_enlarge_and_what_is_not_ours_is_not_overwritten(
-    town: Town, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_results_are_not_inputs_nor_foreign_files_overwritten(
+    live_server: LiveServer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, before = folder(tmp_path, "a.png", "b.png", "._b.png"), town.jobs
+    source, before = folder(tmp_path, "a.png", "b.png", "._b.png"), live_server.jobs
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run("~/in/*.png", *FAITHFUL)[0] == 0
     code, _, err = run(*source.glob("[!.]*.png"), *FAITHFUL, "--jobs", "2")  # as a shell names them the second time
     assert code == 0, err
-    assert "2 made already." in err
+    assert "2 already done." in err
     assert run(source, *FAITHFUL, "--scale", "4")[0] == 0
     names = {"a.png", "b.png", "._b.png", "a-2x.png", "b-2x.png", "a-4x.png", "b-4x.png"}
     assert {path.name for path in source.iterdir()} == names
-    assert town.jobs == before + 4
+    assert live_server.jobs == before + 4
     (source / "a-2x.png").write_bytes(png(50, 50))
     code, _, err = run(*source.glob("a*.png"), *FAITHFUL)
     assert code == 2
     assert "would overwrite the input" in " ".join(err.split())
     code, out, _ = run(source, *FAITHFUL, "--json")
     assert code == 1
-    assert {Path(line["target"]).name: line["status"] for line in objects(out)} == {
+    assert {Path(line["target"]).name: line["status"] for line in json_lines(out)} == {
         "a-2x.png": "failed", "b-2x.png": "skipped"
     }  # fmt: skip
     assert (source / "a-2x.png").read_bytes() == png(50, 50)
-    assert town.jobs == before + 4
+    assert live_server.jobs == before + 4
     assert run(source, *FAITHFUL, "--again")[0] == 0
     assert (source / "a-2x.png").read_bytes() != png(50, 50)
 
 
-def test_what_was_interrupted_is_gone_on_with_and_paid_for_once(town: Town, tmp_path: Path, run: Run) -> None:
-    source, before = folder(tmp_path, "a.png", "b.png"), town.jobs
+def test_interrupted_run_resumes_and_pays_once(live_server: LiveServer, tmp_path: Path, run: Run) -> None:
+    source, before = folder(tmp_path, "a.png", "b.png"), live_server.jobs
     command = [sys.executable, "-m", "hiresfix", "upscale", str(source), "-o", "out", "--jobs", "2", *FAITHFUL]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: town.jobs == before + 2)
+        wait_until(lambda: live_server.jobs == before + 2)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert time.monotonic() - started < 30
     assert process.returncode == 130
-    assert "goes on there" in err
+    assert "go on" in err
     assert not (tmp_path / "out").exists()
-    for job in town.value("select array_agg(id::text) from (select id from jobs order by created_at desc limit 2) j"):
-        town.finish(job)
+    for job in live_server.value(
+        "select array_agg(id::text) from (select id from jobs order by created_at desc limit 2) j"
+    ):
+        live_server.finish(job)
     code, _, err = run(source, "-o", "out", *FAITHFUL)
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2x.png", "b-2x.png"]
-    assert town.jobs == before + 2
+    assert live_server.jobs == before + 2
 
 
-def test_who_is_killed_before_the_answer_came_gets_the_same_job_from_the_next_run(
-    town: Town, run: Run, worker: None, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_killed_before_answer_resumes_same_job(
+    live_server: LiveServer,
+    run: Run,
+    worker: None,
+    fake_server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """The worst moment: the server has made the job and was paid, and nobody knows its name."""
-    source, before, dead = folder(tmp_path, "a.png"), town.jobs, threading.Event()
+    """The worst moment: the server has charged for the job, and the command does not know its id."""
+    source, before, killed = folder(tmp_path, "a.png"), live_server.jobs, threading.Event()
 
-    def answer(asked: Asked) -> Answer:
-        given = passed_on(town, asked)
-        if asked.path == "/v2/images/upscale":
-            dead.wait(60)
-        return given
+    def answer(request: ReceivedRequest) -> Answer:
+        response = forward(live_server.url, request)
+        if request.path == "/v2/images/upscale":
+            killed.wait(60)
+        return response
 
-    stranger.answer = answer
-    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
+    fake_server.answer = answer
+    monkeypatch.setenv("HIRESFIX_URL", fake_server.url)
     command = [sys.executable, "-m", "hiresfix", "upscale", str(source), "-o", "out", *FAITHFUL]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: town.jobs == before + 1)
+        wait_until(lambda: live_server.jobs == before + 1)
         process.kill()
-    dead.set()
+    killed.set()
     code, _, err = run(source, "-o", "out", *FAITHFUL)
     assert code == 0, err
     assert (tmp_path / "out" / "a-2x.png").stat().st_size
-    submitted = [asked for asked in stranger.asked if asked.path == "/v2/images/upscale"]
+    submitted = [request for request in fake_server.requests if request.path == "/v2/images/upscale"]
     assert len(submitted) == 2
-    assert len({asked.headers["idempotency-key"] for asked in submitted}) == 1
-    assert town.jobs == before + 1
+    assert len({request.headers["idempotency-key"] for request in submitted}) == 1
+    assert live_server.jobs == before + 1
 
 
-def test_a_picture_is_given_once_it_is_whole_and_again_when_it_has_changed_or_came_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, given = folder(tmp_path), dict[Path, tuple[int, int]]()
-    meanwhile: Iterator[Callable[[], object]] = iter(
+def test_new_files_are_yielded_once_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, reported = folder(tmp_path), dict[Path, tuple[int, int]]()
+    changes: Iterator[Callable[[], object]] = iter(
         [
             lambda: (source / "a.png").write_bytes(b"half"),
             lambda: (source / "a.png").write_bytes(b"half and half"),
-            lambda: (source / ".b.png").write_bytes(b"somebody's own"),
+            lambda: (source / ".b.png").write_bytes(b"hidden file"),
             lambda: source.rename(tmp_path / "unplugged"),
             lambda: (tmp_path / "unplugged").rename(source),
             lambda: None,
-            lambda: (source / "a.png").write_bytes(b"another picture"),
+            lambda: (source / "a.png").write_bytes(b"another image"),
             lambda: None,
         ]
     )
-    monkeypatch.setattr(upscale, "time", SimpleNamespace(sleep=lambda seconds: next(meanwhile)()))
-    appearing = upscale._appearing(source, given)
-    for size in (len(b"half and half"), len(b"another picture")):
-        assert [path.name for path in next(appearing)] == ["a.png"]
-        assert given[source / "a.png"][0] == size
-    given.clear()
-    assert [path.name for path in next(appearing)] == ["a.png"]
+    monkeypatch.setattr(upscale, "time", SimpleNamespace(sleep=lambda seconds: next(changes)()))
+    new_files = upscale._new_files(source, reported)
+    for size in (len(b"half and half"), len(b"another image")):
+        assert [path.name for path in next(new_files)] == ["a.png"]
+        assert reported[source / "a.png"][0] == size
+    reported.clear()
+    assert [path.name for path in next(new_files)] == ["a.png"]
 
 
-def test_while_it_watches_what_a_busy_server_refused_is_tried_again_later(
-    run: Run, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_watch_retries_after_busy_server(
+    run: Run, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = folder(tmp_path, "a.png")
-    busy = told(503, {"error": "Service temporarily unavailable"}, **{"Retry-After": "9999"})
-    stranger.answer = lambda asked: busy if len(stranger.asked) < 3 else told(401, {"error": "Invalid API key"})
-    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
-    monkeypatch.setattr(upscale, "POSTPONED_SECONDS", 0.0)
+    busy = json_answer(503, {"error": "Service temporarily unavailable"}, **{"Retry-After": "9999"})
+    fake_server.answer = lambda request: (
+        busy if len(fake_server.requests) < 3 else json_answer(401, {"error": "Invalid API key"})
+    )
+    monkeypatch.setenv("HIRESFIX_URL", fake_server.url)
+    monkeypatch.setattr(upscale, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(upscale, "WATCH_SECONDS", 0.01)
     code, out, _ = run("--watch", source, "-o", tmp_path / "out", "--json")
     assert code == 4
-    assert [line["code"] for line in objects(out)] == ["unavailable", "unavailable", "unauthenticated"]
-    assert len({asked.headers["idempotency-key"] for asked in stranger.asked}) == 1
+    assert [line["code"] for line in json_lines(out)] == ["unavailable", "unavailable", "unauthenticated"]
+    assert len({request.headers["idempotency-key"] for request in fake_server.requests}) == 1
 
 
-def test_a_watched_folder_is_enlarged_as_it_fills(town: Town, tmp_path: Path, worker: None) -> None:
-    source, told_of = folder(tmp_path, "a.png"), list[str]()
+def test_watch_upscales_new_files(live_server: LiveServer, tmp_path: Path, worker: None) -> None:
+    source, lines_read = folder(tmp_path, "a.png"), list[str]()
     command = [sys.executable, "-m", "hiresfix", "upscale", "--watch", str(source), "-o", "out", "--json", *FAITHFUL]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            told_of.append(process.stdout.readline())
+            lines_read.append(process.stdout.readline())
             whole = png(40, 30)
             with (source / "b.png").open("wb") as slow:
                 for index in range(0, len(whole), len(whole) // 4 + 1):
                     slow.write(whole[index : index + len(whole) // 4 + 1])
                     slow.flush()
                     time.sleep(0.5)
-            told_of.append(process.stdout.readline())
+            lines_read.append(process.stdout.readline())
         finally:
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    lines = [json.loads(line) for line in [*told_of, *out.splitlines()]]
+    lines = [json.loads(line) for line in [*lines_read, *out.splitlines()]]
     assert [(Path(line["source"]).name, line["status"]) for line in lines] == [("a.png", "done"), ("b.png", "done")]
 
 
@@ -269,56 +273,54 @@ def test_a_watched_folder_is_enlarged_as_it_fills(town: Town, tmp_path: Path, wo
     ],
     ids=["refused", "busy", "key", "credits"],
 )  # fmt: skip
-def test_the_exit_code_says_what_kind_of_trouble_it_was(
-    run: Run, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+def test_exit_code_names_kind_of_error(
+    run: Run, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     status: int, body: dict[str, Any], code: int, name: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
-    stranger.answer = lambda asked: told(status, body, **{"Retry-After": "9999"})
-    ended, out, err = run(folder(tmp_path, "a.png", "b.png"), "--json")
-    assert ended == code
-    lines = objects(out)
-    hopeless = code != 1
-    assert [line["status"] for line in lines] == ["failed", "not begun" if hopeless else "failed"]
+    monkeypatch.setenv("HIRESFIX_URL", fake_server.url)
+    fake_server.answer = lambda request: json_answer(status, body, **{"Retry-After": "9999"})
+    exit_code, out, err = run(folder(tmp_path, "a.png", "b.png"), "--json")
+    assert exit_code == code
+    lines = json_lines(out)
+    is_fatal = code != 1
+    assert [line["status"] for line in lines] == ["failed", "not begun" if is_fatal else "failed"]
     assert lines[0]["code"] == name
-    assert ("1 more were not begun" in err) == hopeless
-    assert len(stranger.asked) == (1 if hopeless else 2)
-    assert ("1 failed, 1 not begun." if hopeless else "2 failed.") in err
+    assert ("1 more were not started" in err) == is_fatal
+    assert len(fake_server.requests) == (1 if is_fatal else 2)
+    assert ("1 failed, 1 not started." if is_fatal else "2 failed.") in err
 
 
-def test_a_line_that_breaks_for_longer_once_the_server_was_there_is_waited_for(
-    run: Run, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_accepted_job_makes_retries_patient(
+    run: Run, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Ten times in a row, where a first contact is given six attempts."""
-    monkeypatch.setattr(flows, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(flows, "LONGEST_BACKOFF", 0.001)
-    monkeypatch.setenv("HIRESFIX_URL", stranger.url)
+    """Ten failures in a row, where the first submission gets six attempts."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "MAX_BACKOFF", 0.001)
+    monkeypatch.setenv("HIRESFIX_URL", fake_server.url)
     broken = [False, *[True] * 10]
 
-    def answer(asked: Asked) -> Answer | None:
-        if asked.path == "/v2/images/upscale":
-            return None if broken and broken.pop(0) else told(202, {"jobId": "7", "status": "QUEUED"})
+    def answer(request: ReceivedRequest) -> Answer | None:
+        if request.path == "/v2/images/upscale":
+            return None if broken and broken.pop(0) else json_answer(202, {"jobId": "7", "status": "QUEUED"})
         finished = {"id": "7", "status": "COMPLETED", "result": {"images": ["/r.png"]}}
-        return (200, {}, b"picture") if asked.path == "/r.png" else told(200, finished)
+        return (200, {}, b"image") if request.path == "/r.png" else json_answer(200, finished)
 
-    stranger.answer = answer
+    fake_server.answer = answer
     code, _, err = run(folder(tmp_path, "a.png", "b.png"), "-o", "out")
     assert code == 0, err
-    assert "2 made." in err
+    assert "2 done." in err
     broken[:] = [True] * 10
     code, _, err = run(folder(tmp_path / "out", "c.png", "d.png"), "-o", "out")
     assert code == 3
-    assert "1 failed, 1 not begun." in err
+    assert "1 failed, 1 not started." in err
 
 
-def test_a_failed_job_fails_its_picture_and_is_submitted_anew_the_next_time(
-    town: Town, run: Run, tmp_path: Path
-) -> None:
-    source, before = folder(tmp_path, "a.png"), town.jobs
+def test_failed_job_is_submitted_again_next_run(live_server: LiveServer, run: Run, tmp_path: Path) -> None:
+    source, before = folder(tmp_path, "a.png"), live_server.jobs
 
     def fail() -> None:
-        wait_until(lambda: town.jobs == before + 1)
-        town.fail(str(town.value("select id from jobs order by created_at desc limit 1")), "It broke.")
+        wait_until(lambda: live_server.jobs == before + 1)
+        live_server.fail(str(live_server.value("select id from jobs order by created_at desc limit 1")), "It broke.")
 
     thread = threading.Thread(target=fail)
     thread.start()
@@ -328,8 +330,8 @@ def test_a_failed_job_fails_its_picture_and_is_submitted_anew_the_next_time(
     assert "It broke." in err
 
     def succeed() -> None:
-        wait_until(lambda: town.jobs == before + 2)
-        town.finish(str(town.value("select id from jobs order by created_at desc limit 1")))
+        wait_until(lambda: live_server.jobs == before + 2)
+        live_server.finish(str(live_server.value("select id from jobs order by created_at desc limit 1")))
 
     thread = threading.Thread(target=succeed)
     thread.start()
@@ -340,36 +342,36 @@ def test_a_failed_job_fails_its_picture_and_is_submitted_anew_the_next_time(
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        ((), "Name pictures"),
+        ((), "Name images"),
         (("in", "--preset", "offline"), "server's operator"),
         (("in", "--strip"), "server's operator"),
         (("in", "--local", "--jobs", "2"), "whole machine"),
         (("--watch", "nowhere"), "not a folder"),
-        (("--watch", "in"), "another one for the results"),
-        (("--watch", "in", "-o", "in"), "another one for the results"),
+        (("--watch", "in"), "another folder for the results"),
+        (("--watch", "in", "-o", "in"), "another folder for the results"),
         (("in", "--scale", "3"), "Expected one of 1, 2, 4, 8"),
     ],
     ids=["nothing", "preset", "strip", "jobs", "watch", "no output", "same", "scale"],
 )
-def test_wrong_usage_is_told_before_anything_is_done(
-    run: Run, town: Town, tmp_path: Path, arguments: tuple[str, ...], hint: str
+def test_wrong_usage_is_refused_before_any_work(
+    run: Run, live_server: LiveServer, tmp_path: Path, arguments: tuple[str, ...], hint: str
 ) -> None:
     folder(tmp_path, "a.png")
-    before = town.jobs
+    before = live_server.jobs
     code, _, err = run(*arguments)
     assert code == 2
     assert hint in " ".join(err.replace("│", " ").split())
-    assert town.jobs == before
+    assert live_server.jobs == before
 
 
-def test_without_a_key_it_says_how_to_get_one(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_key_explains_how_to_get_one(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HIRESFIX_API_KEY")
     code, _, err = run(folder(tmp_path, "a.png"))
     assert code == 1
     assert "HIRESFIX_API_KEY" in err
 
 
-def test_completion_of_the_shell_knows_the_options() -> None:
+def test_shell_completion_knows_options() -> None:
     environment = {**os.environ, "_HIRESFIX_COMPLETE": "complete_bash", "COMP_WORDS": "hiresfix upscale --rem",
                    "COMP_CWORD": "2"}  # fmt: skip
     done = subprocess.run(

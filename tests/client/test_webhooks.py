@@ -1,4 +1,4 @@
-"""Receivers: what is signed is believed, and nothing else; the examples, each with its framework's own test client."""
+"""Webhook verification; and the example receivers, each with the test client of its framework."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ BODY = json.dumps(
 NOW = 1_790_000_000.0
 
 
-def by_key(body: bytes = BODY, mode: signing.KeyMode = "raw") -> dict[str, str]:
+def key_headers(body: bytes = BODY, mode: signing.KeyMode = "raw") -> dict[str, str]:
     return {signing.SIGNATURE_HEADER: signing.sign(body, signing.digest_api_key(KEY), mode)}
 
 
-def by_team(body: bytes = BODY, *, at: float = NOW, secret: str = SECRET) -> dict[str, str]:
-    """As the library of Standard Webhooks signs, which the server uses."""
+def team_headers(body: bytes = BODY, *, at: float = NOW, secret: str = SECRET) -> dict[str, str]:
+    """Sign with the Standard Webhooks library, as the server does."""
     signature = Webhook(secret).sign("msg_1", datetime.fromtimestamp(at, UTC), body.decode())
     return {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(int(at)), "Webhook-Signature": f"v1,AAAA {signature}"}
 
 
-def verified(headers: Mapping[str, str], secret: str | list[str] = KEY, body: bytes = BODY) -> hiresfix.WebhookEvent:
+def verify(headers: Mapping[str, str], secret: str | list[str] = KEY, body: bytes = BODY) -> hiresfix.WebhookEvent:
     return hiresfix.verify_webhook(body, headers, secret, clock=lambda: NOW)
 
 
-@pytest.mark.parametrize("headers", [by_key(), by_key(mode="hex")], ids=["raw", "hex"])
-def test_what_the_key_signed_is_believed(headers: dict[str, str]) -> None:
-    event = verified({name.lower(): value for name, value in headers.items()})
+@pytest.mark.parametrize("headers", [key_headers(), key_headers(mode="hex")], ids=["raw", "hex"])
+def test_key_signature_is_accepted(headers: dict[str, str]) -> None:
+    event = verify({name.lower(): value for name, value in headers.items()})
     assert (event.event, event.job.id, event.job.status) == ("completed", "b2c3d4e5", "COMPLETED")
     assert event.job.images == ("https://example.com/1.png",)
-    assert verified(headers, ["afk_old", KEY]).job == event.job
+    assert verify(headers, ["afk_old", KEY]).job == event.job
     assert hiresfix.verify_webhook(BODY.decode(), headers, KEY).job == event.job
 
 
-def test_what_the_team_signed_is_believed_for_five_minutes() -> None:
-    assert verified(by_team(), SECRET).event == "completed"
-    assert verified(by_team(at=NOW - 299), SECRET).event == "completed"
+def test_team_signature_is_accepted_for_five_minutes() -> None:
+    assert verify(team_headers(), SECRET).event == "completed"
+    assert verify(team_headers(at=NOW - 299), SECRET).event == "completed"
     for at in (NOW - 301, NOW + 301):
         with pytest.raises(BadSignature):
-            verified(by_team(at=at), SECRET)
+            verify(team_headers(at=at), SECRET)
 
 
 @pytest.mark.parametrize(
@@ -64,29 +64,29 @@ def test_what_the_team_signed_is_believed_for_five_minutes() -> None:
         ({}, KEY),
         ({signing.SIGNATURE_HEADER: ""}, KEY),
         ({signing.SIGNATURE_HEADER: "sha256=ü"}, KEY),
-        (by_key(BODY + b" "), KEY),
-        (by_key(), "afk_other"),
-        (by_key(), SECRET),
-        (by_team(), KEY),
-        (by_team(BODY + b" "), SECRET),
-        ({**by_team(), "Webhook-Id": "msg_2"}, SECRET),
-        ({**by_team(), "Webhook-Timestamp": "now"}, SECRET),
-        ({**by_team(), "Webhook-Signature": ""}, SECRET),
+        (key_headers(BODY + b" "), KEY),
+        (key_headers(), "afk_other"),
+        (key_headers(), SECRET),
+        (team_headers(), KEY),
+        (team_headers(BODY + b" "), SECRET),
+        ({**team_headers(), "Webhook-Id": "msg_2"}, SECRET),
+        ({**team_headers(), "Webhook-Timestamp": "now"}, SECRET),
+        ({**team_headers(), "Webhook-Signature": ""}, SECRET),
     ],
     ids=["none", "empty", "letters", "body", "key", "kind", "other kind", "team body", "id", "time", "no signature"],
 )
-def test_nothing_else_is_believed(headers: dict[str, str], secret: str) -> None:
-    with pytest.raises(BadSignature, match="as it came"):
-        verified(headers, secret)
+def test_other_signatures_are_refused(headers: dict[str, str], secret: str) -> None:
+    with pytest.raises(BadSignature, match="as it arrived"):
+        verify(headers, secret)
 
 
-def test_without_a_secret_or_with_a_signed_oddity_it_says_what_is_wrong() -> None:
+def test_missing_secret_and_invalid_body_raise() -> None:
     for secret in ("", [], ["", KEY]):
         with pytest.raises(ValueError, match="no secret"):
-            verified(by_key(), secret)
-    for body in (b"no json", b"[]", b"{}"):
+            verify(key_headers(), secret)
+    for body in (b"not json", b"[]", b"{}"):
         with pytest.raises(UnexpectedAnswer):
-            verified(by_key(body), body=body)
+            verify(key_headers(body), body=body)
 
 
 # The examples -------------------------------------------------------------------------------------------------------
@@ -96,11 +96,11 @@ Post = Callable[[bytes, dict[str, str]], int]
 
 def example(name: str) -> ModuleType:
     if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        assert found is not None
-        assert found.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(found)
-        found.loader.exec_module(sys.modules[name])
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
 
@@ -132,15 +132,15 @@ def django_post(module: ModuleType) -> Post:
     [("webhooks_fastapi", fastapi_post), ("webhooks_flask", flask_post), ("webhooks_django", django_post)],
     ids=["fastapi", "flask", "django"],
 )
-def test_the_example_believes_what_is_signed_and_nothing_else(
+def test_example_accepts_only_signed_events(
     name: str, post_to: Callable[[ModuleType], Post], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HIRESFIX_API_KEY", KEY)
     module = example(name)
     post = post_to(module)
     assert post(BODY, {}) == 400
-    assert post(BODY, by_key(BODY + b" ")) == 400
+    assert post(BODY, key_headers(BODY + b" ")) == 400
     assert module.finished == {}
     for _ in range(2):
-        assert post(BODY, by_key()) == 204
+        assert post(BODY, key_headers()) == 204
     assert module.finished == {"b2c3d4e5": ("https://example.com/1.png",)}

@@ -1,50 +1,66 @@
-// What the published Node SDK does on the wire, with nothing but fetch: key in X-API-Key, one multipart part `file`
-// without a type of its own, numbers as numbers, an Idempotency-Key, polling. Prints what it was answered as JSON.
+// Send what the published Node SDK sends, with nothing but fetch: the key in X-API-Key, one multipart part `file`
+// without a type of its own, numbers as numbers, an Idempotency-Key, polling. Prints the answers as JSON.
 //
-//     node client.mjs ORIGIN KEY PICTURE_FILE
+//     node client.mjs ORIGIN KEY IMAGE_FILE
 
 import { readFile } from "node:fs/promises";
 import { setTimeout } from "node:timers/promises";
 
 const [origin, key, file] = process.argv.slice(2);
 
-async function ask(path, { body, ...more } = {}) {
+/**
+ * Send a request: POST if it has a body, otherwise GET.
+ * @param {string} path
+ * @param {{ body?: object, [header: string]: any }} [options] the body, and further headers
+ */
+async function send(path, { body, ...more } = {}) {
   const isForm = body instanceof FormData;
-  const headers = { "x-api-key": key, ...(body && !isForm && { "content-type": "application/json" }), ...more };
-  const method = body ? "POST" : "GET";
+  const isJson = body && !isForm;
+  const headers = { "x-api-key": key, ...(isJson && { "content-type": "application/json" }), ...more };
   const response = await fetch(new URL(path, origin), {
-    method, headers, redirect: "error", body: body && !isForm ? JSON.stringify(body) : body,
+    method: body ? "POST" : "GET",
+    headers,
+    redirect: "error",
+    body: isForm ? body : body && JSON.stringify(body),
   });
-  if (!response.headers.get("content-type").includes("application/json")) throw new Error(`${path}: not JSON`);
-  return { status: response.status, requestId: response.headers.get("x-request-id"), body: await response.json() };
+  const { status } = response;
+  if (!response.headers.get("content-type")?.includes("application/json")) throw new Error(`${path}: not JSON`);
+  /** @type {any} */
+  const answer = await response.json();
+  return { status, requestId: response.headers.get("x-request-id"), body: answer };
 }
 
 const form = new FormData();
 form.append("file", new Blob([await readFile(file)]), "upload");
-const upload = await ask("/v2/uploads", { body: form });
+const upload = await send("/v2/uploads", { body: form });
 
 const request = {
   model: "clarity-upscale",
   clarityUpscaleParams: { image: upload.body.url, scale_factor: 2, creativity: 0.35, seed: 7 },
 };
-const accepted = await ask("/v2/images/upscale", { body: request, "idempotency-key": "once" });
-const replayed = await ask("/v2/images/upscale", { body: request, "idempotency-key": "once" });
+const accepted = await send("/v2/images/upscale", { body: request, "idempotency-key": "once" });
+const replayed = await send("/v2/images/upscale", { body: request, "idempotency-key": "once" });
 
-let job;
-do {
+let job = await send(`/v2/jobs/${accepted.body.jobId}`);
+while (!["COMPLETED", "FAILED", "CANCELLED"].includes(job.body.status)) {
   await setTimeout(200);
-  job = await ask(`/v2/jobs/${accepted.body.jobId}`);
-} while (!["COMPLETED", "FAILED", "CANCELLED"].includes(job.body.status));
-const picture = await fetch(job.body.result.images[0]);
+  job = await send(`/v2/jobs/${accepted.body.jobId}`);
+}
+const result = await fetch(job.body.result.images[0]);
 
-console.log(JSON.stringify({
-  me: await ask("/v2/me"),
-  models: await ask("/v2/models?modality=image"),
-  upload, accepted, replayed, job,
-  jobs: await ask("/v2/jobs?limit=1&include_models=true"),
-  picture: {
-    status: picture.status,
-    type: picture.headers.get("content-type"),
-    bytes: Buffer.from(await picture.arrayBuffer()).toString("base64"),
-  },
-}));
+console.log(
+  JSON.stringify({
+    me: await send("/v2/me"),
+    models: await send("/v2/models?modality=image"),
+    upload,
+    accepted,
+    replayed,
+    job,
+    jobs: await send("/v2/jobs?limit=1&include_models=true"),
+    picture: {
+      status: result.status,
+      type: result.headers.get("content-type"),
+      bytes: Buffer.from(await result.arrayBuffer()).toString("base64"),
+    },
+  }),
+);

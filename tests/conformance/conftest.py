@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.journey.conftest import service
-from tests.server.conftest import api, database, photo, queue, settings, start_api
+from tests.server.conftest import api, database, photo, queue, settings, start_api, steps
 
-__all__ = ["api", "database", "photo", "queue", "service", "settings", "start_api"]
+__all__ = ["api", "database", "photo", "queue", "service", "settings", "start_api", "steps"]

@@ -1,11 +1,11 @@
-// The published Node SDK itself, from a submission to the file. Prints what it gave its caller as JSON.
+// Use the published Node SDK from an upload to the result file. Prints what it returns as JSON.
 //
-//     node sdk.mjs SDK ORIGIN KEY PICTURE_FILE
+//     node sdk.mjs SDK ORIGIN KEY IMAGE_FILE
 
 import { pathToFileURL } from "node:url";
 
 const [sdk, baseUrl, apiKey, file] = process.argv.slice(2);
-const { Apiframe, ApiframeError } = await import(pathToFileURL(sdk));
+const { Apiframe, ApiframeError } = await import(pathToFileURL(sdk).href);
 const client = new Apiframe({ apiKey, baseUrl: `${baseUrl}/`, maxRetries: 0 });
 
 const upload = await client.uploads.create({ file });
@@ -15,37 +15,48 @@ const request = {
 };
 const accepted = await client.images.upscale(request, { idempotencyKey: "once" });
 const replayed = await client.images.upscale(request, { idempotencyKey: "once" });
+/** @type {string[]} */
 const seen = [];
-const job = await client.jobs.waitFor(accepted.jobId, { intervalMs: 200, onProgress: (now) => seen.push(now.status) });
-const picture = await fetch(job.result.images[0]);
+const onProgress = (/** @type {{ status: string }} */ job) => seen.push(job.status);
+const job = await client.jobs.waitFor(accepted.jobId, { intervalMs: 200, onProgress });
+const result = await fetch(job.result.images[0]);
 
-async function refused(work) {
+/** Run a call that must fail. Returns the error. */
+async function errorOf(/** @type {() => Promise<unknown>} */ call) {
   try {
-    await work();
+    await call();
   } catch (error) {
     if (!(error instanceof ApiframeError)) throw error;
     const { name, status, message, details, requestId } = error;
     return { name, status, message, details, hasRequestId: Boolean(requestId) };
   }
-  throw new Error("was not refused");
+  throw new Error("the call did not fail");
 }
 
-const stranger = new Apiframe({ apiKey: "afk_" + "0".repeat(40), baseUrl, maxRetries: 0 });
+const stranger = new Apiframe({ apiKey: `afk_${"0".repeat(40)}`, baseUrl, maxRetries: 0 });
 const params = { ...request.clarityUpscaleParams };
 const errors = [
-  await refused(() => client.images.upscale({ ...request, clarityUpscaleParams: { ...params, scale_factor: 3 } })),
-  await refused(() => stranger.me()),
-  await refused(() => client.jobs.list({ scope: "team", status: "DONE" })),
-  await refused(() => client.jobs.get("00000000-0000-4000-8000-000000000000")),
-  await refused(() =>
-    client.images.upscale({ ...request, clarityUpscaleParams: { ...params, seed: 8 } }, { idempotencyKey: "once" })),
-  await refused(() => client.images.generate({ model: "other", prompt: "x" })),
+  await errorOf(() => client.images.upscale({ ...request, clarityUpscaleParams: { ...params, scale_factor: 3 } })),
+  await errorOf(() => stranger.me()),
+  await errorOf(() => client.jobs.list({ scope: "team", status: "DONE" })),
+  await errorOf(() => client.jobs.get("00000000-0000-4000-8000-000000000000")),
+  await errorOf(() =>
+    client.images.upscale({ ...request, clarityUpscaleParams: { ...params, seed: 8 } }, { idempotencyKey: "once" }),
+  ),
+  await errorOf(() => client.images.generate({ model: "other", prompt: "x" })),
 ];
 
-console.log(JSON.stringify({
-  me: await client.me(),
-  models: await client.models.list({ modality: "image" }),
-  upload, accepted, replayed, job, seen, errors,
-  jobs: await client.jobs.list({ limit: 1, include_models: true }),
-  picture: Buffer.from(await picture.arrayBuffer()).toString("base64"),
-}));
+console.log(
+  JSON.stringify({
+    me: await client.me(),
+    models: await client.models.list({ modality: "image" }),
+    upload,
+    accepted,
+    replayed,
+    job,
+    seen,
+    errors,
+    jobs: await client.jobs.list({ limit: 1, include_models: true }),
+    picture: Buffer.from(await result.arrayBuffer()).toString("base64"),
+  }),
+);

@@ -12,19 +12,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from hiresfix.server.accounts import authentication
-from hiresfix.server.guarded_http import Policy
+from hiresfix.server.guarded_http import HttpPolicy
 from hiresfix.server.webhooks import delivery
 from tests.server.conftest import Api
-from tests.server.jobs.test_lifecycle import Town, town
-from tests.server.webhooks.test_webhooks import announced, make_due, state
-
-__all__ = ["town"]
+from tests.server.job_steps import JobSteps
+from tests.server.webhooks.test_webhooks import announce_completed, make_due, state
 
 UNKNOWN = "/v2/jobs/00000000-0000-4000-8000-000000000000"
 
 
 @pytest.mark.parametrize("other", ["2", 2.0, "2x", "2.0"], ids=repr)
-def test_03_every_spelling_of_a_factor_is_the_same_job_and_others_are_none(api: Api, photo: str, other: object) -> None:
+def test_03_factor_spellings_are_one_job(api: Api, photo: str, other: object) -> None:
     headers = {"Idempotency-Key": "one job"}
     first = api.submit({"image": photo, "scale_factor": 2}, headers=headers)
     again = api.submit({"image": photo, "scale_factor": other}, headers=headers)
@@ -36,7 +34,7 @@ def test_03_every_spelling_of_a_factor_is_the_same_job_and_others_are_none(api: 
     assert (api.jobs, api.balance) == (1, 97)
 
 
-def test_04_every_error_has_the_envelope_and_a_status_that_clients_know(
+def test_04_errors_have_known_status_and_body(
     start_api: Callable[..., Api], photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = start_api(rate_submissions=4, max_body_bytes=4000)
@@ -110,14 +108,14 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield found
 
 
-async def test_08_a_receiver_that_hangs_redirects_and_fails_is_told_in_the_end(town: Town, receiver: Receiver) -> None:
-    policy = Policy(allow_private=True, post_timeout=1)
-    job, sent = await announced(town, receiver.url + "/hook")
+async def test_08_failing_receiver_gets_the_event(steps: JobSteps, receiver: Receiver) -> None:
+    policy = HttpPolicy(allow_private=True, post_timeout=1)
+    job, sent = await announce_completed(steps, receiver.url + "/hook")
     expected: list[tuple[Any, ...]] = [("PENDING", 1, None), ("PENDING", 2, 302), ("PENDING", 3, 500)]
     for outcome in [*expected, ("DELIVERED", 4, 200)]:
-        assert (await town.get(job)).webhook_status == "pending"
-        await delivery.deliver(town.database, town.queue, sent, policy=policy)
-        assert await state(town) == outcome
-        await make_due(town)
+        assert (await steps.get(job)).webhook_status == "pending"
+        await delivery.deliver(steps.database, steps.queue, sent, policy=policy)
+        assert await state(steps) == outcome
+        await make_due(steps)
     assert receiver.requests == ["POST /hook"] * 4
-    assert (await town.get(job)).webhook_status == "delivered"
+    assert (await steps.get(job)).webhook_status == "delivered"

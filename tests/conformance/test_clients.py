@@ -28,7 +28,7 @@ PAGES = Path(os.environ.get("HIRESFIX_SEED_PAGES") or HERE.parents[2] / "shared"
 """The published pages, one text file for each language; they are not ours to put into the repository."""
 SDK = os.environ.get("HIRESFIX_APIFRAME_SDK")
 """The published Node SDK, built: its `dist/index.js`. No registry has it; its repository is apiframe-nodejs-sdk."""
-COMPILERS = Path(os.environ.get("HIRESFIX_NODE_MODULES") or HERE / "node_modules" / ".bin")
+COMPILERS = Path(os.environ.get("HIRESFIX_NODE_MODULES") or HERE.parents[1] / "tools" / "js" / "node_modules" / ".bin")
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
@@ -84,13 +84,13 @@ def running(service: Service) -> Service:
 
 @pytest.mark.skipif(not PAGES.is_dir(), reason="the published pages are not beside the repository")
 @pytest.mark.parametrize("language", ["ja", "ko"])
-def test_01_the_snippets_of_the_published_pages_run_as_they_stand(running: Service, site: Site, language: str) -> None:
+def test_01_published_snippets_run(running: Service, site: Site, language: str) -> None:
     page = page_in(language)
     photo = site.add("/input.jpg", png(20, 14))
     programs = {name for name in PROGRAMS if {"curl": CURL, "javascript": NODE}.get(name, "here")}
 
     def ours(snippet: str, job: str = "JOB_ID") -> str:
-        """Another address, key, picture and job; nothing else is touched."""
+        """Replace address, key, image and job, and nothing else."""
         for theirs, own in (
             ("https://api.apiframe.ai", running.url),
             ("afk_your_api_key_here", running.key),
@@ -109,8 +109,8 @@ def test_01_the_snippets_of_the_published_pages_run_as_they_stand(running: Servi
             assert json.loads(run(PROGRAMS[name](ours(page.snippet(name, 1), job))))["status"] == "COMPLETED"
         else:
             assert f"{running.url}/files/images/{job}-1.png" in run(PROGRAMS[name](ours(page.snippet(name, 1), job)))
-        picture = httpx.get(running.job(job)["result"]["images"][0]).content
-        assert Image.open(io.BytesIO(picture)).size == (40, 28)
+        image = httpx.get(running.job(job)["result"]["images"][0]).content
+        assert Image.open(io.BytesIO(image)).size == (40, 28)
     assert running.value("select credits from teams") == 100 - 3 * len(programs)
     if missing := PROGRAMS.keys() - programs:
         pytest.skip(f"ran all but {', '.join(sorted(missing))}, not installed here")
@@ -122,15 +122,15 @@ def output_of(script: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture_file(tmp_path: Path) -> str:
-    file = tmp_path / "picture.png"
+def image_file(tmp_path: Path) -> str:
+    file = tmp_path / "image.png"
     file.write_bytes(png(20, 14))
     return str(file)
 
 
 @needs_node
-def test_02_what_the_sdk_sends_gets_from_an_upload_to_the_file(running: Service, picture_file: str) -> None:
-    told = output_of("client.mjs", running.url, running.key, picture_file)
+def test_02_sdk_requests_work(running: Service, image_file: str) -> None:
+    told = output_of("client.mjs", running.url, running.key, image_file)
     statuses = {name: told[name]["status"] for name in ("me", "models", "upload", "accepted", "replayed", "job")}
     assert statuses == {"me": 200, "models": 200, "upload": 201, "accepted": 202, "replayed": 202, "job": 200}
     assert told["upload"]["body"]["contentType"] == "image/png"  # though it claimed nothing
@@ -147,8 +147,8 @@ def test_02_what_the_sdk_sends_gets_from_an_upload_to_the_file(running: Service,
 
 @needs_node
 @pytest.mark.skipif(SDK is None, reason="HIRESFIX_APIFRAME_SDK does not name the published SDK's dist/index.js")
-def test_02_the_published_sdk_gets_from_an_upload_to_the_file(running: Service, picture_file: str) -> None:
-    told = output_of("sdk.mjs", str(SDK), running.url, running.key, picture_file)
+def test_02_published_sdk_works(running: Service, image_file: str) -> None:
+    told = output_of("sdk.mjs", str(SDK), running.url, running.key, image_file)
     job = told["job"]
     assert told["accepted"]["jobId"] == told["replayed"]["jobId"] == job["id"]
     assert job["status"] == "COMPLETED"
@@ -171,8 +171,10 @@ def test_02_the_published_sdk_gets_from_an_upload_to_the_file(running: Service, 
 
 
 @needs_node
-@pytest.mark.skipif(not (COMPILERS / "tsc").exists(), reason="npm install in tests/conformance gets the compilers")
-def test_14_types_made_from_the_document_fit_a_client_and_catch_its_mistakes(api: Api, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not (COMPILERS / "tsc").exists(), reason="the compilers are missing; run: npm --prefix tools/js install"
+)
+def test_14_generated_types_fit_clients(api: Api, tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(httpx.get(f"{api.url}/v2/openapi.json").text)
     run([str(COMPILERS / "openapi-typescript"), str(tmp_path / "openapi.json"), "-o", str(tmp_path / "openapi.d.ts")])
     shutil.copy(HERE / "typed.ts", tmp_path)

@@ -150,10 +150,10 @@ def test_every_knob_has_a_section() -> None:
 
 
 def test_the_knobs_pictures_are_those_that_the_benchmark_makes_at_three_values() -> None:
-    shown = re.findall(r"\(img/knobs/([^)]+\.webp)\)", page("docs/artist.md").text)
-    record = json.loads((ROOT / "docs/img/knobs/panels.json").read_text())
+    shown = re.findall(r"\(img/parameters/([^)]+\.webp)\)", page("docs/artist.md").text)
+    record = json.loads((ROOT / "docs/img/parameters/panels.json").read_text())
     assert sorted(shown) == sorted(record)
-    assert sorted(path.name for path in (ROOT / "docs/img/knobs").glob("*.webp")) == sorted(record)
+    assert sorted(path.name for path in (ROOT / "docs/img/parameters").glob("*.webp")) == sorted(record)
     values: dict[str, int] = {}
     for file in shown:
         knob = file.rpartition("-")[0]
@@ -163,7 +163,7 @@ def test_the_knobs_pictures_are_those_that_the_benchmark_makes_at_three_values()
 
 
 def test_the_sizes_of_formats_are_those_that_were_measured() -> None:
-    record = json.loads((ROOT / "docs/img/knobs/panels.json").read_text())
+    record = json.loads((ROOT / "docs/img/parameters/panels.json").read_text())
     told = re.search(r"\| png, (\d+) bytes \| jpg, (\d+) bytes \| webp, (\d+) bytes \|", page("docs/artist.md").text)
     assert told
     assert [int(size) for size in told.groups()] == [
@@ -191,7 +191,7 @@ def test_the_presets_are_those_of_the_catalog_with_their_values_and_no_others() 
     assert rows == {
         subject.id: (model.id, {name: value for name, value in subject.values.items() if name != "prompt"})
         for model in MODELS
-        for subject in model.subjects
+        for subject in model.param_presets
     }
 
 

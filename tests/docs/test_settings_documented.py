@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from benchmarks import figures
+from benchmarks import api_report
 
 from hiresfix.server.settings import Settings
 from tests import ROOT
@@ -16,7 +16,7 @@ def test_every_setting_is_in_the_operators_table_and_no_other() -> None:
 
 
 def test_the_figures_that_are_told_are_those_that_were_measured() -> None:
-    results = figures.load()
-    assert figures.TABLES.read_text() == figures.report(results)
-    page = figures.OPERATOR.read_text()
-    assert figures.with_model(page, results) == page
+    results = api_report.load()
+    assert api_report.TABLES.read_text() == api_report.report(results)
+    page = api_report.OPERATOR.read_text()
+    assert api_report.replace_model(page, results) == page

@@ -1,7 +1,7 @@
-"""A device that is not there: tensors on it have shapes and no values, and whatever passes to and fro is written down.
+"""A fake device: its tensors have shapes but no values, and all operators and copies are recorded.
 
-Guarantees: operators find their operands on one device or raise, as a GPU's do; what asks for a value (`.item()`,
-`bool()`, `.numpy()`) is noted and gets an answer without meaning. It knows no kernels: neither that they exist for a
+Guarantees: operators need all operands on one device or raise, as on a GPU. Requests for a value (`.item()`, `bool()`,
+`.numpy()`) are recorded and get an answer without meaning. It knows no kernels: neither whether they exist for a
 precision nor how fast they are.
 """
 
@@ -22,18 +22,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "phantom"
+DEVICE_NAME = "phantom"
 
 
 @functools.cache
 def device() -> torch.device:
-    _setup_privateuseone_for_python_backend(NAME)
-    return torch.device(NAME, 0)
+    _setup_privateuseone_for_python_backend(DEVICE_NAME)
+    return torch.device(DEVICE_NAME, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An operator. arrives, leaves: bytes that went to the device or from it. waits: the host stands still for them."""
+    """An operator call. arrives, leaves: bytes copied to or from the device. waits: the host waits for the copy."""
 
     stage: str
     name: str
@@ -44,8 +44,8 @@ class Event:
 
 
 @dataclass(slots=True)
-class Walk:
-    """What happened, in order; `stage` is written to each event."""
+class Recording:
+    """Recorded events in order; `stage` is copied into each event."""
 
     stage: str = ""
     events: list[Event] = field(default_factory=list)
@@ -64,77 +64,82 @@ class Walk:
 
 
 @contextlib.contextmanager
-def walk() -> Iterator[Walk]:
-    """Within it, tensors are made without values; those that were there before may be used."""
+def record() -> Iterator[Recording]:
+    """Record everything in this context. New tensors have no values; existing tensors may be used."""
     device()
-    watched = Walk()
-    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True), _Watch(watched), _Host(watched):
-        yield watched
+    recording = Recording()
+    with (
+        torch.inference_mode(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _RecordOperators(recording),
+        _HostFunctions(recording),
+    ):
+        yield recording
 
 
-def onto(network: nn.Module, dtype: torch.dtype) -> Any:
-    """The network itself, with parameters and buffers of `dtype` on the device, without values; within `walk`."""
+def move_to_phantom(network: nn.Module, dtype: torch.dtype) -> Any:
+    """Replace parameters and buffers by tensors of `dtype` on the fake device, without values; return the network."""
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in list(tensors.items()):
                 if tensor is None:
                     continue
-                kept = dtype if tensor.is_floating_point() else tensor.dtype
+                new_dtype = dtype if tensor.is_floating_point() else tensor.dtype
                 layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-                empty = torch.empty(tensor.shape, dtype=kept, device=device(), memory_format=layout)
+                empty = torch.empty(tensor.shape, dtype=new_dtype, device=device(), memory_format=layout)
                 setattr(module, name, nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty)
     return network.eval()
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own base, without annotations
-    def __init__(self, watched: Walk) -> None:
+class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own base, without annotations
+    def __init__(self, recording: Recording) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # as above
-        self._watched = watched
+        self._recording = recording
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         name = str(func).removeprefix("aten.").partition(".")[0]
         if name in ("_local_scalar_dense", "item", "is_nonzero", "equal"):
-            self._note(name, given, leaves=1 if _there(given) else 0, waits=True)
+            self._note(name, operands, leaves=1 if _on_device(operands) else 0, waits=True)
             return True
-        made = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        output = func(*args, **kwargs)
+        results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         if name == "copy_":
-            given, results = given[1:], given[:1]
-        went = sum(tensor.nbytes for tensor in results)
-        arrives = went if _there(results) and not _there(given) and given else 0
-        leaves = went if _there(given) and not _there(results) and results else 0
+            operands, results = operands[1:], operands[:1]
+        size = sum(tensor.nbytes for tensor in results)
+        arrives = size if _on_device(results) and not _on_device(operands) and operands else 0
+        leaves = size if _on_device(operands) and not _on_device(results) and results else 0
         if arrives or leaves or name == "nonzero":
             queued = _argument(func, args, kwargs, "non_blocking") and any(
-                x is pinned for x in given for pinned in self._watched.pinned
+                x is pinned for x in operands for pinned in self._recording.pinned
             )
-            self._note(name, [*given, *results], arrives=arrives, leaves=leaves, waits=not queued)
+            self._note(name, [*operands, *results], arrives=arrives, leaves=leaves, waits=not queued)
         else:
-            self._note(name, [*given, *results])
-        return made
+            self._note(name, [*operands, *results])
+        return output
 
     def _note(
         self, name: str, tensors: list[Tensor], *, arrives: int = 0, leaves: int = 0, waits: bool = False
     ) -> None:
         facts = tuple((tensor.device.type, tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
-        self._watched.events.append(
-            Event(stage=self._watched.stage, name=name, tensors=facts, arrives=arrives, leaves=leaves, waits=waits)
+        self._recording.events.append(
+            Event(stage=self._recording.stage, name=name, tensors=facts, arrives=arrives, leaves=leaves, waits=waits)
         )
 
 
-class _Host(TorchFunctionMode):
-    """What PyTorch offers for tensors with values only."""
+class _HostFunctions(TorchFunctionMode):
+    """Replacements for functions that PyTorch offers only for tensors with values."""
 
-    def __init__(self, watched: Walk) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
-        self._watched = watched
+        self._recording = recording
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.pin_memory:
             pinned = args[0].clone()
-            self._watched.pinned.append(pinned)
+            self._recording.pinned.append(pinned)
             return pinned
         if func is Tensor.numpy and args[0].device.type == "cpu":
             return np.zeros(args[0].shape, str(args[0].dtype).removeprefix("torch."))
@@ -145,8 +150,8 @@ class _Host(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _there(tensors: list[Tensor]) -> bool:
-    return any(tensor.device.type == NAME for tensor in tensors)
+def _on_device(tensors: list[Tensor]) -> bool:
+    return any(tensor.device.type == DEVICE_NAME for tensor in tensors)
 
 
 def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What happens when memory runs out, and which precision a device gets."""
+"""Running out of memory, and the precision of each device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__}: {str(error)[:20]}")
-def test_the_tile_is_halved_until_it_fits(error: Exception) -> None:
+def test_tile_is_halved_until_it_fits(error: Exception) -> None:
     tried = []
 
     def work(tile: int) -> str:
@@ -26,34 +26,34 @@ def test_the_tile_is_halved_until_it_fits(error: Exception) -> None:
             raise error
         return "done"
 
-    assert devices.with_room(256, work) == ("done", 64)
+    assert devices.retry_with_smaller_tile(256, work) == ("done", 64)
     assert tried == [256, 128, 64]
 
 
-def test_when_the_smallest_tile_does_not_fit_the_error_says_so() -> None:
+def test_error_when_smallest_tile_does_not_fit() -> None:
     def work(tile: int) -> None:
         raise MemoryError
 
     with pytest.raises(EngineFailed, match=r"Out of memory with a tile of 32 pixels\. Free memory"):
-        devices.with_room(100, work)
+        devices.retry_with_smaller_tile(100, work)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_retried() -> None:
     def work(tile: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        devices.with_room(256, work)
+        devices.retry_with_smaller_tile(256, work)
 
 
-def test_a_device_that_is_not_there_is_the_operators_mistake() -> None:
+def test_missing_device_is_a_configuration_error() -> None:
     absent = "mps" if torch.cuda.is_available() else "cuda"
     for wanted in (absent, "abacus"):
         with pytest.raises(ConfigurationError, match="Use auto, cpu, cuda or mps"):
             devices.choose_device(wanted)
 
 
-def test_auto_finds_a_device_and_a_precision_it_computes_in() -> None:
+def test_auto_chooses_a_working_device_and_dtype() -> None:
     device = devices.choose_device("auto")
     dtype = devices.choose_dtype(device)
     conv = torch.nn.Conv2d(3, 3, 3).to(device, dtype)

@@ -1,7 +1,7 @@
-"""The API process, killed by its own hand after the commit of a submission and before a byte of the answer.
+"""An API process that kills itself after the commit of a submission, before it sends the first byte of the answer.
 
-Run as a script by the journey and chaos tests; the product has no such hook. With CRASH_FUSE, the path of a file, it
-dies only if that file exists, and takes it along: one file, one death.
+The journey and chaos tests run it as a script; the product has no such hook. If CRASH_FUSE names a path, the process
+dies only if a file is there, and deletes it: one file, one crash.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from hiresfix.server.platform import logging
 from hiresfix.server.settings import load_settings
 
 
-class KillBeforeAnswer:
+class CrashBeforeAnswer:
     def __init__(self, app: ASGIApp, *, fuse: Path | None) -> None:
         self._app = app
         self._fuse = fuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_or_die(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 202 and self._burns():
+        async def send_or_crash(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 202 and self._uses_fuse():
                 os.kill(os.getpid(), signal.SIGKILL)
             await send(message)
 
-        await self._app(scope, receive, send_or_die)
+        await self._app(scope, receive, send_or_crash)
 
-    def _burns(self) -> bool:
+    def _uses_fuse(self) -> bool:
         if self._fuse is None:
             return True
         try:
@@ -47,5 +47,5 @@ if __name__ == "__main__":
     assert settings.database_url is not None
     fuse = os.environ.get("CRASH_FUSE")
     app = create_app(settings, database_url=settings.database_url)
-    app.add_middleware(KillBeforeAnswer, fuse=Path(fuse) if fuse else None)
+    app.add_middleware(CrashBeforeAnswer, fuse=Path(fuse) if fuse else None)
     Server(app, host="127.0.0.1", port=int(sys.argv[-1])).run()

@@ -1,4 +1,4 @@
-"""A diffusion job in real parts: the operator's preset, files in the store, server and worker processes."""
+"""A diffusion job on real processes, with an operator's preset and model files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from hiresfix.models.store import Store
+from hiresfix.models.store import ModelStore
 from tests.conftest import Site, png
 from tests.engine.diffusion.test_pipeline import text_encoder
 from tests.engine.weights.test_checkpoints import controlnet, ldm_controlnet, ldm_vae, prefixed, single_file, vae
@@ -21,14 +21,14 @@ from tests.server.conftest import wait_until
 
 PRESET = '[house]\nlike = "clarity"\ncheckpoint = "ours"\nvae = "our-vae"\n'
 PROMPT = "leaves, " * 249 + "and moss"
-"""Two thousand characters, the most that a caller may send: six times what the text encoder hears at once."""
+"""2000 characters, the longest prompt allowed: six times what the text encoder reads at once."""
 
 
 @pytest.fixture
 def clarity(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
-    """A service whose operator made a preset of a checkpoint of their own, with small networks in all places."""
+    """A service with an operator's preset of their own checkpoint; all its networks are small."""
     monkeypatch.setenv("HIRESFIX_HOME", str(service.home))
-    store = Store.at_home()
+    store = ModelStore.at_home()
     text = prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict())
     for name, state in {
         "ours": single_file(text=text),
@@ -48,26 +48,26 @@ def submit(service: Service, image: str, **params: Any) -> httpx.Response:
     return httpx.post(url, json=body, headers={"X-API-Key": service.key}, timeout=60)
 
 
-def test_a_diffusion_job_comes_back_whole_with_an_account_of_what_made_it(clarity: Service, site: Site) -> None:
+def test_diffusion_job_returns_image_and_metadata(clarity: Service, site: Site) -> None:
     clarity.api()
     clarity.worker()
     image = site.add("/p.png", png(24, 18))
-    refused = submit(clarity, image, prompt="a" * 10_000)
-    assert refused.status_code == 400
-    assert "2000" in refused.text
+    rejected = submit(clarity, image, prompt="a" * 10_000)
+    assert rejected.status_code == 400
+    assert "2000" in rejected.text
     job_id = submit(clarity, image, prompt=PROMPT, num_inference_steps=100, creativity=1, seed=7).json()["jobId"]
-    told: list[int] = []
+    progress: list[int] = []
 
     def ended() -> bool:
         job = clarity.job(job_id)
-        told.append(job["progress"])
+        progress.append(job["progress"])
         return job["status"] in ("COMPLETED", "FAILED")
 
     wait_until(ended, seconds=240)
     job = clarity.job(job_id)
     assert (job["status"], job["width"], job["height"]) == ("COMPLETED", 48, 36), job
-    assert told == sorted(told)
-    assert told[-1] == 100
+    assert progress == sorted(progress)
+    assert progress[-1] == 100
     assert Image.open(io.BytesIO(httpx.get(job["result"]["images"][0]).content)).size == (48, 36)
     metadata = job["metadata"]
     assert metadata["engine"] == "clarity"
@@ -79,25 +79,25 @@ def test_a_diffusion_job_comes_back_whole_with_an_account_of_what_made_it(clarit
     clarity.assert_books_are_right()
 
 
-def test_a_diffusion_job_is_given_back_between_two_evaluations(clarity: Service, site: Site) -> None:
+def test_diffusion_job_is_given_back_on_sigterm(clarity: Service, site: Site) -> None:
     clarity.environment["HIRESFIX_DRAIN_SECONDS"] = "0.2"
     clarity.api()
     worker = clarity.worker()
     job_id = submit(clarity, site.add("/p.png", png(48, 48)), num_inference_steps=100, creativity=1).json()["jobId"]
-    wait_until(lambda: 5 < clarity.job(job_id)["progress"] < 90, seconds=240)  # the first enlargement is done by then
+    wait_until(lambda: 5 < clarity.job(job_id)["progress"] < 90, seconds=240)  # the first upscale is done by then
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
     assert clarity.job(job_id)["status"] == "QUEUED"
     assert clarity.value("select attempt from jobs") == 0
     log = clarity.log_of(worker)
     assert log.index("job.given_back") < log.index("worker.stopped")
-    assert '"lost"' in log  # the engine itself ended, and not only its process
+    assert '"lost"' in log  # the engine itself ended, not only its process
     clarity.assert_books_are_right()
 
 
-def test_a_preset_whose_files_are_missing_fails_and_is_refunded(clarity: Service, site: Site) -> None:
+def test_preset_with_missing_files_is_refunded(clarity: Service, site: Site) -> None:
     clarity.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
-    (clarity.home / "presets.toml").write_text(PRESET)  # which leaves the published ControlNet
+    (clarity.home / "presets.toml").write_text(PRESET)  # without its ControlNet, so the published one is missing
     clarity.api()
     worker = clarity.worker()
     job = clarity.finished(submit(clarity, site.add("/p.png", png(16, 16))).json()["jobId"])

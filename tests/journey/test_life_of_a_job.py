@@ -1,4 +1,4 @@
-"""A whole job over real processes, and every way a process can leave it (DESIGN.md, the journey of one job)."""
+"""A whole job over real processes, and every way in which a process can die or stop while it runs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
 LARGE = (400, 400)
-"""Several seconds of work, in several tiles."""
+"""Sides of an image that takes several seconds, in several tiles."""
 
 
-def test_a_picture_comes_back_twice_as_large_and_announced(service: Service, site: Site) -> None:
+def test_image_is_upscaled_and_announced(service: Service, site: Site) -> None:
     service.api()
     service.worker()
     job_id = service.submit(site.add("/p.png", png(25, 17)), webhookUrl=site.url + "/hook")
@@ -45,28 +45,28 @@ def test_a_picture_comes_back_twice_as_large_and_announced(service: Service, sit
     service.assert_books_are_right()
 
 
-def test_progress_is_told_while_the_engine_works_and_not_after_the_end(service: Service, site: Site) -> None:
+def test_progress_webhooks_stop_at_the_end(service: Service, site: Site) -> None:
     service.api()
     service.worker()
     hook: dict[str, Any] = {"webhookUrl": site.url + "/hook", "webhookEvents": ["progress", "completed"]}
     job_id = service.submit(site.add("/p.png", png(260, 260)), **hook)
     assert service.wait_for(job_id, "COMPLETED", "FAILED", seconds=200)["status"] == "COMPLETED"
     wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")
-    told = [json.loads(body) for _, body in site.received]
-    assert [body["event"] for body in told] == ["progress"] * (len(told) - 1) + ["completed"]
-    progress = [body["progress"] for body in told]
+    bodies = [json.loads(body) for _, body in site.received]
+    assert [body["event"] for body in bodies] == ["progress"] * (len(bodies) - 1) + ["completed"]
+    progress = [body["progress"] for body in bodies]
     assert len(progress) >= 2
     assert progress == sorted(set(progress))
     times = [int(headers["X-Webhook-Timestamp"]) for headers, _ in site.received[:-1]]
-    assert all(later - earlier >= 1 for earlier, later in pairwise(times))  # two seconds apart, told in whole ones
+    assert all(later - earlier >= 1 for earlier, later in pairwise(times))  # two seconds apart, in whole seconds
 
 
-def test_every_process_that_may_reach_inside_says_so(service: Service) -> None:
+def test_allowed_private_addresses_are_logged(service: Service) -> None:
     for process in (service.api(), service.worker()):
         assert "settings.private_addresses_allowed" in service.log_of(process)
 
 
-def test_a_clarity_job_says_what_made_it(service: Service, site: Site) -> None:
+def test_clarity_job_metadata_names_its_weights(service: Service, site: Site) -> None:
     service.api()
     service.worker()
     params = {"image": site.add("/p.png", png(24, 24)), "scale_factor": "2", "prompt": "more leaves"}
@@ -76,12 +76,12 @@ def test_a_clarity_job_says_what_made_it(service: Service, site: Site) -> None:
         headers={"X-API-Key": service.key},
     )
     metadata = service.finished(response.json()["jobId"])["metadata"]
-    assert metadata["weights"][0]["name"] == metadata["enlarger"]["name"] == "realesrgan-x4plus"  # the picture is noise
+    assert metadata["weights"][0]["name"] == metadata["enlarger"]["name"] == "realesrgan-x4plus"  # the image is noise
     assert metadata["input"]["noise"] > 5
     assert any("prompt" in warning for warning in metadata["warnings"])
 
 
-def test_a_worker_killed_in_mid_job_costs_one_attempt_and_nothing_else(service: Service, site: Site) -> None:
+def test_killed_worker_costs_one_attempt(service: Service, site: Site) -> None:
     service.api()
     victim = service.worker()
     job_id = service.submit(site.add("/p.png", png(*LARGE)))
@@ -99,7 +99,7 @@ def test_a_worker_killed_in_mid_job_costs_one_attempt_and_nothing_else(service: 
     service.assert_books_are_right()
 
 
-def test_a_job_that_outlives_every_attempt_fails_and_is_refunded(service: Service, site: Site) -> None:
+def test_job_without_attempts_left_is_refunded(service: Service, site: Site) -> None:
     service.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
     service.api()
     victim = service.worker()
@@ -114,7 +114,7 @@ def test_a_job_that_outlives_every_attempt_fails_and_is_refunded(service: Servic
     service.assert_books_are_right()
 
 
-def test_a_frozen_worker_that_wakes_up_late_changes_nothing(service: Service, site: Site) -> None:
+def test_frozen_worker_that_wakes_late_changes_nothing(service: Service, site: Site) -> None:
     service.api()
     frozen = service.worker()
     job_id = service.submit(site.add("/p.png", png(*LARGE)))
@@ -129,14 +129,14 @@ def test_a_frozen_worker_that_wakes_up_late_changes_nothing(service: Service, si
     wait_until(lambda: "job.settled" in service.log_of(frozen))
     assert service.value("select result ->> 'key' from jobs") == result
     assert service.value("select attempt from jobs") == 2
-    # The frozen worker is no worse for it: it takes the next job, whoever else is there.
+    # The frozen worker works on: either worker may take the next job.
     assert service.finished(service.submit(site.add("/q.png", png(16, 16))))["status"] == "COMPLETED"
     stored = [path.name for path in (service.home / "files" / "results" / job_id).iterdir()]
     assert stored == [Path(result).name]
     service.assert_books_are_right()
 
 
-def test_sigterm_gives_an_unfinished_job_back_in_time(service: Service, site: Site) -> None:
+def test_sigterm_gives_unfinished_job_back(service: Service, site: Site) -> None:
     service.environment["HIRESFIX_DRAIN_SECONDS"] = "0.2"
     service.api()
     first = service.worker()
@@ -151,7 +151,7 @@ def test_sigterm_gives_an_unfinished_job_back_in_time(service: Service, site: Si
     assert service.value("select attempt from jobs") == 1
 
 
-def test_sigterm_lets_a_short_job_finish(service: Service, site: Site) -> None:
+def test_sigterm_lets_short_job_finish(service: Service, site: Site) -> None:
     service.environment["HIRESFIX_DRAIN_SECONDS"] = "60"
     service.api()
     worker = service.worker()
@@ -162,7 +162,7 @@ def test_sigterm_lets_a_short_job_finish(service: Service, site: Site) -> None:
     assert service.job(job_id)["status"] == "COMPLETED"
 
 
-def test_an_api_killed_between_commit_and_answer_made_exactly_one_job(service: Service, site: Site) -> None:
+def test_api_killed_before_answering_creates_one_job(service: Service, site: Site) -> None:
     photo = site.add("/p.png", png(20, 20))
     crashing = service.api(program=(str(Path(__file__).with_name("crashing_api.py")),))
     with pytest.raises(httpx.TransportError):
@@ -179,7 +179,7 @@ def test_an_api_killed_between_commit_and_answer_made_exactly_one_job(service: S
     service.assert_books_are_right()
 
 
-def test_a_picture_that_vanished_from_the_store_fails_and_is_refunded(service: Service, site: Site) -> None:
+def test_missing_source_fails_with_refund(service: Service, site: Site) -> None:
     service.environment["HIRESFIX_MAX_ATTEMPTS"] = "1"
     service.api()
     job_id = service.submit(site.add("/p.png", png(20, 20)))
@@ -191,19 +191,19 @@ def test_a_picture_that_vanished_from_the_store_fails_and_is_refunded(service: S
     service.assert_books_are_right()
 
 
-def test_the_store_keeps_no_input_of_a_finished_job(service: Service, site: Site) -> None:
+def test_source_of_finished_job_is_deleted(service: Service, site: Site) -> None:
     service.api()
     worker = service.worker()
     job_id = service.submit(site.add("/p.png", png(20, 20)))
     service.finished(job_id)
     worker.send_signal(signal.SIGTERM)
     worker.wait(30)
-    service.worker()  # housekeeping runs at its start
+    service.worker()  # maintenance runs at its start
     wait_until(lambda: not (service.home / "files" / "sources" / job_id).exists())
     assert httpx.get(service.job(job_id)["result"]["images"][0]).status_code == 200
 
 
-def test_an_api_that_is_told_to_stop_sends_its_listeners_home_at_once(service: Service, site: Site) -> None:
+def test_stopping_api_ends_event_streams(service: Service, site: Site) -> None:
     process = service.api()
     job = service.submit(site.add("/p.png", png(8, 8)))
     with httpx.stream(
@@ -212,36 +212,36 @@ def test_an_api_that_is_told_to_stop_sends_its_listeners_home_at_once(service: S
         lines = response.iter_lines()
         next(lines)
         process.send_signal(signal.SIGTERM)
-        remaining = list(lines)  # ended in order, not torn off
+        remaining = list(lines)  # ended properly, not cut off
     assert "event: progress" in remaining
     process.wait(60)
     assert "graceful shutdown exceeded" not in service.log_of(process)
     assert "Traceback" not in service.log_of(process)
 
 
-def test_a_cancelled_job_stops_and_its_worker_takes_the_next(service: Service, site: Site) -> None:
-    service.environment["HIRESFIX_LEASE_SECONDS"] = "60"  # it is not the renewal that tells
+def test_cancelled_job_frees_its_worker(service: Service, site: Site) -> None:
+    service.environment["HIRESFIX_LEASE_SECONDS"] = "60"  # so the renewal is not what notices the cancellation
     service.api()
     worker = service.worker()
     long = service.submit(site.add("/p.png", png(*LARGE)))
     service.wait_for(long, "PROCESSING")
-    next_one = service.submit(site.add("/q.png", png(16, 16)))
+    short = service.submit(site.add("/q.png", png(16, 16)))
     headers = {"X-API-Key": service.key}
     answer = httpx.post(f"{service.url}/v2/jobs/{long}/cancel", headers=headers, timeout=30)
     assert (answer.status_code, answer.json()["status"], answer.json()["creditCost"]) == (200, "CANCELLED", 0)
-    assert service.finished(next_one)["status"] == "COMPLETED"
+    assert service.finished(short)["status"] == "COMPLETED"
     assert service.value("select count(*) from ledger where kind = 'refund'") == 1
     log = service.log_of(worker)
     assert log.index("job.lease_lost") < log.rindex("job.claimed")
     assert not list((service.home / "files" / "results").glob(f"{long}/*"))
     again = httpx.delete(f"{service.url}/v2/jobs/{long}", headers=headers, timeout=30)
     assert (again.status_code, again.json()["code"]) == (409, "conflict")
-    strange = httpx.delete(f"{service.url}/v2/jobs/{next_one}", timeout=30)
-    assert strange.status_code == 401
+    anonymous = httpx.delete(f"{service.url}/v2/jobs/{short}", timeout=30)
+    assert anonymous.status_code == 401
     assert service.value("select credits from teams") == service.value("select sum(amount) from ledger") == 99
 
 
-def test_a_worker_is_listed_from_its_start_until_its_end(service: Service) -> None:
+def test_worker_is_registered_while_it_runs(service: Service) -> None:
     worker = service.worker()
     wait_until(lambda: service.value("select name from workers where alive_until > now()"))
     assert service.value("select name from workers").endswith(f":{worker.pid}")

@@ -1,4 +1,4 @@
-"""`hiresfix serve` on the embedded default: one command up, in order down, and nothing left running."""
+"""`hiresfix serve` with the embedded database: starts everything, stops in order and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def cli(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processes_below(home: Path) -> list[str]:
-    """Everything alive that was started for this home."""
-    found = []
+    """Return all live processes that were started for this home."""
+    running = []
     for process in psutil.process_iter(["pid", "name"]):
         try:
             if process.environ().get("HIRESFIX_HOME") == str(home) or str(home) in " ".join(process.cmdline()):
-                found.append(f"{process.pid} {process.name()}")
+                running.append(f"{process.pid} {process.name()}")
         except psutil.Error:
             continue
-    return found
+    return running
 
 
-def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) -> None:
-    service = Service(home=home, database_url="", key="")  # an empty URL counts as none: embedded
+def test_serve_starts_and_stops_everything(home: Path, site: Site) -> None:
+    service = Service(home=home, database_url="", key="")  # an empty URL means no URL: use the embedded database
     try:
         serve = service.run("serve", "--port", str(service.port))
         wait_until(lambda: service.is_ready() or serve.poll() is not None, seconds=120)
         log = service.log_of(serve)
         assert "settings.private_addresses_allowed" in log
-        (shown,) = re.findall(r"afk_[0-9a-f]{40}", log)
+        (printed_key,) = re.findall(r"afk_[0-9a-f]{40}", log)
         (token,) = re.findall(rf"{service.url}/studio#signin=([0-9a-f]{{40}})\n", log)
         signed_in = httpx.post(f"{service.url}/v2/signin", json={"token": token})
         assert httpx.get(f"{service.url}/v2/me", headers={"X-API-Key": signed_in.json()["apiKey"]}).status_code == 200
-        me = {"X-API-Key": shown}
+        me = {"X-API-Key": printed_key}
         assert httpx.get(f"{service.url}/v2/jobs/{'0' * 8}-0000-4000-8000-{'0' * 12}", headers=me).status_code == 404
 
         created = cli(service, "keys", "create", "beside")
@@ -85,7 +85,7 @@ def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) ->
         assert "afk_" not in service.log_of(again)
         again.kill()
         again.wait()
-        # Nobody is left to stop them, so the children follow their supervisor; PostgreSQL waits for the next start.
+        # The children stop when their supervisor is killed; PostgreSQL keeps running until the next start.
         wait_until(lambda: not any("python" in process for process in processes_below(home)))
         assert cli(service, "credits", "balance").stdout == "103\n"
         assert processes_below(home) == []
@@ -93,27 +93,27 @@ def test_one_command_serves_and_stops_without_a_trace(home: Path, site: Site) ->
         service.stop_all()
 
 
-def test_a_taken_port_is_a_clear_error(home: Path, site: Site) -> None:
+def test_taken_port_is_a_clear_error(home: Path, site: Site) -> None:
     service = Service(home=home, database_url="", key="")
     port = site.url.rpartition(":")[2]
     answer = cli(service, "serve", "--port", port)
     assert answer.returncode == 1
-    assert "Choose another with --port" in answer.stderr
+    assert "Choose another port with --port" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-def test_several_api_processes_share_one_port_and_are_started_again(service: Service) -> None:
+def test_api_processes_share_a_port_and_restart(service: Service) -> None:
     serve = service.run("serve", "--port", str(service.port), "--no-worker", "--processes", "2")
     wait_until(lambda: service.is_ready() or serve.poll() is not None)
     supervisor = psutil.Process(serve.pid)
 
     def apis() -> list[psutil.Process]:
-        found = []
+        running = []
         for child in supervisor.children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie, which is one of them
+            with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie, which raises a subclass
                 if "api" in child.cmdline():
-                    found.append(child)
-        return found
+                    running.append(child)
+        return running
 
     wait_until(lambda: len(apis()) == 2)
     killed = apis()[0]

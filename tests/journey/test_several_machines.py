@@ -1,4 +1,4 @@
-"""API nodes and workers that share nothing but a PostgreSQL and an object store, neither of which is ours."""
+"""API nodes and workers that share only an external PostgreSQL and an external object store."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from tests.server.conftest import free_port, wait_until
 DEBIAN = Path("/usr/lib/postgresql")
 PASSWORD = "correct-horse"
 SMALL_NODE = 0.01
-"""Megapixels that the second machine's worker holds: 32x32 from 16x16, and no 320x320."""
+"""Megapixels that the second machine's worker can hold: enough for 16x16 to 32x32, not for 160x160 to 320x320."""
 
 
 def binaries() -> Path:
-    """The newest PostgreSQL that Debian installed."""
-    found = sorted(DEBIAN.glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
-    if not found:
-        pytest.skip(f"no PostgreSQL below {DEBIAN}; apt-get install postgresql")
-    return found[-1].parent
+    """Return the programs of the newest PostgreSQL that Debian installed."""
+    candidates = sorted(DEBIAN.glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
+    if not candidates:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return candidates[-1].parent
 
 
 @pytest.fixture(scope="module")
 def external() -> Iterator[str]:
-    """A migrated database of Debian's PostgreSQL, over TCP with a password."""
+    """Start Debian's PostgreSQL and yield a migrated database, over TCP with a password."""
     programs, port = binaries(), free_port()
-    user = "postgres" if os.geteuid() == 0 else None  # as root it refuses to run
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="hiresfix-external-"))
     password = folder / "password"
     password.write_text(PASSWORD)
@@ -82,7 +82,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def pair(external: str, object_store: str) -> Iterator[tuple[Service, Service]]:
-    """Two machines, each with an API and a worker. The second sends clients to the store, and holds small jobs only."""
+    """Start two machines with an API and a worker each; the second redirects to the store and holds small jobs only."""
 
     async def bootstrap() -> str:
         async with Database(external, max_size=1) as database, database.transaction() as tx:
@@ -99,7 +99,7 @@ def pair(external: str, object_store: str) -> Iterator[tuple[Service, Service]]:
         machine.environment |= {**bucket.environment, "HIRESFIX_STORAGE_URL": bucket.url}
         machines.append(machine)
     first, second = machines
-    second.environment["HIRESFIX_PUBLIC_URL"] = first.url  # one name for both, as behind a load balancer
+    second.environment["HIRESFIX_PUBLIC_URL"] = first.url  # one public URL for both, as behind a load balancer
     second.environment |= {"HIRESFIX_RESULT_URLS": "signed", "HIRESFIX_WORKER_MEGAPIXELS": str(SMALL_NODE)}
     try:
         started = [
@@ -116,17 +116,17 @@ def pair(external: str, object_store: str) -> Iterator[tuple[Service, Service]]:
 
 
 def at(machine: Service, url: str) -> str:
-    """The same address at this machine."""
+    """Return the same address at this machine."""
     return machine.url + httpx.URL(url).raw_path.decode()
 
 
-def ask(machine: Service, method: str, path: str, **more: Any) -> httpx.Response:
+def request(machine: Service, method: str, path: str, **more: Any) -> httpx.Response:
     return httpx.request(method, machine.url + path, headers={"X-API-Key": machine.key}, timeout=60, **more)
 
 
-def test_what_one_machine_took_in_another_gives_out(pair: tuple[Service, Service], site: Site) -> None:
+def test_machines_share_uploads_and_results(pair: tuple[Service, Service], site: Site) -> None:
     first, second = pair
-    uploaded = ask(second, "POST", "/v2/uploads", files={"file": ("a.png", png(16, 16))}).json()["url"]
+    uploaded = request(second, "POST", "/v2/uploads", files={"file": ("a.png", png(16, 16))}).json()["url"]
     job = second.finished(first.submit(uploaded, webhookUrl=site.url + "/hook"))
     assert job["status"] == "COMPLETED"
     (url,) = job["result"]["images"]
@@ -143,28 +143,24 @@ def test_what_one_machine_took_in_another_gives_out(pair: tuple[Service, Service
     assert json.loads(site.received[0][1])["jobId"] == job["id"]
 
 
-def test_a_job_is_cancelled_and_its_files_are_deleted_from_any_machine(
-    pair: tuple[Service, Service], site: Site
-) -> None:
+def test_any_machine_cancels_and_deletes(pair: tuple[Service, Service], site: Site) -> None:
     first, second = pair
     before = first.value("select credits from teams")
     long = first.submit(site.add("/p.png", png(*LARGE)))
     second.wait_for(long, "PROCESSING")
-    assert ask(second, "POST", f"/v2/jobs/{long}/cancel").json()["status"] == "CANCELLED"
+    assert request(second, "POST", f"/v2/jobs/{long}/cancel").json()["status"] == "CANCELLED"
     assert first.job(long)["status"] == "CANCELLED"
     assert first.value("select credits from teams") == before
     short = second.submit(site.add("/q.png", png(16, 16)))
     (url,) = second.finished(short)["result"]["images"]
     assert httpx.get(at(first, url), timeout=60).status_code == 200
-    assert ask(first, "DELETE", f"/v2/jobs/{short}/files").status_code in (200, 204)
+    assert request(first, "DELETE", f"/v2/jobs/{short}/files").status_code in (200, 204)
     for machine in pair:
         assert httpx.get(at(machine, url), timeout=60, follow_redirects=True).status_code == 410
     assert first.value("select credits from teams") == first.value("select sum(amount) from ledger")
 
 
-def test_a_job_waits_for_the_worker_that_can_hold_it_and_lets_smaller_ones_pass(
-    pair: tuple[Service, Service], site: Site
-) -> None:
+def test_large_job_waits_while_small_ones_pass(pair: tuple[Service, Service], site: Site) -> None:
     first, second = pair
     large = site.add("/p.png", png(160, 160))
     busy, waiting = first.submit(large), second.submit(large)
@@ -177,7 +173,7 @@ def test_a_job_waits_for_the_worker_that_can_hold_it_and_lets_smaller_ones_pass(
     assert [int(name.rpartition(":")[2]) for name in done_by] == [roomy, roomy, narrow]
 
 
-def test_nothing_is_left_on_a_machine_but_its_logs(pair: tuple[Service, Service]) -> None:
+def test_machines_keep_nothing_but_logs(pair: tuple[Service, Service]) -> None:
     for machine in pair:
         left = [
             path.name for path in machine.home.rglob("*") if path.is_file() and not path.name.startswith("process-")

@@ -1,4 +1,4 @@
-"""The client beside a service that dies and comes back: killed servers, real workers, both clients at once."""
+"""Both clients wait for their jobs while the API is killed and restarted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
 
-def test_who_waits_outlives_the_server_and_gets_the_picture(service: Service, tmp_path: Path) -> None:
+def test_waiting_clients_survive_api_restarts(service: Service, tmp_path: Path) -> None:
     api = service.api()
     seen: dict[str, list[Job]] = {"blocking": [], "awaited": []}
 
@@ -42,7 +42,7 @@ def test_who_waits_outlives_the_server_and_gets_the_picture(service: Service, tm
         thread.join(220)
     for name, states in seen.items():
         assert (states[0].status, states[-1].status) == ("QUEUED", "COMPLETED"), name
-        picture = (tmp_path / f"{name}.png").read_bytes()
-        assert Image.open(io.BytesIO(picture)).size == (40, 28)
+        image = (tmp_path / f"{name}.png").read_bytes()
+        assert Image.open(io.BytesIO(image)).size == (40, 28)
     assert service.value("select count(*) from jobs") == 2
     assert service.value("select credits from teams") == 98

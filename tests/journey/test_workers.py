@@ -1,4 +1,4 @@
-"""Workers as an operator runs them: one a device, proven before they work, and none worn out by one bad job."""
+"""Workers as an operator runs them: one per device, self-tested at start, not worn out by one bad job."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.server.conftest import wait_until
 
 
 def child_of(service: Service, supervisor: int) -> psutil.Process:
-    """The one worker that is up below a supervisor."""
+    """Return the one worker process of a supervisor, once it is up."""
     wait_until(lambda: service.value("select count(*) from workers where alive_until > now()"), seconds=120)
-    found = [child for child in psutil.Process(supervisor).children() if "worker" in child.cmdline()]
-    (child,) = found
+    workers = [child for child in psutil.Process(supervisor).children() if "worker" in child.cmdline()]
+    (child,) = workers
     return child
 
 
-def test_a_job_that_takes_its_worker_down_three_times_is_stopped_and_refunded(service: Service, site: Site) -> None:
+def test_job_that_kills_three_workers_is_refunded(service: Service, site: Site) -> None:
     service.api()
     supervisor = service.run("worker", "--devices", "cpu")
     poison = service.submit(site.add("/p.png", png(*LARGE)))
@@ -36,12 +36,12 @@ def test_a_job_that_takes_its_worker_down_three_times_is_stopped_and_refunded(se
     assert service.value("select attempt from jobs") == 3
     assert service.value("select credits from teams") == 100
     service.assert_books_are_right()
-    # Nobody had to lend the worker a hand.
+    # The worker needed no help.
     assert service.finished(service.submit(site.add("/q.png", png(16, 16))))["status"] == "COMPLETED"
     assert supervisor.poll() is None
 
 
-def test_the_workers_of_a_machine_drain_together(service: Service, site: Site) -> None:
+def test_workers_of_a_machine_drain_together(service: Service, site: Site) -> None:
     service.environment["HIRESFIX_DRAIN_SECONDS"] = "0.2"
     service.api()
     supervisor = service.run("worker", "--devices", "cpu")
@@ -57,15 +57,15 @@ def test_the_workers_of_a_machine_drain_together(service: Service, site: Site) -
     assert service.value("select count(*) from workers") == 0
 
 
-def test_devices_that_are_not_there_are_an_error_before_anything_starts(service: Service) -> None:
+def test_missing_device_is_an_error_at_start(service: Service) -> None:
     process = service.run("worker", "--devices", "97")
     assert process.wait(120) == 1
-    assert "There is no GPU 97 here" in service.log_of(process)
+    assert "There is no GPU 97: this machine has" in service.log_of(process)
     assert "Traceback" not in service.log_of(process)
 
 
 @pytest.mark.parametrize("preset", ["offline", "clarity"])
-def test_a_worker_takes_jobs_only_after_it_has_proven_itself(service: Service, site: Site, preset: str) -> None:
+def test_worker_passes_self_test_before_taking_jobs(service: Service, site: Site, preset: str) -> None:
     service.api()
     job = service.submit(site.add("/q.png", png(16, 16)))
     service.environment |= {"HIRESFIX_SELF_TEST": "1", "HIRESFIX_CLARITY_PRESET": preset}
@@ -75,7 +75,7 @@ def test_a_worker_takes_jobs_only_after_it_has_proven_itself(service: Service, s
         log = service.log_of(worker)
         assert log.index("worker.self_tested") < log.index("job.claimed")
         return
-    assert worker.wait(120) == 1  # its weights are not here
+    assert worker.wait(120) == 1  # its weights are not installed
     log = service.log_of(worker)
     assert "The self test failed, so this worker takes no jobs." in log
     assert "hiresfix models" in log

@@ -1,4 +1,4 @@
-"""The operator's own recipes for `clarity-upscale`: how they are written, chosen and refused."""
+"""Presets of the operator for `clarity-upscale`: writing, choosing and rejecting them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_preset_is_another_one_with_what_it_says_itself(home: Path) -> None:
+def test_preset_overrides_its_base(home: Path) -> None:
     film = presets.find(CLARITY, "film", home)
     assert film == replace(
         CLARITY.presets["clarity"],
@@ -56,36 +56,36 @@ def test_a_preset_is_another_one_with_what_it_says_itself(home: Path) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(film.to_dict()))) == film
 
 
-def test_without_a_file_there_are_the_presets_of_the_catalog(tmp_path: Path) -> None:
+def test_without_file_only_catalog_presets_exist(tmp_path: Path) -> None:
     assert presets.find(CLARITY, "", tmp_path) == CLARITY.preset
     assert presets.find(FAITHFUL, "", tmp_path) == FAITHFUL.preset
     assert {name: presets.find(CLARITY, name, tmp_path) for name in CLARITY.presets} == dict(CLARITY.presets)
 
 
-def test_every_setting_can_be_written_as_its_example_says(tmp_path: Path) -> None:
+def test_every_example_setting_is_valid(tmp_path: Path) -> None:
     (tmp_path / presets.FILE).write_text('[all]\nlike = "offline"\n' + "\n".join(presets.SETTINGS.values()))
-    made = presets.find(CLARITY, "all", tmp_path)
-    assert made.engine is Engine.GAN_PRIOR
-    assert (made.loras, made.tile_height, made.checkpoint) == ((("more_details", 0.5),), 144, "my-checkpoint")
+    preset = presets.find(CLARITY, "all", tmp_path)
+    assert preset.engine is Engine.OFFLINE
+    assert (preset.loras, preset.tile_height, preset.checkpoint) == ((("more_details", 0.5),), 144, "my-checkpoint")
 
 
-def test_no_setting_is_one_that_callers_decide() -> None:
+def test_presets_set_no_caller_parameters() -> None:
     callers = {"scale", "steps", *(param.name for param in CLARITY.params)}
     assert callers.isdisjoint(presets.SETTINGS)
 
 
-def test_it_is_chosen_by_the_library_and_by_the_servers_setting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = local.recipe_of(CLARITY, {"creativity": "0.8"}, preset="film")
-    assert (asked.checkpoint, asked.creativity) == ("mine", 0.8)
+def test_library_and_server_setting_choose_preset(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = local.build_recipe(CLARITY, {"creativity": "0.8"}, preset="film")
+    assert (recipe.checkpoint, recipe.creativity) == ("mine", 0.8)
     monkeypatch.setenv("HIRESFIX_CLARITY_PRESET", "film")
     settings = load_settings()
     assert settings.preset(CLARITY) == presets.find(CLARITY, "film", home)
     assert settings.preset(FAITHFUL) == FAITHFUL.preset
 
 
-def test_a_name_that_is_not_there_is_told_with_those_that_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_preset_lists_known_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        local.recipe_of(CLARITY, {}, preset="flim")
+        local.build_recipe(CLARITY, {}, preset="flim")
     assert "offline, clarity, clarity-classic, film, film-classic" in caught.value.details["preset"][0]
     monkeypatch.setenv("HIRESFIX_CLARITY_PRESET", "flim")
     with pytest.raises(ConfigurationError, match=r"HIRESFIX_CLARITY_PRESET.*film-classic"):
@@ -95,15 +95,15 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(home: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("[clarity]\nlike = 'clarity'", "one of ours"),
-        ("['../x']\nlike = 'clarity'", "cannot be a preset's name"),
-        ("like = 'clarity'", "must say what it is like"),
+        ("[clarity]\nlike = 'clarity'", "is the name of a built-in preset"),
+        ("['../x']\nlike = 'clarity'", "is not a valid preset name"),
+        ("like = 'clarity'", "must name the preset it is based on"),
         ("[a]\ncheckpoint = 'mine'", 'like = "clarity-classic"'),
-        ("[a]\nlike = 'b'\n[b]\nlike = 'clarity'", "a must say what it is like"),
-        ("[a]\nlike = 'clarity'\ncheckpont = 'mine'", "checkpont, which is no setting"),
-        ("[a]\nlike = 'clarity'\nprompt = 'mine'", "prompt, which is no setting"),
+        ("[a]\nlike = 'b'\n[b]\nlike = 'clarity'", "a must name the preset it is based on"),
+        ("[a]\nlike = 'clarity'\ncheckpont = 'mine'", "a has an unknown setting checkpont"),
+        ("[a]\nlike = 'clarity'\nprompt = 'mine'", "a has an unknown setting prompt"),
         ("[a]\nlike = 'clarity'\ncheckpoint = 3", 'checkpoint = "my-checkpoint"'),
         ("[a]\nlike = 'clarity'\nclassic = 1", "classic = false"),
         ("[a]\nlike = 'clarity'\ntile = 12.5", "tile = 256"),
@@ -113,13 +113,15 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(home: Path, monkey
         ("[a]\nlike = 'clarity'\nloras = { x = true }", "loras = { more_details = 0.5 }"),
         ("[a]\nlike = 'clarity'\noffered_loras = 'x'", 'offered_loras = ["more_details"]'),
         ("[a]\nlike = 'clarity'\ncolour_lock = nan", "colour_lock must lie in 0..1"),
-        ("[a", "wrong"),
+        ("[a", "invalid"),
     ],
 )
-def test_what_is_wrong_with_the_file_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_file_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / presets.FILE).write_text(text)
     with pytest.raises(ConfigurationError) as caught:
         presets.find(CLARITY, "a", tmp_path)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert presets.FILE in caught.value.message
-    assert presets.find(CLARITY, "offline", tmp_path) == CLARITY.presets["offline"]  # of no concern to who uses none
+    assert (
+        presets.find(CLARITY, "offline", tmp_path) == CLARITY.presets["offline"]
+    )  # built-in presets do not need the file

@@ -1,4 +1,4 @@
-"""Presets by subject: what they begin with is what a request may say, and nothing else."""
+"""Parameter presets for callers: valid requests, without redundant values."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import json
 import pytest
 
 from hiresfix import wire
-from hiresfix.models.catalog import MODELS, Model, Subject
+from hiresfix.models.catalog import MODELS, CatalogModel, ParamPreset
 
-ALL = [(model, subject) for model in MODELS for subject in model.subjects]
+ALL = [(model, preset) for model in MODELS for preset in model.param_presets]
 
 
-@pytest.mark.parametrize(("model", "subject"), ALL, ids=lambda value: value.id)
-def test_a_preset_is_a_valid_request_in_its_canonical_form(model: Model, subject: Subject) -> None:
-    params = {"image": "https://example.com/a.png", **subject.values}
+@pytest.mark.parametrize(("model", "preset"), ALL, ids=lambda value: value.id)
+def test_param_preset_is_a_valid_canonical_request(model: CatalogModel, preset: ParamPreset) -> None:
+    params = {"image": "https://example.com/a.png", **preset.values}
     body = json.dumps({"model": model.id, model.params_key: params}).encode()
     parsed = wire.parse_upscale(body, "application/json")
-    assert {name: parsed.values[name] for name in subject.values} == dict(subject.values)
+    assert {name: parsed.values[name] for name in preset.values} == dict(preset.values)
 
 
-@pytest.mark.parametrize(("model", "subject"), ALL, ids=lambda value: value.id)
-def test_a_preset_repeats_no_default(model: Model, subject: Subject) -> None:
-    assert {name for name, value in subject.values.items() if value == model.param(name).default} == set()
+@pytest.mark.parametrize(("model", "preset"), ALL, ids=lambda value: value.id)
+def test_param_preset_repeats_no_default(model: CatalogModel, preset: ParamPreset) -> None:
+    assert {name for name, value in preset.values.items() if value == model.param(name).default} == set()
 
 
-def test_every_subject_that_people_look_for_has_a_preset_and_ids_are_unique() -> None:
-    ids = [subject.id for _, subject in ALL]
+def test_common_subjects_have_unique_presets() -> None:
+    ids = [preset.id for _, preset in ALL]
     assert len(ids) == len(set(ids))
-    wanted = {"portrait", "landscape", "illustration", "product", "game", "old-photo", "texture", "text", "faithful"}
-    assert wanted <= set(ids)
+    expected = {"portrait", "landscape", "illustration", "product", "game", "old-photo", "texture", "text", "faithful"}
+    assert expected <= set(ids)
 
 
-def test_the_first_preset_of_a_model_is_the_models_defaults() -> None:
-    assert [dict(model.subjects[0].values) for model in MODELS] == [{}, {}]
+def test_first_param_preset_is_the_defaults() -> None:
+    assert [dict(model.param_presets[0].values) for model in MODELS] == [{}, {}]

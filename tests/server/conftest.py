@@ -22,6 +22,7 @@ from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from tests.conftest import Site, png
+from tests.server.job_steps import JobSteps, first_team
 
 T = TypeVar("T")
 
@@ -45,6 +46,11 @@ def queue(database_url: str) -> Queue:
 @pytest.fixture
 def storage(settings: Settings) -> Storage:
     return Storage.open(settings.storage_location)
+
+
+@pytest.fixture
+async def steps(database: Database, queue: Queue) -> JobSteps:
+    return await first_team(database, queue)
 
 
 @dataclass(frozen=True, kw_only=True)

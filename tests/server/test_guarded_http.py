@@ -1,7 +1,7 @@
-"""Requests to strangers' addresses, against real servers on loopback.
+"""The guarded HTTP client, against real servers on loopback.
 
-Doubles stand in for what is not ours: other people's name servers (`Names`) and the route to public addresses
-(`Internet`, which notes each address dialled and hands the connection to a local server).
+Doubles replace what is not ours: name servers (`FakeResolver`) and the route to public addresses (`FakeInternet`,
+which records each dialed address and connects to a local server instead).
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ import pytest
 from hiresfix import __version__
 from hiresfix.errors import FetchError, Unreachable
 from hiresfix.server import guarded_http
-from hiresfix.server.guarded_http import Policy, check_url, fetch, may_reach, post
+from hiresfix.server.guarded_http import HttpPolicy, check_url, fetch, may_reach, post
 
-PICTURE = b"\x89PNG\r\n\x1a\n and so on"
+IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 PUBLIC = "93.184.215.14"
-DEVELOPMENT = Policy(allow_private=True)
+DEVELOPMENT = HttpPolicy(allow_private=True)
 
 Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass(kw_only=True)
 class Site:
-    """A server that answers each path as told, byte for byte, and remembers what it was sent."""
+    """A server that sends prepared responses byte for byte, and records requests."""
 
     pages: dict[str, bytes | Reply] = field(default_factory=dict)
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    requested: asyncio.Event = field(default_factory=asyncio.Event)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
     serving: set[asyncio.Task[None] | None] = field(default_factory=set)
     port: int = 0
 
@@ -53,20 +53,20 @@ class Site:
             head = await reader.readuntil(b"\r\n\r\n")
             length = [line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
             self.requests.append(head + await reader.readexactly(int(length[0]) if length else 0))
-            self.asked.set()
-            page = self.pages.get(head.split(b" ", 2)[1].decode(), answer(b"nothing here", status=404))
-            answering = asyncio.create_task(self.answer(page, writer))
-            leaving = asyncio.create_task(reader.read())
-            await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            for task in (answering, leaving):
+            self.requested.set()
+            page = self.pages.get(head.split(b" ", 2)[1].decode(), response_bytes(b"not found", status=404))
+            responding = asyncio.create_task(self.respond(page, writer))
+            disconnecting = asyncio.create_task(reader.read())
+            await asyncio.wait([responding, disconnecting], return_when=asyncio.FIRST_COMPLETED)
+            for task in (responding, disconnecting):
                 task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await asyncio.gather(responding, disconnecting, return_exceptions=True)
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
-        self.hung_up.set()
+        self.disconnected.set()
 
-    async def answer(self, page: bytes | Reply, writer: asyncio.StreamWriter) -> None:
+    async def respond(self, page: bytes | Reply, writer: asyncio.StreamWriter) -> None:
         if isinstance(page, bytes):
             writer.write(page)
         else:
@@ -79,7 +79,7 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """On 127.0.0.1 and, where there is IPv6, on ::1; insists that every client hangs up."""
+    """On 127.0.0.1 and, where there is IPv6, on ::1; checks that every client disconnects."""
     site = Site()
     async with AsyncExitStack() as stack:
         server = await asyncio.start_server(site.serve, "127.0.0.1", 0)
@@ -92,14 +92,14 @@ async def site() -> AsyncIterator[Site]:
             await asyncio.gather(*(task for task in site.serving if task))
 
 
-def answer(body: bytes = PICTURE, *, status: int = 200, length: int | None = None, **headers: str) -> bytes:
+def response_bytes(body: bytes = IMAGE, *, status: int = 200, length: int | None = None, **headers: str) -> bytes:
     fields = {"Content-Length": str(len(body) if length is None else length), **headers}
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {status} As You Like\r\n{lines}\r\n".encode() + body
+    return f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode() + body
 
 
 def redirect(location: str, status: int = 302) -> bytes:
-    return answer(b"elsewhere", status=status, Location=location)
+    return response_bytes(b"elsewhere", status=status, Location=location)
 
 
 def chunk(body: bytes) -> bytes:
@@ -110,38 +110,38 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @dataclass
-class Names:
-    """Somebody's name server: each look-up of a host takes the next of its answers, the last one again and again."""
+class FakeResolver:
+    """A name server: each lookup of a host takes its next answer; the last one repeats."""
 
     answers: dict[str, list[Sequence[str]]]
-    asked: list[str] = field(default_factory=list)
+    lookups: list[str] = field(default_factory=list)
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        self.asked.append(host)
+        self.lookups.append(host)
         if host not in self.answers:
             return await guarded_http.resolve(host, port)
-        left = self.answers[host]
-        return left.pop(0) if len(left) > 1 else left[0]
+        answers = self.answers[host]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
 @dataclass
-class Internet:
-    """The way to every address leads to one local port."""
+class FakeInternet:
+    """Connections to every address lead to one local port."""
 
     port: int
-    dialled: list[tuple[str, int]] = field(default_factory=list)
+    dialed: list[tuple[str, int]] = field(default_factory=list)
     dead: set[str] = field(default_factory=set)
 
 
 @pytest.fixture
-def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
-    internet = Internet(site.port)
+def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> FakeInternet:
+    internet = FakeInternet(site.port)
     connect = httpcore.AnyIOBackend.connect_tcp
 
     async def connect_tcp(
         self: httpcore.AnyIOBackend, host: str, port: int, *arguments: object
     ) -> httpcore.AsyncNetworkStream:
-        internet.dialled.append((host, port))
+        internet.dialed.append((host, port))
         if host in internet.dead:
             raise httpcore.ConnectError("no route to host")
         return await connect(self, "127.0.0.1", internet.port)
@@ -150,29 +150,29 @@ def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Internet:
     return internet
 
 
-def public(**answers: list[Sequence[str]]) -> Policy:
-    """The policy of production, with names `pictures.example` and so on."""
-    return Policy(resolve=Names({f"{name}.example": addresses for name, addresses in answers.items()}))
+def public(**answers: list[Sequence[str]]) -> HttpPolicy:
+    """The policy of production, resolving names like `images.example`."""
+    return HttpPolicy(resolve=FakeResolver({f"{name}.example": addresses for name, addresses in answers.items()}))
 
 
-def asked(policy: Policy) -> list[str]:
-    assert isinstance(policy.resolve, Names)
-    return policy.resolve.asked
+def lookups(policy: HttpPolicy) -> list[str]:
+    assert isinstance(policy.resolve, FakeResolver)
+    return policy.resolve.lookups
 
 
-# Fetching what may be fetched
+# Successful fetches
 
 
-async def test_a_file_comes_back_as_it_was_served(site: Site) -> None:
-    site.pages["/a%20b.png?size=1"] = answer()
+async def test_fetch_returns_the_served_bytes(site: Site) -> None:
+    site.pages["/a%20b.png?size=1"] = response_bytes()
 
-    assert await fetch(site.url("/a%20b.png?size=1#part"), DEVELOPMENT) == PICTURE
+    assert await fetch(site.url("/a%20b.png?size=1#part"), DEVELOPMENT) == IMAGE
 
 
-async def test_the_request_names_us_and_carries_nothing_private(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_headers_carry_nothing_private(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    site.pages["/"] = answer(Set_Cookie="a=b")
+    site.pages["/"] = response_bytes(Set_Cookie="a=b")
     for _ in range(2):
         await fetch(site.url(), DEVELOPMENT)
 
@@ -187,47 +187,47 @@ async def test_the_request_names_us_and_carries_nothing_private(site: Site, monk
     }
 
 
-async def test_an_international_name_and_path_are_encoded_once(site: Site, internet: Internet) -> None:
-    policy = Policy(resolve=Names({"xn--wgv71a.example": [[PUBLIC]]}))
-    site.pages["/%E5%86%99%E7%9C%9F.png?q=a%2Fb"] = answer()
+async def test_international_url_is_encoded_once(site: Site, internet: FakeInternet) -> None:
+    policy = HttpPolicy(resolve=FakeResolver({"xn--wgv71a.example": [[PUBLIC]]}))
+    site.pages["/%E5%86%99%E7%9C%9F.png?q=a%2Fb"] = response_bytes()
 
-    assert await fetch("http://日本.example./写真.png?q=a%2Fb", policy) == PICTURE
+    assert await fetch("http://日本.example./写真.png?q=a%2Fb", policy) == IMAGE
     assert b"Host: xn--wgv71a.example\r\n" in site.requests[0]
 
 
-async def test_a_declared_media_type_changes_nothing(site: Site) -> None:
-    site.pages["/"] = answer(b"<html>", Content_Type="text/html")
+async def test_declared_media_type_is_ignored(site: Site) -> None:
+    site.pages["/"] = response_bytes(b"<html>", Content_Type="text/html")
 
     assert await fetch(site.url(), DEVELOPMENT) == b"<html>"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "deflate", "identity", ""])
-async def test_compression_that_was_not_asked_for_is_undone(site: Site, encoding: str) -> None:
+async def test_unrequested_compression_is_undone(site: Site, encoding: str) -> None:
     kinds: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "x-gzip": gzip.compress}
-    squeeze = {**kinds, "deflate": zlib.compress}.get(encoding.lower(), bytes)
-    site.pages["/"] = answer(squeeze(PICTURE * 1000), Content_Encoding=encoding)
+    compress = {**kinds, "deflate": zlib.compress}.get(encoding.lower(), bytes)
+    site.pages["/"] = response_bytes(compress(IMAGE * 1000), Content_Encoding=encoding)
 
-    assert await fetch(site.url(), DEVELOPMENT) == PICTURE * 1000
+    assert await fetch(site.url(), DEVELOPMENT) == IMAGE * 1000
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_three_redirects_are_followed_relative_ones_too(site: Site, status: int) -> None:
+async def test_three_redirects_are_followed(site: Site, status: int) -> None:
     site.pages |= {
         "/a/1": redirect("2?x=1", status),
         "/a/2?x=1": redirect(f"//127.0.0.1:{site.port}/3 4", status),
         "/3%204": redirect(site.url("/4", host="localhost"), status),
-        "/4": answer(),
+        "/4": response_bytes(),
     }
 
-    assert await fetch(site.url("/a/1"), DEVELOPMENT) == PICTURE
+    assert await fetch(site.url("/a/1"), DEVELOPMENT) == IMAGE
     assert b"Host: localhost:" in site.requests[3]
 
 
-# Answers that are no file
+# Responses that are not a file
 
 
-async def refused(url: str, policy: Policy) -> FetchError:
-    """The error of a fetch that must not succeed; it never names what we resolved, and says something to do."""
+async def refused(url: str, policy: HttpPolicy) -> FetchError:
+    """Return the error of a fetch that must fail; its message names no resolved address and says what to do."""
     with pytest.raises(FetchError) as caught:
         await fetch(url, policy)
     message = caught.value.message
@@ -239,15 +239,15 @@ async def refused(url: str, policy: Policy) -> FetchError:
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(404, False), (403, False), (304, False), (429, True), (500, True)])
-async def test_a_status_that_is_no_success_is_named(site: Site, status: int, retryable: bool) -> None:
-    site.pages["/"] = answer(status=status, Location="/elsewhere") if status != 304 else redirect("/", 304)
+async def test_error_status_is_named(site: Site, status: int, retryable: bool) -> None:
+    site.pages["/"] = response_bytes(status=status, Location="/elsewhere") if status != 304 else redirect("/", 304)
     error = await refused(site.url(), DEVELOPMENT)
 
     assert str(status) in error.message
     assert error.retryable is retryable
 
 
-async def test_a_fourth_redirect_is_not_followed(site: Site) -> None:
+async def test_fourth_redirect_is_refused(site: Site) -> None:
     for n in range(5):
         site.pages[f"/{n}"] = redirect(f"/{n + 1}")
     error = await refused(site.url("/0"), DEVELOPMENT)
@@ -256,15 +256,15 @@ async def test_a_fourth_redirect_is_not_followed(site: Site) -> None:
     assert len(site.requests) == 4
 
 
-async def test_a_redirect_to_itself_ends(site: Site) -> None:
+async def test_redirect_loop_ends(site: Site) -> None:
     site.pages["/"] = redirect("/")
     await refused(site.url(), DEVELOPMENT)
 
     assert len(site.requests) == 4
 
 
-async def test_a_redirect_without_a_location_is_a_status_like_any_other(site: Site) -> None:
-    site.pages["/"] = answer(status=302)
+async def test_redirect_without_location_is_an_error_status(site: Site) -> None:
+    site.pages["/"] = response_bytes(status=302)
 
     assert "302" in (await refused(site.url(), DEVELOPMENT)).message
 
@@ -272,11 +272,11 @@ async def test_a_redirect_without_a_location_is_a_status_like_any_other(site: Si
 SMALL = replace(DEVELOPMENT, max_bytes=1_000_000)
 
 
-async def test_a_file_of_exactly_the_limit_passes_and_one_byte_more_does_not(site: Site) -> None:
+async def test_size_limit_is_exact(site: Site) -> None:
     site.pages |= {"/fits": CHUNKED + chunk(b"x" * 1_000_000) + b"0\r\n\r\n"}
     site.pages |= {"/not": CHUNKED + chunk(b"x" * 1_000_001) + b"0\r\n\r\n"}
-    site.pages |= {"/packed": answer(gzip.compress(b"x" * 1_000_000), Content_Encoding="gzip")}
-    site.pages |= {"/overpacked": answer(gzip.compress(b"x" * 1_000_001), Content_Encoding="gzip")}
+    site.pages |= {"/packed": response_bytes(gzip.compress(b"x" * 1_000_000), Content_Encoding="gzip")}
+    site.pages |= {"/overpacked": response_bytes(gzip.compress(b"x" * 1_000_001), Content_Encoding="gzip")}
 
     assert len(await fetch(site.url("/fits"), SMALL)) == 1_000_000
     assert len(await fetch(site.url("/packed"), SMALL)) == 1_000_000
@@ -284,43 +284,41 @@ async def test_a_file_of_exactly_the_limit_passes_and_one_byte_more_does_not(sit
     assert "larger than 1000000 bytes" in (await refused(site.url("/overpacked"), SMALL)).message
 
 
-async def test_a_file_that_announces_thirty_megabytes_is_refused_before_any_arrives(site: Site) -> None:
-    site.pages["/"] = answer(b"", length=30_000_000)  # and the body never comes
+async def test_declared_size_is_refused_at_once(site: Site) -> None:
+    site.pages["/"] = response_bytes(b"", length=30_000_000)  # the body never arrives
 
     assert "larger than 25 MiB" in (await refused(site.url(), DEVELOPMENT)).message
 
 
-async def test_a_stream_without_end_or_length_is_cut_off(site: Site) -> None:
-    async def forever(writer: asyncio.StreamWriter) -> None:
+async def test_endless_stream_is_cut_off(site: Site) -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
         writer.write(CHUNKED)
         while True:
             writer.write(chunk(b"x" * 65536))
             await writer.drain()
 
-    site.pages["/"] = forever
+    site.pages["/"] = endless
 
     assert "larger" in (await refused(site.url(), SMALL)).message
-    await asyncio.wait_for(site.hung_up.wait(), 10)
+    await asyncio.wait_for(site.disconnected.wait(), 10)
 
 
-async def test_bytes_after_the_end_of_the_compressed_file_count_too(site: Site) -> None:
-    async def forever(writer: asyncio.StreamWriter) -> None:
-        writer.write(
-            CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(gzip.compress(PICTURE))
-        )
+async def test_bytes_after_compressed_end_count(site: Site) -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(gzip.compress(IMAGE)))
         while True:
             writer.write(chunk(b"x" * 65536))
             await writer.drain()
 
-    site.pages["/"] = forever
+    site.pages["/"] = endless
 
     assert "larger" in (await refused(site.url(), SMALL)).message
 
 
-async def test_a_bomb_is_refused_without_being_unpacked(site: Site) -> None:
+async def test_decompression_bomb_is_not_unpacked(site: Site) -> None:
     bomb = gzip.compress(bytes(100_000_000), compresslevel=6)
     assert len(bomb) < SMALL.max_bytes
-    site.pages["/"] = answer(bomb, Content_Encoding="gzip")
+    site.pages["/"] = response_bytes(bomb, Content_Encoding="gzip")
     tracemalloc.start()
     try:
         error = await refused(site.url(), SMALL)
@@ -345,7 +343,7 @@ async def drip_head(writer: asyncio.StreamWriter) -> None:
 
 
 async def drip_body(writer: asyncio.StreamWriter) -> None:
-    writer.write(answer(b"", length=1000))
+    writer.write(response_bytes(b"", length=1000))
     for _ in range(1000):
         writer.write(b"x")
         await writer.drain()
@@ -359,16 +357,16 @@ async def drip_interim(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("dawdle", [silence, drip_head, drip_body, drip_interim])
-async def test_a_server_that_dawdles_cannot_hold_us(site: Site, dawdle: Reply) -> None:
-    site.pages["/"] = dawdle
+@pytest.mark.parametrize("slow_reply", [silence, drip_head, drip_body, drip_interim])
+async def test_slow_server_times_out(site: Site, slow_reply: Reply) -> None:
+    site.pages["/"] = slow_reply
     error = await refused(site.url(), replace(DEVELOPMENT, total_timeout=0.4))
 
     assert "in time" in error.message
     assert isinstance(error, Unreachable)
 
 
-async def test_the_time_is_for_all_redirects_together(site: Site) -> None:
+async def test_timeout_covers_all_redirects(site: Site) -> None:
     async def slow(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.3)
         writer.write(redirect("/"))
@@ -378,16 +376,16 @@ async def test_the_time_is_for_all_redirects_together(site: Site) -> None:
     assert "in time" in (await refused(site.url(), replace(DEVELOPMENT, total_timeout=0.5))).message
 
 
-async def test_a_name_server_that_hangs_cannot_hold_us() -> None:
+async def test_hanging_name_server_times_out() -> None:
     async def hang(host: str, port: int) -> Sequence[str]:
         await asyncio.sleep(60)
         return [PUBLIC]
 
-    await refused("http://slow.example/", Policy(total_timeout=0.2, resolve=hang))
+    await refused("http://slow.example/", HttpPolicy(total_timeout=0.2, resolve=hang))
 
 
 async def reset(writer: asyncio.StreamWriter) -> None:
-    writer.write(answer(b"x" * 100, length=1000))
+    writer.write(response_bytes(b"x" * 100, length=1000))
     await writer.drain()
     writer.transport.abort()
 
@@ -396,58 +394,58 @@ async def reset(writer: asyncio.StreamWriter) -> None:
     "broken",
     [
         reset,
-        answer(b"x" * 100, length=1000),
+        response_bytes(b"x" * 100, length=1000),
         CHUNKED + chunk(b"x" * 100),
         CHUNKED + b"no number\r\n",
-        answer(gzip.compress(PICTURE)[:-9], Content_Encoding="gzip"),
-        answer(b"not gzip at all", Content_Encoding="gzip"),
+        response_bytes(gzip.compress(IMAGE)[:-9], Content_Encoding="gzip"),
+        response_bytes(b"not gzip at all", Content_Encoding="gzip"),
         b"SSH-2.0-OpenSSH_9.6\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 500_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
         b"",
     ],
 )
-async def test_an_answer_that_breaks_off_or_makes_no_sense_is_no_file(site: Site, broken: bytes | Reply) -> None:
+async def test_broken_response_is_unreachable(site: Site, broken: bytes | Reply) -> None:
     site.pages["/"] = broken
 
     assert isinstance(await refused(site.url(), DEVELOPMENT), Unreachable)
 
 
-async def test_an_unknown_compression_is_refused(site: Site) -> None:
-    site.pages["/"] = answer(Content_Encoding="br")
+async def test_unknown_compression_is_refused(site: Site) -> None:
+    site.pages["/"] = response_bytes(Content_Encoding="br")
 
     assert "compression" in (await refused(site.url(), DEVELOPMENT)).message
 
 
-async def test_a_closed_port_and_an_unknown_name_can_be_tried_again(unused_tcp_port: int) -> None:
+async def test_closed_port_and_unknown_name_are_retryable(unused_tcp_port: int) -> None:
     assert isinstance(await refused(f"http://127.0.0.1:{unused_tcp_port}/", DEVELOPMENT), Unreachable)
     assert isinstance(await refused("http://no-such-host.invalid/", DEVELOPMENT), Unreachable)
     assert isinstance(await refused("http://void.example/", public(void=[[]])), Unreachable)
 
 
-async def test_cancelling_hangs_up(site: Site) -> None:
+async def test_cancel_closes_the_connection(site: Site) -> None:
     site.pages["/"] = drip_body
     fetching = asyncio.create_task(fetch(site.url(), DEVELOPMENT))
-    await site.asked.wait()
+    await site.requested.wait()
     fetching.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await fetching
-    await asyncio.wait_for(site.hung_up.wait(), 10)
+    await asyncio.wait_for(site.disconnected.wait(), 10)
 
 
-# URLs whose form is refused
+# Malformed URLs
 
 
 @pytest.mark.parametrize(
-    ("url", "complaint"),
+    ("url", "problem"),
     [
         ("file:///etc/passwd", "must start with"),
-        ("ftp://pictures.example/a", "must start with"),
+        ("ftp://images.example/a", "must start with"),
         ("gopher://127.0.0.1:6379/_INFO", "must start with"),
         ("data:image/png;base64,AAAA", "must start with"),
-        ("//pictures.example/a", "must start with"),
-        ("pictures.example/a", "must start with"),
+        ("//images.example/a", "must start with"),
+        ("images.example/a", "must start with"),
         ("", "must start with"),
         ("http://", "host name"),
         ("http:///etc/passwd", "host name"),
@@ -465,44 +463,44 @@ async def test_cancelling_hangs_up(site: Site) -> None:
         ("http://ⓛocalhost/", "malformed"),
         ("http://256.1.1.1/", "malformed"),
         ("http://0177.0.0.1/", "malformed"),
-        ("http://user@pictures.example/", "user name"),
-        ("http://user:secret@pictures.example/", "user name"),
-        ("http://pictures.example@127.0.0.1/", "user name"),
-        ("http://pictures.example:secret@127.0.0.1/", "user name"),
-        ("http://pictures.example\\@127.0.0.1/", "backslashes"),
-        ("http://pictures.example/a b", "spaces"),
-        (" http://pictures.example/", "spaces"),
-        ("http://pictures.example/\r\nX-Injected: 1", "control characters"),
-        ("http://pictures.example/\t", "control characters"),
-        ("http://pictures.example/\x00", "control characters"),
-        ("http://pictures.example/\u2028", "control characters"),
-        ("http://pictures.example/\u202egnp.exe", "control characters"),
-        ("http://pictures.example/" + "a" * 9000, "longer"),
-        ("http://pictures.example:22/", "port"),
-        ("http://pictures.example:8080/", "port"),
-        ("https://pictures.example:6379/", "port"),
-        ("http://pictures.example:0/", "port"),
-        ("http://pictures.example:65616/", "port"),
+        ("http://user@images.example/", "user name"),
+        ("http://user:secret@images.example/", "user name"),
+        ("http://images.example@127.0.0.1/", "user name"),
+        ("http://images.example:secret@127.0.0.1/", "user name"),
+        ("http://images.example\\@127.0.0.1/", "backslashes"),
+        ("http://images.example/a b", "spaces"),
+        (" http://images.example/", "spaces"),
+        ("http://images.example/\r\nX-Injected: 1", "control characters"),
+        ("http://images.example/\t", "control characters"),
+        ("http://images.example/\x00", "control characters"),
+        ("http://images.example/\u2028", "control characters"),
+        ("http://images.example/\u202egnp.exe", "control characters"),
+        ("http://images.example/" + "a" * 9000, "longer"),
+        ("http://images.example:22/", "port"),
+        ("http://images.example:8080/", "port"),
+        ("https://images.example:6379/", "port"),
+        ("http://images.example:0/", "port"),
+        ("http://images.example:65616/", "port"),
     ],
 )
-async def test_a_url_of_the_wrong_form_is_refused_before_anything_is_resolved(url: str, complaint: str) -> None:
-    policy = public(pictures=[[PUBLIC]])
+async def test_malformed_url_is_refused_before_resolving(url: str, problem: str) -> None:
+    policy = public(images=[[PUBLIC]])
     error = await refused(url, policy)
 
-    assert complaint in error.message
+    assert problem in error.message
     assert not error.retryable
-    assert asked(policy) == []
+    assert lookups(policy) == []
 
 
-def test_a_checked_url_tells_host_and_port() -> None:
-    target = check_url("HTTPS://Pictures.Example./a?b#c", Policy())
+def test_check_url_returns_host_and_port() -> None:
+    target = check_url("HTTPS://Images.Example./a?b#c", HttpPolicy())
     v6 = check_url("http://[2606:4700::0:1111]:8080/", DEVELOPMENT)
 
     assert (target.host, target.port, target.secure, target.authority) == (
-        "pictures.example",
+        "images.example",
         443,
         True,
-        "pictures.example",
+        "images.example",
     )
     assert (v6.host, v6.port, v6.secure, v6.authority) == ("2606:4700::1111", 8080, False, "[2606:4700::1111]:8080")
 
@@ -542,19 +540,19 @@ ALWAYS = addresses(
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_an_address_that_is_special_is_never_reached(address: str) -> None:
+def test_special_address_is_never_reached(address: str) -> None:
     assert not may_reach(address, allow_private=False)
     assert not may_reach(address, allow_private=True)
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_a_private_address_is_reached_in_development_only(address: str) -> None:
+def test_private_address_needs_allow_private(address: str) -> None:
     assert not may_reach(address, allow_private=False)
     assert may_reach(address, allow_private=True)
 
 
 @pytest.mark.parametrize("address", ALWAYS)
-def test_a_public_address_is_reached(address: str) -> None:
+def test_public_address_is_reached(address: str) -> None:
     assert may_reach(address, allow_private=False)
     assert may_reach(address, allow_private=True)
 
@@ -572,11 +570,11 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-async def test_every_spelling_of_loopback_leads_there_in_development(site: Site, host: str) -> None:
-    """Without this the next test would prove nothing."""
-    site.pages["/"] = answer()
+async def test_loopback_spellings_work_in_development(site: Site, host: str) -> None:
+    """Prove that these spellings reach loopback, so that the next test means something."""
+    site.pages["/"] = response_bytes()
 
-    assert await fetch(site.url(host=host), DEVELOPMENT) == PICTURE
+    assert await fetch(site.url(host=host), DEVELOPMENT) == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -605,9 +603,9 @@ async def test_every_spelling_of_loopback_leads_there_in_development(site: Site,
         "[fe80::1]",
     ],
 )
-async def test_no_spelling_of_a_private_address_gets_a_connection(site: Site, host: str) -> None:
-    site.pages["/"] = answer()
-    policy = Policy(ports=frozenset({site.port}))
+async def test_private_address_spellings_are_refused(site: Site, host: str) -> None:
+    site.pages["/"] = response_bytes()
+    policy = HttpPolicy(ports=frozenset({site.port}))
     error = await refused(site.url(host=host), policy)
     with pytest.raises(FetchError):
         await post(site.url(host=host).replace("http:", "https:"), b"", {}, policy)
@@ -617,32 +615,32 @@ async def test_no_spelling_of_a_private_address_gets_a_connection(site: Site, ho
     assert site.connections == 0
 
 
-async def test_a_name_that_answers_public_and_private_is_refused_whole(site: Site, internet: Internet) -> None:
+async def test_mixed_public_and_private_answer_is_refused(site: Site, internet: FakeInternet) -> None:
     for addresses in ([PUBLIC, "127.0.0.1"], ["10.0.0.1", PUBLIC], [PUBLIC, "::1"]):
-        await refused("http://pictures.example/", public(pictures=[addresses]))
+        await refused("http://images.example/", public(images=[addresses]))
 
-    assert internet.dialled == []
-
-
-async def test_a_name_that_changes_its_mind_is_dialled_where_it_first_pointed(site: Site, internet: Internet) -> None:
-    site.pages["/"] = answer()
-    policy = public(pictures=[[PUBLIC], ["127.0.0.1"]])
-
-    assert await fetch("http://pictures.example/", policy) == PICTURE
-    assert asked(policy) == ["pictures.example"]
-    assert internet.dialled == [(PUBLIC, 80)]
-    assert b"Host: pictures.example\r\n" in site.requests[0]
-
-    await refused("http://pictures.example/", policy)
-    assert internet.dialled == [(PUBLIC, 80)]
+    assert internet.dialed == []
 
 
-async def test_a_name_is_looked_up_again_at_its_redirect(site: Site, internet: Internet) -> None:
-    site.pages |= {"/": redirect("/next"), "/next": answer(b"secret")}
-    policy = public(pictures=[[PUBLIC], ["127.0.0.1"]])
-    await refused("http://pictures.example/", policy)
+async def test_dns_rebinding_gains_nothing(site: Site, internet: FakeInternet) -> None:
+    site.pages["/"] = response_bytes()
+    policy = public(images=[[PUBLIC], ["127.0.0.1"]])
 
-    assert internet.dialled == [(PUBLIC, 80)]
+    assert await fetch("http://images.example/", policy) == IMAGE
+    assert lookups(policy) == ["images.example"]
+    assert internet.dialed == [(PUBLIC, 80)]
+    assert b"Host: images.example\r\n" in site.requests[0]
+
+    await refused("http://images.example/", policy)
+    assert internet.dialed == [(PUBLIC, 80)]
+
+
+async def test_redirect_resolves_the_name_again(site: Site, internet: FakeInternet) -> None:
+    site.pages |= {"/": redirect("/next"), "/next": response_bytes(b"secret")}
+    policy = public(images=[[PUBLIC], ["127.0.0.1"]])
+    await refused("http://images.example/", policy)
+
+    assert internet.dialed == [(PUBLIC, 80)]
 
 
 @pytest.mark.parametrize(
@@ -659,30 +657,30 @@ async def test_a_name_is_looked_up_again_at_its_redirect(site: Site, internet: I
         "http://[",
     ],
 )
-async def test_a_redirect_is_judged_like_any_url(site: Site, internet: Internet, location: str) -> None:
+async def test_redirect_is_checked_like_any_url(site: Site, internet: FakeInternet, location: str) -> None:
     site.pages["/"] = redirect(location)
-    await refused("http://pictures.example/", public(pictures=[[PUBLIC]], inside=[["10.0.0.5"]], elsewhere=[[PUBLIC]]))
+    await refused("http://images.example/", public(images=[[PUBLIC]], inside=[["10.0.0.5"]], elsewhere=[[PUBLIC]]))
 
-    assert internet.dialled == [(PUBLIC, 80)]
+    assert internet.dialed == [(PUBLIC, 80)]
 
 
-async def test_the_next_address_is_tried_when_one_is_dead(site: Site, internet: Internet) -> None:
-    site.pages["/"] = answer()
+async def test_next_address_is_tried_after_a_dead_one(site: Site, internet: FakeInternet) -> None:
+    site.pages["/"] = response_bytes()
     internet.dead = {"2606:4700::1111"}
 
-    assert await fetch("http://pictures.example/", public(pictures=[["2606:4700::1111", PUBLIC]])) == PICTURE
-    assert internet.dialled == [("2606:4700::1111", 80), (PUBLIC, 80)]
+    assert await fetch("http://images.example/", public(images=[["2606:4700::1111", PUBLIC]])) == IMAGE
+    assert internet.dialed == [("2606:4700::1111", 80), (PUBLIC, 80)]
     internet.dead.add(PUBLIC)
-    error = await refused("http://pictures.example/", public(pictures=[["2606:4700::1111", PUBLIC]]))
+    error = await refused("http://images.example/", public(images=[["2606:4700::1111", PUBLIC]]))
     assert isinstance(error, Unreachable)
 
 
-async def test_a_name_with_very_many_addresses_is_dialled_four_times_at_most(internet: Internet) -> None:
+async def test_at_most_four_addresses_are_dialed(internet: FakeInternet) -> None:
     many = [f"93.184.215.{n}" for n in range(1, 251)]
     internet.dead = set(many)
-    await refused("http://pictures.example/", public(pictures=[many]))
+    await refused("http://images.example/", public(images=[many]))
 
-    assert internet.dialled == [(address, 80) for address in many[:4]]
+    assert internet.dialed == [(address, 80) for address in many[:4]]
 
 
 # TLS
@@ -690,7 +688,7 @@ async def test_a_name_with_very_many_addresses_is_dialled_four_times_at_most(int
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the certificate, its own authority, and key of pictures.example."""
+    """A folder with key and self-signed certificate of images.example."""
     folder = tmp_path_factory.mktemp("authority")
     command = [
         "openssl",
@@ -704,60 +702,58 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-days",
         "2",
     ]
-    names = ["-subj", "/CN=pictures.example", "-addext", "subjectAltName=DNS:pictures.example"]
+    names = ["-subj", "/CN=images.example", "-addext", "subjectAltName=DNS:images.example"]
     try:
         subprocess.run(
             [*command, *names, "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True
         )
     except FileNotFoundError:
-        pytest.skip("needs the openssl command")
+        pytest.skip("openssl is not installed")
     return folder
 
 
 @pytest.fixture
-async def secure(site: Site, internet: Internet, authority: Path) -> AsyncIterator[Policy]:
-    """`site` behind TLS at pictures.example and other.example, and a policy that trusts its authority."""
-    offered = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    offered.load_cert_chain(authority / "cert.pem", authority / "key.pem")
-    trusting = ssl.create_default_context(cafile=str(authority / "cert.pem"))
-    async with await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=offered) as server:
+async def secure(site: Site, internet: FakeInternet, authority: Path) -> AsyncIterator[HttpPolicy]:
+    """`site` behind TLS at images.example and other.example, and a policy that trusts its authority."""
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.load_cert_chain(authority / "cert.pem", authority / "key.pem")
+    client_context = ssl.create_default_context(cafile=str(authority / "cert.pem"))
+    async with await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=server_context) as server:
         internet.port = server.sockets[0].getsockname()[1]
-        yield replace(public(pictures=[[PUBLIC]], other=[[PUBLIC]]), tls=trusting)
+        yield replace(public(images=[[PUBLIC]], other=[[PUBLIC]]), tls=client_context)
 
 
-async def test_the_certificate_is_checked_for_the_name_though_the_address_is_dialled(
-    site: Site, internet: Internet, secure: Policy
-) -> None:
-    site.pages["/"] = answer()
+async def test_certificate_is_checked_for_the_name(site: Site, internet: FakeInternet, secure: HttpPolicy) -> None:
+    site.pages["/"] = response_bytes()
 
-    assert await fetch("https://pictures.example/", secure) == PICTURE
-    assert internet.dialled == [(PUBLIC, 443)]
+    assert await fetch("https://images.example/", secure) == IMAGE
+    assert internet.dialed == [(PUBLIC, 443)]
     assert "TLS certificate" in (await refused("https://other.example/", secure)).message
-    assert "TLS certificate" in (await refused("https://pictures.example/", replace(secure, tls=None))).message
+    assert "TLS certificate" in (await refused("https://images.example/", replace(secure, tls=None))).message
 
 
-async def test_a_redirect_may_not_leave_tls(site: Site, internet: Internet, secure: Policy) -> None:
-    site.pages["/"] = redirect("http://pictures.example/")
+async def test_redirect_from_https_to_http_is_refused(site: Site, internet: FakeInternet, secure: HttpPolicy) -> None:
+    site.pages["/"] = redirect("http://images.example/")
 
-    assert "from https to http" in (await refused("https://pictures.example/", secure)).message
-    assert internet.dialled == [(PUBLIC, 443)]
+    assert "from https to http" in (await refused("https://images.example/", secure)).message
+    assert internet.dialed == [(PUBLIC, 443)]
 
 
-async def test_a_secure_post_is_delivered(site: Site, secure: Policy) -> None:
-    site.pages["/hook"] = answer(b"ok")
+async def test_https_post_is_delivered(site: Site, secure: HttpPolicy) -> None:
+    site.pages["/hook"] = response_bytes(b"ok")
 
-    assert (await post("https://pictures.example/hook", b"{}", {}, secure)).status == 200
+    assert (await post("https://images.example/hook", b"{}", {}, secure)).status == 200
 
 
 # Posting
 
 
-async def test_a_post_sends_the_exact_bytes_and_headers(site: Site) -> None:
-    site.pages["/hook"] = answer(b"thank you", status=202)
-    got = await post(site.url("/hook"), b'{"a":1}', {"Content-Type": "application/json", "X-Mine": "1"}, DEVELOPMENT)
+async def test_post_sends_exact_bytes_and_headers(site: Site) -> None:
+    site.pages["/hook"] = response_bytes(b"thank you", status=202)
+    result = await post(site.url("/hook"), b'{"a":1}', {"Content-Type": "application/json", "X-Mine": "1"}, DEVELOPMENT)
 
-    assert (got.status, got.excerpt, got.retry_after) == (202, "thank you", None)
-    assert 0 < got.seconds < 10
+    assert (result.status, result.excerpt, result.retry_after) == (202, "thank you", None)
+    assert 0 < result.seconds < 10
     head, body = site.requests[0].split(b"\r\n\r\n")
     assert body == b'{"a":1}'
     lines = head.decode().split("\r\n")
@@ -766,75 +762,75 @@ async def test_a_post_sends_the_exact_bytes_and_headers(site: Site) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 301, 308, 404, 410, 500])
-async def test_every_status_is_an_answer_and_no_redirect_is_followed(site: Site, status: int) -> None:
+async def test_post_returns_every_status(site: Site, status: int) -> None:
     site.pages["/"] = redirect("/next", status)
 
     assert (await post(site.url(), b"", {}, DEVELOPMENT)).status == status
     assert len(site.requests) == 1
 
 
-async def test_the_excerpt_is_one_kibibyte_of_text_that_a_database_takes(site: Site) -> None:
+async def test_excerpt_is_one_kibibyte_of_storable_text(site: Site) -> None:
     site.pages["/"] = CHUNKED + chunk(b"\x00\xff" + b"x" * 5000) + chunk(b"y" * 5000) + b"0\r\n\r\n"
-    got = await post(site.url(), b"", {}, DEVELOPMENT)
+    result = await post(site.url(), b"", {}, DEVELOPMENT)
 
-    assert got.excerpt == "\ufffd\ufffd" + "x" * 1022
+    assert result.excerpt == "\ufffd\ufffd" + "x" * 1022
 
 
-@pytest.mark.parametrize("broken", [drip_body, reset, answer(b"par", length=9)])
-async def test_an_answer_whose_body_dawdles_or_breaks_is_still_an_answer(site: Site, broken: bytes | Reply) -> None:
+@pytest.mark.parametrize("broken", [drip_body, reset, response_bytes(b"par", length=9)])
+async def test_slow_or_broken_body_keeps_the_status(site: Site, broken: bytes | Reply) -> None:
     site.pages["/"] = broken
-    got = await post(site.url(), b"", {}, replace(DEVELOPMENT, post_timeout=0.5))
+    result = await post(site.url(), b"", {}, replace(DEVELOPMENT, post_timeout=0.5))
 
-    assert got.status == 200
-    assert got.seconds < 0.5
+    assert result.status == 200
+    assert result.seconds < 0.5
 
 
-@pytest.mark.parametrize("mute", [silence, drip_head, b"", b"SSH-2.0\r\n"])
-async def test_a_post_without_a_status_can_be_tried_again(site: Site, mute: bytes | Reply) -> None:
-    site.pages["/"] = mute
+@pytest.mark.parametrize("reply", [silence, drip_head, b"", b"SSH-2.0\r\n"])
+async def test_post_without_status_is_unreachable(site: Site, reply: bytes | Reply) -> None:
+    site.pages["/"] = reply
 
     with pytest.raises(Unreachable):
         await post(site.url(), b"", {}, replace(DEVELOPMENT, post_timeout=0.4))
 
 
-async def test_a_post_asks_for_tls_unless_in_development(site: Site, internet: Internet) -> None:
+async def test_post_requires_https(site: Site, internet: FakeInternet) -> None:
     with pytest.raises(FetchError, match="must start with https://"):
-        await post("http://pictures.example/", b"", {}, public(pictures=[[PUBLIC]]))
+        await post("http://images.example/", b"", {}, public(images=[[PUBLIC]]))
 
-    assert internet.dialled == []
+    assert internet.dialed == []
 
 
-async def test_the_address_of_a_hook_is_judged_at_each_attempt(site: Site, secure: Policy, internet: Internet) -> None:
-    site.pages["/"] = answer(b"ok")
-    changing = replace(secure, resolve=Names({"pictures.example": [[PUBLIC], ["169.254.169.254"]]}))
-    await post("https://pictures.example/", b"", {}, changing)
+async def test_post_checks_the_address_each_time(site: Site, secure: HttpPolicy, internet: FakeInternet) -> None:
+    site.pages["/"] = response_bytes(b"ok")
+    rebinding = replace(secure, resolve=FakeResolver({"images.example": [[PUBLIC], ["169.254.169.254"]]}))
+    await post("https://images.example/", b"", {}, rebinding)
 
     with pytest.raises(FetchError, match="private or local"):
-        await post("https://pictures.example/", b"", {}, changing)
-    assert internet.dialled == [(PUBLIC, 443)]
+        await post("https://images.example/", b"", {}, rebinding)
+    assert internet.dialed == [(PUBLIC, 443)]
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)])
 async def test_retry_after_is_seconds_from_now(site: Site, value: str, seconds: float) -> None:
-    site.pages["/"] = answer(status=503, Retry_After=value)
+    site.pages["/"] = response_bytes(status=503, Retry_After=value)
 
     assert (await post(site.url(), b"", {}, DEVELOPMENT)).retry_after == seconds
 
 
 async def test_retry_after_may_be_a_date(site: Site) -> None:
     then = datetime.now(UTC) + timedelta(hours=3)
-    site.pages["/"] = answer(status=503, Retry_After=format_datetime(then, usegmt=True))
+    site.pages["/"] = response_bytes(status=503, Retry_After=format_datetime(then, usegmt=True))
 
-    got = await post(site.url(), b"", {}, DEVELOPMENT)
-    assert got.retry_after is not None
-    assert 3600 <= got.retry_after <= 3 * 3600
+    result = await post(site.url(), b"", {}, DEVELOPMENT)
+    assert result.retry_after is not None
+    assert 3600 <= result.retry_after <= 3 * 3600
 
 
 @pytest.mark.parametrize(
     "value", ["soon", "-1", "1.5", "", "²", "Fri, 31 Dec 9999 23:59:59 -1200", f"Mon, 01 Jan {10**30} 00:00:00 GMT"]
 )
-async def test_an_unreadable_retry_after_is_none(site: Site, value: str) -> None:
-    site.pages["/"] = answer(status=503, Retry_After=value)
+async def test_invalid_retry_after_is_none(site: Site, value: str) -> None:
+    site.pages["/"] = response_bytes(status=503, Retry_After=value)
 
     assert (await post(site.url(), b"", {}, DEVELOPMENT)).retry_after is None
 
@@ -842,16 +838,16 @@ async def test_an_unreadable_retry_after_is_none(site: Site, value: str) -> None
 # Through a proxy
 
 
-async def test_an_egress_proxy_gets_the_name_and_resolves_it_itself(site: Site) -> None:
-    site.pages["http://pictures.example:80/a"] = answer()
-    policy = replace(public(pictures=[["10.0.0.1"]]), proxy=site.url())
+async def test_egress_proxy_resolves_the_name(site: Site) -> None:
+    site.pages["http://images.example:80/a"] = response_bytes()
+    policy = replace(public(images=[["10.0.0.1"]]), proxy=site.url())
 
-    assert await fetch("http://pictures.example/a", policy) == PICTURE
-    assert asked(policy) == []
+    assert await fetch("http://images.example/a", policy) == IMAGE
+    assert lookups(policy) == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254"])
-async def test_an_egress_proxy_is_never_asked_for_a_private_address(site: Site, host: str) -> None:
-    await refused(f"http://{host}/a", Policy(proxy=site.url()))
+async def test_egress_proxy_never_gets_private_addresses(site: Site, host: str) -> None:
+    await refused(f"http://{host}/a", HttpPolicy(proxy=site.url()))
 
     assert site.connections == 0

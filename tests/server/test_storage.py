@@ -1,4 +1,4 @@
-"""The file store, against real folders, real processes and a real full disk."""
+"""The file store, on real folders, with real processes and a really full disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "files of ours"
+    return tmp_path / "our files"
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -55,16 +55,16 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# What every store does
+# Every store
 
 
-async def test_what_was_put_comes_back(storage: Storage) -> None:
+async def test_put_then_get(storage: Storage) -> None:
     await storage.put("sources/one", b"\x00picture\xff", "image/png")
 
     assert await storage.get("sources/one") == b"\x00picture\xff"
 
 
-async def test_a_second_put_replaces_the_first(storage: Storage) -> None:
+async def test_second_put_replaces_the_first(storage: Storage) -> None:
     await storage.put("a", b"long old bytes", "image/png")
     before = await storage.head("a")
     await storage.put("a", b"new", "image/png")
@@ -75,7 +75,7 @@ async def test_a_second_put_replaces_the_first(storage: Storage) -> None:
     assert before.etag != after.etag
 
 
-async def test_head_tells_size_etag_and_time_in_utc(storage: Storage) -> None:
+async def test_head_returns_size_etag_and_utc_time(storage: Storage) -> None:
     began = datetime.now(UTC)
     await storage.put("results/1/2.png", b"12345", "image/png")
     stored = await storage.head("results/1/2.png")
@@ -86,7 +86,7 @@ async def test_head_tells_size_etag_and_time_in_utc(storage: Storage) -> None:
     assert abs(stored.modified - began) < timedelta(minutes=1)
 
 
-async def test_nothing_is_a_file_too(storage: Storage) -> None:
+async def test_empty_file_is_stored(storage: Storage) -> None:
     await storage.put("empty", b"", "image/png")
 
     assert await storage.get("empty") == b""
@@ -98,9 +98,7 @@ async def test_nothing_is_a_file_too(storage: Storage) -> None:
     ("start", "end"),
     [(0, None), (0, 10), (9, 10), (5, 5), (7, 10**9), (10**9, None), (CHUNK_BYTES - 1, CHUNK_BYTES + 1)],
 )
-async def test_a_stream_is_the_asked_range_cut_at_the_end_of_the_file(
-    storage: Storage, start: int, end: int | None
-) -> None:
+async def test_stream_yields_range_cut_at_end(storage: Storage, start: int, end: int | None) -> None:
     data = os.urandom(2 * CHUNK_BYTES + 17)
     await storage.put("big", data, "image/png")
     chunks = await streamed(storage, "big", start, end)
@@ -109,7 +107,7 @@ async def test_a_stream_is_the_asked_range_cut_at_the_end_of_the_file(
     assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
 
 
-async def test_a_stream_never_mixes_two_versions(storage: Storage) -> None:
+async def test_stream_never_mixes_two_versions(storage: Storage) -> None:
     await storage.put("big", b"1" * (2 * CHUNK_BYTES), "image/png")
     stream = storage.stream("big")
     first = await anext(stream)
@@ -120,15 +118,15 @@ async def test_a_stream_never_mixes_two_versions(storage: Storage) -> None:
         await anext(stream)
 
 
-async def test_a_missing_key_is_not_found_however_it_is_asked_for(storage: Storage) -> None:
+async def test_missing_key_is_not_found(storage: Storage) -> None:
     await storage.put("results/1/a", b"1", "image/png")
     for key in ("nothing", "results", "results/1", "results/2/a"):
-        for asked in (storage.get(key), storage.head(key), streamed(storage, key)):
+        for operation in (storage.get(key), storage.head(key), streamed(storage, key)):
             with pytest.raises(NotFound):
-                await asked
+                await operation
 
 
-async def test_deleting_twice_is_deleting_once(storage: Storage) -> None:
+async def test_delete_is_idempotent(storage: Storage) -> None:
     await storage.put("a/b", b"1", "image/png")
     await storage.put("a/c", b"2", "image/png")
     await storage.delete("a/b")
@@ -138,7 +136,7 @@ async def test_deleting_twice_is_deleting_once(storage: Storage) -> None:
     assert await keys(storage) == ["a/c"]
 
 
-async def test_a_prefix_is_a_folder_and_not_the_start_of_a_name(storage: Storage) -> None:
+async def test_prefix_is_a_folder_not_a_name_start(storage: Storage) -> None:
     for key in ("results/7/a", "results/7/b/c", "results/77/a", "results/7.png"):
         await storage.put(key, b"1", "image/png")
 
@@ -149,8 +147,8 @@ async def test_a_prefix_is_a_folder_and_not_the_start_of_a_name(storage: Storage
     assert await keys(storage, "nowhere") == []
 
 
-async def test_listing_goes_beyond_one_page_and_tells_what_head_tells(storage: Storage) -> None:
-    at_once = asyncio.Semaphore(16)  # a connection each: 1,203 are more than the stand-in for S3 listens to
+async def test_listing_spans_pages_and_matches_head(storage: Storage) -> None:
+    at_once = asyncio.Semaphore(16)  # each takes a connection, and the fake S3 accepts fewer than 1,203
 
     async def keep(n: int) -> None:
         async with at_once:
@@ -165,7 +163,7 @@ async def test_listing_goes_beyond_one_page_and_tells_what_head_tells(storage: S
     assert await keys(storage) == []
 
 
-async def test_two_may_delete_the_same_prefix_at_once(storage: Storage) -> None:
+async def test_racing_prefix_deletions_succeed(storage: Storage) -> None:
     for n in range(300):
         await storage.put(f"many/{n}", b"x", "image/png")
     await asyncio.gather(*(storage.delete_prefix("many") for _ in range(4)))
@@ -173,7 +171,7 @@ async def test_two_may_delete_the_same_prefix_at_once(storage: Storage) -> None:
     assert await keys(storage) == []
 
 
-async def test_the_readiness_check_passes_and_leaves_nothing(storage: Storage) -> None:
+async def test_readiness_check_leaves_nothing(storage: Storage) -> None:
     await storage.check()
 
     assert await keys(storage) == []
@@ -201,8 +199,8 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_a_key_that_is_no_key_is_refused_by_every_operation(storage: Storage, key: str) -> None:
-    for asked in (
+async def test_invalid_key_is_refused_by_every_operation(storage: Storage, key: str) -> None:
+    for operation in (
         storage.put(key, b"1", "image/png"),
         storage.get(key),
         storage.head(key),
@@ -211,13 +209,13 @@ async def test_a_key_that_is_no_key_is_refused_by_every_operation(storage: Stora
         storage.delete_prefix(key),
     ):
         with pytest.raises(ValueError, match="not a storage key"):
-            await asked
+            await operation
 
 
 # Opening
 
 
-def test_a_missing_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+def test_missing_folder_is_created_private(tmp_path: Path) -> None:
     Storage.open((tmp_path / "new" / "files").as_uri())
 
     assert (tmp_path / "new" / "files").stat().st_mode & 0o777 == 0o700
@@ -226,24 +224,24 @@ def test_a_missing_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "location", ["files", "/srv/files", "ftp://host/x", "https://host/x", "file://files", "file:files"]
 )
-def test_a_location_that_is_no_store_is_the_operators_mistake(location: str) -> None:
+def test_invalid_location_is_a_configuration_error(location: str) -> None:
     with pytest.raises(ConfigurationError):
         Storage.open(location)
 
 
-def test_a_folder_that_is_a_file_is_the_operators_mistake(tmp_path: Path) -> None:
+def test_file_as_folder_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
     with pytest.raises(ConfigurationError, match="Choose another"):
         Storage.open((tmp_path / "file" / "below").as_uri())
 
 
-def test_a_wrong_option_is_the_operators_mistake() -> None:
+def test_unknown_option_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="Correct"):
         Storage.open("s3://bucket", endpont="http://127.0.0.1:1")
 
 
-async def test_a_cloud_store_that_does_not_answer_is_a_failed_store(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_cloud_store_is_storage_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     storage = Storage.open("s3://bucket/ours", endpoint="http://127.0.0.1:9")
@@ -254,10 +252,10 @@ async def test_a_cloud_store_that_does_not_answer_is_a_failed_store(monkeypatch:
     assert "127.0.0.1" in str(caught.value.__cause__)
 
 
-# Folders: nothing half-written, nothing left lying about
+# Folders: no partial files, no leftovers
 
 
-async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(local: Storage, folder: Path) -> None:
+async def test_concurrent_puts_leave_one_complete_file(local: Storage, folder: Path) -> None:
     versions = [bytes([n]) * 3_000_000 for n in range(8)]
     await asyncio.gather(*(local.put("one", version, "image/png") for version in versions))
 
@@ -265,7 +263,7 @@ async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(local: Storage
     assert files_below(folder) == ["one"]
 
 
-async def test_readers_meanwhile_see_the_old_or_the_new_never_a_part(local: Storage) -> None:
+async def test_readers_see_old_or_new_never_partial(local: Storage) -> None:
     versions = [bytes([n]) * (2_000_000 + n) for n in range(20)]
     await local.put("one", versions[0], "image/png")
 
@@ -282,13 +280,13 @@ async def test_readers_meanwhile_see_the_old_or_the_new_never_a_part(local: Stor
     assert reads > 1
 
 
-async def test_putting_where_another_just_emptied_the_folder_works(local: Storage, folder: Path) -> None:
-    async def come_and_go(name: str) -> None:
+async def test_put_survives_concurrent_folder_removal(local: Storage, folder: Path) -> None:
+    async def put_and_delete(name: str) -> None:
         for _ in range(60):
             await local.put(f"results/job/{name}", b"1", "image/png")
             await local.delete(f"results/job/{name}")
 
-    await asyncio.gather(*(come_and_go(name) for name in "abcd"))
+    await asyncio.gather(*(put_and_delete(name) for name in "abcd"))
 
     assert not (folder / "results").exists()
 
@@ -311,7 +309,7 @@ asyncio.run(Storage.open(sys.argv[1]).put("results/1/a.png", b"x" * 5_000_000, "
 
 
 def killed_writer(folder: Path, moment: str) -> None:
-    """A process that put a file under results/1/a.png and was killed at that moment."""
+    """Start a process that puts results/1/a.png, and kill it at that moment."""
     command = [sys.executable, "-c", DYING_WRITER, folder.as_uri(), moment]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
@@ -320,7 +318,7 @@ def killed_writer(folder: Path, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before the bytes are synced", "before the rename"])
-async def test_a_killed_writer_leaves_no_key_and_its_rest_is_cleared_a_day_later(folder: Path, moment: str) -> None:
+async def test_killed_writer_leaves_no_key(folder: Path, moment: str) -> None:
     killed_writer(folder, moment)
     storage = Storage.open(folder.as_uri())
 
@@ -337,21 +335,21 @@ async def test_a_killed_writer_leaves_no_key_and_its_rest_is_cleared_a_day_later
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is")
-def test_bytes_and_directories_are_synced_before_put_returns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that a power cut cannot break: content, then name, then the directories that hold the name."""
+def test_put_syncs_file_and_directories(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync in the order that survives a power failure: content, then name, then the directories above it."""
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def noted_fsync(descriptor: int) -> None:
+    def recording_fsync(descriptor: int) -> None:
         events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(folder).parts[:1]}")
         fsync(descriptor)
 
-    def noted_replace(written: str, target: str) -> None:
-        replace(written, target)  # fails until there is the directory
+    def recording_replace(staged: str, target: str) -> None:
+        replace(staged, target)  # fails until the directory exists
         events.append("rename")
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", recording_replace)
     asyncio.run(Storage.open(folder.as_uri()).put("results/1", b"bytes", "image/png"))
 
     assert events == ["sync ('.staging',)", "rename", "sync ('results',)", "sync ()"]
@@ -362,7 +360,7 @@ def test_bytes_and_directories_are_synced_before_put_returns(folder: Path, monke
 
 @pytest.fixture
 def readonly() -> Iterator[Path]:
-    """A folder that this process, for the time of the test not root, may read and not write."""
+    """A folder that this process may read but not write; it gives up root for the test."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kept").write_bytes(b"1")
@@ -375,15 +373,15 @@ def readonly() -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-async def test_a_folder_that_cannot_be_written_is_a_failed_store_without_its_path(readonly: Path) -> None:
+async def test_unwritable_folder_error_hides_its_path(readonly: Path) -> None:
     storage = Storage.open(readonly.as_uri())
 
     assert await keys(storage) == ["kept"]
-    for asked in (storage.put("a", b"1", "image/png"), storage.delete("kept"), storage.check()):
-        await expect_failure(asked, readonly)
+    for operation in (storage.put("a", b"1", "image/png"), storage.delete("kept"), storage.check()):
+        await expect_failure(operation, readonly)
 
 
-def test_a_folder_that_vanished_is_a_failed_store_and_not_a_missing_file(local: Storage, folder: Path) -> None:
+def test_vanished_folder_is_storage_failed(local: Storage, folder: Path) -> None:
     folder.rmdir()
 
     asyncio.run(expect_failure(local.put("a/b", b"1", "image/png"), folder))
@@ -391,13 +389,13 @@ def test_a_folder_that_vanished_is_a_failed_store_and_not_a_missing_file(local: 
     assert not folder.exists()
 
 
-async def told_of_a_full_store() -> bool:
+async def store_is_not_new() -> bool:
     return False
 
 
 @contextlib.contextmanager
 def moved_away(folder: Path) -> Iterator[None]:
-    """As if the file system that is mounted there were not: an empty folder."""
+    """Replace the folder by an empty one, as if its file system were not mounted."""
     away = folder.rename(folder.with_name("away"))
     folder.mkdir()
     yield
@@ -406,16 +404,16 @@ def moved_away(folder: Path) -> Iterator[None]:
     away.rename(folder)
 
 
-async def test_an_empty_place_where_a_store_should_be_mounted_keeps_nothing_and_misses_nothing(folder: Path) -> None:
-    storage = Storage.open(folder.as_uri(), is_new=told_of_a_full_store)
+async def test_unmounted_store_fails_every_operation(folder: Path) -> None:
+    storage = Storage.open(folder.as_uri(), is_new=store_is_not_new)
     with pytest.raises(StorageFailed):
         await storage.put("results/1/a", b"1", "image/png")
     await Storage.open(folder.as_uri()).put("results/1/a", b"1", "image/png")
 
     with moved_away(folder):
-        opened = Storage.open(folder.as_uri(), is_new=told_of_a_full_store)
+        opened = Storage.open(folder.as_uri(), is_new=store_is_not_new)
         for one in (storage, opened):
-            for asked in (
+            for operation in (
                 one.put("results/1/b", b"1", "image/png"),
                 one.get("results/1/a"),
                 one.head("results/1/a"),
@@ -423,17 +421,17 @@ async def test_an_empty_place_where_a_store_should_be_mounted_keeps_nothing_and_
                 one.delete_prefix("results/1"),
                 one.check(),
             ):
-                await expect_failure(asked, folder)
-            assert not one.is_there
+                await expect_failure(operation, folder)
+            assert not one.exists
 
     assert await storage.get("results/1/a") == b"1"
     with pytest.raises(NotFound):
         await storage.get("results/1/b")
 
 
-async def expect_failure(asked: Awaitable[object], folder: Path) -> None:
+async def expect_failure(operation: Awaitable[object], folder: Path) -> None:
     with pytest.raises(HiresfixError) as caught:
-        await asked
+        await operation
     assert type(caught.value) is StorageFailed
     assert caught.value.retryable
     assert str(folder) not in caught.value.message
@@ -452,7 +450,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
-async def test_a_full_disk_is_a_failed_store_that_keeps_what_it_had(small_disk: Path) -> None:
+async def test_full_disk_keeps_existing_files(small_disk: Path) -> None:
     folder = small_disk / "files"
     storage = Storage.open(folder.as_uri())
     await storage.put("a", b"old" * 100_000, "image/png")
@@ -468,7 +466,7 @@ async def test_a_full_disk_is_a_failed_store_that_keeps_what_it_had(small_disk: 
 # Signed URLs
 
 
-async def test_a_signed_url_gives_a_private_file_to_anybody_under_its_name(bucket: Bucket) -> None:
+async def test_signed_url_serves_private_file_with_name(bucket: Bucket) -> None:
     storage = Storage.open(bucket.url)
     await storage.put("results/1/2", b"0123456789", "image/webp", name="holiday-1.webp")
     url = await storage.sign("results/1/2", seconds=90)
@@ -483,18 +481,18 @@ async def test_a_signed_url_gives_a_private_file_to_anybody_under_its_name(bucke
     assert dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"] == "90"
 
 
-async def test_a_signed_url_is_for_the_host_that_clients_reach(bucket: Bucket) -> None:
+async def test_signed_url_uses_public_endpoint(bucket: Bucket) -> None:
     outside = Storage.open(bucket.url, endpoint="https://pictures.example.com")
     url = await outside.sign("results/1/2", seconds=60)
     assert url.startswith(f"https://pictures.example.com/{bucket.name}/results/1/2?X-Amz-")
 
 
-async def test_a_folder_signs_nothing(local: Storage) -> None:
+async def test_folder_cannot_sign(local: Storage) -> None:
     with pytest.raises(StorageFailed, match="Use s3://"):
         await local.sign("results/1/2", seconds=60)
 
 
-async def test_a_bucket_that_is_not_there_is_a_failure(bucket: Bucket) -> None:
+async def test_missing_bucket_is_storage_failed(bucket: Bucket) -> None:
     storage = Storage.open("s3://no-such-bucket-here")
     with pytest.raises(StorageFailed):
         await storage.put("a", b"1", "image/png")

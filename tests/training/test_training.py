@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import captions, degradations, evaluation, muon, objective, pictures, run
+from training import captions, dataset, degradations, evaluation, muon, objective, run
 
 from hiresfix.engine.diffusion import clip_tokenizer, pipeline
 from hiresfix.engine.diffusion.compact import checkpoint
@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _small_enlarger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "ENLARGER", "realesr-animevideov3")
+def _small_upscale_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "UPSCALE_NETWORK", "realesr-animevideov3")
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def options(folder: Path, out: Path, **changes: object) -> run.Options:
-    given = run.Options(
+def options(folder: Path, out: Path, **changes: object) -> run.TrainingOptions:
+    given = run.TrainingOptions(
         data=folder,
         out=out,
         minutes=30,
@@ -58,7 +58,7 @@ def options(folder: Path, out: Path, **changes: object) -> run.Options:
 
 
 @pytest.mark.parametrize("quality", [20, 50, 85])
-def test_jpeg_damages_as_an_encoder_does(quality: int) -> None:
+def test_jpeg_matches_a_real_encoder(quality: int) -> None:
     rgb = photo(64, 48)
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "JPEG", quality=quality, subsampling=0)
@@ -71,22 +71,22 @@ def test_jpeg_damages_as_an_encoder_does(quality: int) -> None:
     assert from_real < from_clean / 2
 
 
-def test_degradations_keep_the_size_and_the_range() -> None:
+def test_degradations_keep_size_and_range() -> None:
     random = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 35, 50)
     for _ in range(12):
-        y = degradations.worse(x, random)
+        y = degradations.degrade(x, random)
         assert y.shape == x.shape
         assert 0 <= float(y.min()) <= float(y.max()) <= 1
 
 
-def test_captions_say_what_was_done() -> None:
+def test_captions_describe_the_target() -> None:
     """Targets whose caption says blurred have less detail than those that say sharp."""
     clean = torch.from_numpy(photo(64, 64).astype(np.float32) / 255).permute(2, 0, 1)[None].repeat(64, 1, 1, 1)
-    said = captions.captioned(clean, torch.Generator().manual_seed(3))
-    detail = said.target.diff(dim=2).abs().mean((1, 2, 3))
+    captioned = captions.add_captions(clean, torch.Generator().manual_seed(3))
+    detail = captioned.target.diff(dim=2).abs().mean((1, 2, 3))
     blurred, sharp = (
-        torch.tensor([bool(set(clip_tokenizer.token_ids(word)) & set(row.tolist())) for row in said.ids])
+        torch.tensor([bool(set(clip_tokenizer.token_ids(word)) & set(row.tolist())) for row in captioned.ids])
         for word in ("blurry", "sharp")
     )
     assert blurred.any()
@@ -94,17 +94,17 @@ def test_captions_say_what_was_done() -> None:
     assert float(detail[blurred].mean()) < 0.8 * float(detail[sharp].mean())
 
 
-def test_every_word_of_a_caption_is_known() -> None:
-    known = {*captions.words(), clip_tokenizer.START, clip_tokenizer.END}
+def test_caption_words_have_own_rows() -> None:
+    known = {*captions.word_ids(), clip_tokenizer.START, clip_tokenizer.END}
     clean = torch.rand(40, 3, 16, 16)
-    said = captions.captioned(clean, torch.Generator().manual_seed(1))
-    assert set(said.ids.flatten().tolist()) <= known
+    captioned = captions.add_captions(clean, torch.Generator().manual_seed(1))
+    assert set(captioned.ids.flatten().tolist()) <= known
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (24, 24)])
-def test_an_update_of_muon_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
+def test_muon_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(shape) @ torch.diag(torch.linspace(0.1, 5, shape[1]))))
+    values = torch.linalg.svdvals(muon.orthogonalise(torch.randn(shape) @ torch.diag(torch.linspace(0.1, 5, shape[1]))))
     assert float(values.min()) > 0.3
     assert float(values.max()) < 1.6
 
@@ -116,34 +116,34 @@ def test_muon_and_adam_share_all_parameters(folder: Path, tmp_path: Path) -> Non
     assert len(rest.param_groups[0]["params"]) == 3
 
 
-def test_the_manifest_splits_and_without_one_the_name_does(folder: Path) -> None:
-    train, dev = pictures.files(folder)
+def test_split_comes_from_manifest_or_name(folder: Path) -> None:
+    train, dev = dataset.image_files(folder)
     assert [path.name for path in dev] == ["3.png"]
     (folder / "MANIFEST.csv").unlink()
-    again = pictures.files(folder)
-    assert again == pictures.files(folder)
+    again = dataset.image_files(folder)
+    assert again == dataset.image_files(folder)
     assert {path.name for path in train} <= {path.name for paths in again for path in paths}
 
 
-def test_a_folder_without_pictures_says_what_to_do(tmp_path: Path) -> None:
+def test_empty_folder_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Name a folder"):
-        pictures.files(tmp_path)
+        dataset.image_files(tmp_path)
 
 
-def test_crops_larger_than_every_picture_are_refused(folder: Path) -> None:
-    photos = pictures.load(pictures.files(folder)[0], CPU)
+def test_too_large_crops_are_rejected(folder: Path) -> None:
+    photos = dataset.load_photos(dataset.image_files(folder)[0], CPU)
     with pytest.raises(ValueError, match="--crop"):
-        next(pictures.batches(photos, count=1, side=512, generator=torch.Generator()))
+        next(dataset.batches(photos, count=1, side=512, generator=torch.Generator()))
 
 
-def test_enlarged_copies_fit_their_pictures_and_are_made_once(folder: Path, tmp_path: Path) -> None:
-    photos = pictures.load(pictures.files(folder)[0][:1], CPU)
-    (made,) = pictures.enlarged(photos, tmp_path / "pairs", CPU, seed=0)
-    assert [copy.shape for copy in made.enlarged] == [photos[0].clean.shape] * len(pictures.REDUCTIONS)
-    error = (made.enlarged[0].float() - made.clean.float()).abs().mean()
+def test_upscaled_copies_are_cached(folder: Path, tmp_path: Path) -> None:
+    photos = dataset.load_photos(dataset.image_files(folder)[0][:1], CPU)
+    (result,) = dataset.add_upscaled_copies(photos, tmp_path / "pairs", CPU, seed=0)
+    assert [copy.shape for copy in result.upscaled] == [photos[0].clean.shape] * len(dataset.REDUCTIONS)
+    error = (result.upscaled[0].float() - result.clean.float()).abs().mean()
     assert float(error) < 20
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "pairs").iterdir()}
-    pictures.enlarged(photos, tmp_path / "pairs", CPU, seed=0)
+    dataset.add_upscaled_copies(photos, tmp_path / "pairs", CPU, seed=0)
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "pairs").iterdir()}
 
 
@@ -151,14 +151,14 @@ def loss(out: Path, folder: Path) -> float:
     """Of the saved checkpoint, always on the same crops, noise and captions."""
     model = checkpoint.load(out / "checkpoint", device=CPU, dtype=torch.float32)
     random = torch.Generator().manual_seed(7)
-    batch = next(pictures.batches(pictures.load(pictures.files(folder)[0], CPU), count=48, side=32, generator=random))
+    batch = next(
+        dataset.batches(dataset.load_photos(dataset.image_files(folder)[0], CPU), count=48, side=32, generator=random)
+    )
     with torch.inference_mode():
         return float(objective.losses(model, batch, NoiseTable.scaled_linear(), random).relative.mean())
 
 
-def test_twenty_steps_learn_and_a_second_run_goes_on_to_a_checkpoint_that_the_engine_runs(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_training_learns_resumes_and_engine_runs_it(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run.train(options(folder, out, steps=1, minutes=1e9))
     begun = loss(out, folder)
@@ -174,23 +174,23 @@ def test_twenty_steps_learn_and_a_second_run_goes_on_to_a_checkpoint_that_the_en
         assert sheet.size == (3 * 80, 80)
 
     model = checkpoint.load(out / "checkpoint", device=CPU, dtype=torch.float32)
-    enlarger = evaluation._enlarger(CPU)
-    made = [
+    network = evaluation._superres_network(CPU)
+    result = [
         pipeline.run(
-            evaluation.engine_model(model),
-            enlarger,
+            evaluation.as_engine_model(model),
+            network,
             photo(20, 12),
             replace(evaluation.recipe(), seed=seed),
             lambda f: None,
         ).rgb
         for seed in (1, 1, 2)
     ]
-    assert made[0].shape == (24, 40, 3)
-    np.testing.assert_array_equal(made[0], made[1])
-    assert (made[0] != made[2]).any()
+    assert result[0].shape == (24, 40, 3)
+    np.testing.assert_array_equal(result[0], result[1])
+    assert (result[0] != result[2]).any()
 
 
-def test_a_grid_of_four_pixels_is_seen() -> None:
+def test_grid_peak_detects_four_pixel_grid() -> None:
     rgb = np.random.default_rng(0).normal(128, 20, (96, 96, 3)).clip(0, 255).astype(np.uint8)
     assert evaluation.grid_peak(rgb) < 1.5
     rgb[::4] = np.clip(rgb[::4].astype(int) + 30, 0, 255)

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hiresfix import wire
-from hiresfix.errors import InvalidRequest, PictureError
+from hiresfix.errors import ImageError, InvalidRequest
 from hiresfix.models import catalog
-from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, Model, Param
+from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, CatalogModel, Param
 from hiresfix.models.pricing import flat
 from hiresfix.recipe import MAX_SEED, Recipe
 from tests import ROOT
@@ -64,7 +64,7 @@ def problems(sent: object, content_type: str | None = JSON, **options: bool) -> 
 # --- the canonical request, its defaults and its equal spellings (4.1-4.3, D1, D3-D6)
 
 
-def test_the_contracts_own_example_reads_as_written() -> None:
+def test_contract_example_is_read() -> None:
     sent = {
         "image": IMAGE,
         "prompt": "highly detailed, sharp focus",
@@ -81,19 +81,19 @@ def test_the_contracts_own_example_reads_as_written() -> None:
     request = read(body(sent, webhookUrl="https://client.example/hook", webhookEvents=["completed", "failed"]))
     assert request.model is CLARITY
     assert {"image": request.image, **request.values} == sent
-    assert request.hook == wire.Hook(url="https://client.example/hook", events=("completed", "failed"))
+    assert request.webhook == wire.WebhookTarget(url="https://client.example/hook", events=("completed", "failed"))
 
 
-def test_an_image_alone_gets_every_default_and_no_seed() -> None:
+def test_image_alone_gets_defaults_and_no_seed() -> None:
     request = read(body())
     assert request.values == DEFAULTS
-    assert request.hook is None
+    assert request.webhook is None
     assert isinstance(request.values["dynamic"], float)
     assert isinstance(request.values["scale_factor"], int)
     assert type(request.values["output_format"]) is str
 
 
-def test_the_values_are_what_the_catalog_makes_a_recipe_of() -> None:
+def test_values_make_a_recipe() -> None:
     recipe = CLARITY.recipe(read(body({"scale_factor": "4x", "seed": 0})).values, seed=99)
     assert recipe == replace(CLARITY.preset, scale=4, seed=0)
     faithful = read({"model": "faithful-upscale", "faithfulUpscaleParams": {"image": IMAGE, "content": "Anime"}})
@@ -143,7 +143,7 @@ def test_the_values_are_what_the_catalog_makes_a_recipe_of() -> None:
         ("prompt", "🙂" * 2000, "🙂" * 2000),
     ],
 )
-def test_a_spelling_becomes_its_canonical_value(name: str, sent: object, canonical: object) -> None:
+def test_spelling_becomes_canonical_value(name: str, sent: object, canonical: object) -> None:
     value = read(body({name: sent})).values[name]
     assert value == canonical
     assert type(value) is type(canonical)
@@ -158,21 +158,21 @@ def test_minus_zero_is_zero(sent: object) -> None:
 
 @pytest.mark.parametrize("name", [*DEFAULTS, "seed"])
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_null_and_the_empty_string_mean_not_sent(name: str, nothing: object) -> None:
+def test_null_and_empty_string_count_as_absent(name: str, nothing: object) -> None:
     assert read(body({name: nothing})) == read(body())
 
 
 @pytest.mark.parametrize("name", [name for name in (*DEFAULTS, "seed") if "prompt" not in name])
-def test_blanks_mean_not_sent_for_all_but_free_text(name: str) -> None:
+def test_blanks_count_as_absent_except_in_text(name: str) -> None:
     assert read(body({name: " \t"})) == read(body())
 
 
 @pytest.mark.parametrize("random", [-1, "-1", -1.0, " -1 "])
-def test_minus_one_asks_for_a_random_seed(random: object) -> None:
+def test_minus_one_means_random_seed(random: object) -> None:
     assert read(body({"seed": random})) == read(body())
 
 
-def test_a_default_sent_is_the_same_request_as_a_default_left_out() -> None:
+def test_sent_default_equals_omitted_default() -> None:
     assert read(body(DEFAULTS)) == read(body())
 
 
@@ -199,7 +199,7 @@ SAMPLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("name", "alias"), OTHER_SPELLINGS)
-def test_an_alias_inside_the_params_is_its_name_and_loses_against_it(name: str, alias: str) -> None:
+def test_alias_in_params_loses_to_canonical_name(name: str, alias: str) -> None:
     plain = read(body({"image": IMAGE, name: SAMPLE[name]}))
     aliased = {"image": IMAGE, alias: SAMPLE[name]}
     if name == "image":
@@ -210,17 +210,17 @@ def test_an_alias_inside_the_params_is_its_name_and_loses_against_it(name: str, 
 
 
 @pytest.mark.parametrize("key", ["clarity_upscale_params", "clarityUpscalerParams"])
-def test_the_params_object_has_other_spellings(key: str) -> None:
+def test_params_object_has_aliases(key: str) -> None:
     assert read({"model": "clarity-upscale", key: {"image": IMAGE}}) == read(body())
     assert read(body(None, **{key: {"image": "ftp://lost"}})) == read(body())
 
 
 @pytest.mark.parametrize("name", ["clarity-upscale", "clarity-upscaler", "Clarity-Upscale", " CLARITY-UPSCALER "])
-def test_the_model_has_other_spellings(name: str) -> None:
+def test_model_has_aliases(name: str) -> None:
     assert read(body(model=name)) == read(body())
 
 
-def test_a_top_level_prompt_fills_in_and_the_nested_one_wins() -> None:
+def test_nested_prompt_wins_over_top_level() -> None:
     wanted = read(body({"prompt": "moss", "negative_prompt": "mud"}))
     assert read(body(prompt="moss", negative_prompt="mud")) == wanted
     assert read(body(prompt="moss", negativePrompt="mud")) == wanted
@@ -228,7 +228,7 @@ def test_a_top_level_prompt_fills_in_and_the_nested_one_wins() -> None:
     assert read(body({"prompt": "", "negative_prompt": None}, prompt="moss", negative_prompt="mud")) == wanted
 
 
-def test_a_wrong_top_level_prompt_is_reported_where_it_stands() -> None:
+def test_wrong_top_level_prompt_is_reported_there() -> None:
     assert problems(body(prompt=5, negative_prompt="x" * 2001)) == {
         "prompt": ["Expected a string"],
         "negative_prompt": ["Must be at most 2000 characters"],
@@ -238,9 +238,9 @@ def test_a_wrong_top_level_prompt_is_reported_where_it_stands() -> None:
 # --- webhooks
 
 
-def test_both_spellings_of_the_webhook_fields_are_read_and_camel_case_wins() -> None:
+def test_camel_case_webhook_fields_win() -> None:
     wanted = read(body(webhookUrl="https://a.example/h", webhookEvents=["failed"]))
-    assert wanted.hook == wire.Hook(url="https://a.example/h", events=("failed",))
+    assert wanted.webhook == wire.WebhookTarget(url="https://a.example/h", events=("failed",))
     assert read(body(webhook_url="https://a.example/h", webhook_events=["failed"])) == wanted
     both = body(
         webhookUrl="https://a.example/h", webhook_url="gopher://b", webhookEvents=["failed"], webhook_events=["no"]
@@ -265,8 +265,8 @@ def test_both_spellings_of_the_webhook_fields_are_read_and_camel_case_wins() -> 
         (["COMPLETED", "completed", " completed "], ("completed",)),
     ],
 )
-def test_events_are_canonical_in_order_case_and_number(sent: object, events: tuple[str, ...]) -> None:
-    hook = read(body(webhookUrl="https://a.example/h", webhookEvents=sent)).hook
+def test_events_are_canonical(sent: object, events: tuple[str, ...]) -> None:
+    hook = read(body(webhookUrl="https://a.example/h", webhookEvents=sent)).webhook
     assert hook is not None
     assert hook.events == events
 
@@ -292,7 +292,7 @@ def test_wrong_events_are_reported_by_index(sent: object, details: object) -> No
     assert problems(body(webhookEvents=sent)) == details
 
 
-def test_events_without_a_url_are_no_webhook() -> None:
+def test_events_without_url_make_no_webhook() -> None:
     assert read(body(webhookEvents=["completed"])) == read(body())
 
 
@@ -300,7 +300,7 @@ def test_events_without_a_url_are_no_webhook() -> None:
     "url",
     ["data:image/png;base64,AAAA", "ftp://a.example/", "/hook", "javascript:alert(1)", 5, ["https://a.example"], " "],
 )
-def test_a_webhook_goes_to_http_addresses_only(url: object) -> None:
+def test_webhook_needs_http_url(url: object) -> None:
     assert problems(body(webhookUrl=url)) == {"webhookUrl": ["Expected an http(s) URL"]}
 
 
@@ -325,7 +325,7 @@ def test_a_webhook_goes_to_http_addresses_only(url: object) -> None:
         ("data:image/png;base64,-_-_", "data:image/png;base64,+/+/"),
     ],
 )
-def test_an_image_is_an_http_url_or_a_data_uri(sent: str, canonical: str) -> None:
+def test_image_is_url_or_data_uri(sent: str, canonical: str) -> None:
     assert read(body({"image": sent})).image == canonical
 
 
@@ -372,8 +372,8 @@ DAMAGED = "The data URI is damaged: its base64 does not decode"
         ("https://exam\nple.com/", "Must not contain control characters"),
         ("https://example.com/\ud800", "Must not contain control characters"),
         ("https://example.com/" + "a" * 8192, "Must be at most 8192 characters"),
-        ("data:image/png;base64,", "The data URI holds no picture"),
-        ("data:image/png;base64,  \n", "The data URI holds no picture"),
+        ("data:image/png;base64,", "The data URI holds no image"),
+        ("data:image/png;base64,  \n", "The data URI holds no image"),
         ("data:image/png;base64,A", DAMAGED),
         ("data:image/png;base64,QQ=", DAMAGED),
         ("data:image/png;base64,QQ==QQ==", DAMAGED),
@@ -385,35 +385,35 @@ DAMAGED = "The data URI is damaged: its base64 does not decode"
         ("data:image/png;base64,画像", "The data URI holds characters that are not base64"),
     ],
 )
-def test_anything_else_is_no_image(sent: object, message: str) -> None:
+def test_invalid_image_is_refused(sent: object, message: str) -> None:
     assert problems(body({"image": sent})) == {f"{PARAMS}.image": [message]}
 
 
 @given(st.binary(min_size=1, max_size=200))
 @PATIENT
-def test_a_data_uri_gives_its_bytes_back(content: bytes) -> None:
+def test_data_uri_gives_its_bytes(content: bytes) -> None:
     image = read(body({"image": "data:image/png;base64," + base64.b64encode(content).decode()})).image
     assert wire.data_uri(image) == content
     assert wire.data_uri(image, max_bytes=len(content)) == content
-    with pytest.raises(PictureError, match=f"{len(content)} bytes; the limit is {len(content) - 1}"):
+    with pytest.raises(ImageError, match=f"{len(content)} bytes; the limit is {len(content) - 1}"):
         wire.data_uri(image, max_bytes=len(content) - 1)
 
 
-def test_a_url_is_no_data_uri() -> None:
+def test_url_is_not_a_data_uri() -> None:
     assert wire.data_uri(IMAGE, max_bytes=1) is None
 
 
-def test_base64_that_nobody_checked_is_refused_when_it_is_decoded() -> None:
-    with pytest.raises(PictureError, match="does not decode"):
+def test_invalid_base64_is_refused_on_decoding() -> None:
+    with pytest.raises(ImageError, match="does not decode"):
         wire.data_uri("data:image/png;base64,Q")
 
 
-def test_a_size_over_the_limit_is_found_without_decoding() -> None:
-    with pytest.raises(PictureError, match="the limit is 2"):
+def test_oversized_data_uri_is_not_decoded() -> None:
+    with pytest.raises(ImageError, match="the limit is 2"):
         wire.data_uri("data:image/png;base64,????", max_bytes=2)
 
 
-def test_stored_input_shows_the_parameters_but_neither_webhook_nor_payload() -> None:
+def test_stored_input_has_no_webhook_or_payload() -> None:
     payload = base64.b64encode(b"x" * 12345).decode()
     request = read(
         body({"image": f"data:image/png;base64,{payload}", "seed": 5}, webhookUrl="https://a.example/secret")
@@ -488,16 +488,16 @@ SEED = f"Must be between 0 and {MAX_SEED}"
         ("prompt", "a\ud800b", "Must be valid Unicode: it holds half of a surrogate pair"),
     ],
 )
-def test_a_wrong_value_is_refused_at_its_path(name: str, sent: object, message: str) -> None:
+def test_wrong_value_is_reported_at_its_path(name: str, sent: object, message: str) -> None:
     assert problems(body({name: sent})) == {f"{PARAMS}.{name}": [message]}
 
 
-def test_a_number_written_beyond_every_range_is_out_of_range_and_not_a_crash() -> None:
+def test_huge_number_is_out_of_range() -> None:
     raw = f'{{"model":"clarity-upscale","{PARAMS}":{{"image":"{IMAGE}","creativity":1e400,"seed":-1e400}}}}'
     assert problems(raw.encode()) == {f"{PARAMS}.creativity": [UNIT], f"{PARAMS}.seed": [SEED]}
 
 
-def test_no_params_no_image_and_no_object() -> None:
+def test_missing_params_image_or_object_is_reported() -> None:
     assert problems(body(None, **{PARAMS: ...})) == {PARAMS: ["Required"]}
     assert problems(body(None, **{PARAMS: None})) == {PARAMS: ["Required"]}
     assert problems(body(None, **{PARAMS: {}})) == {f"{PARAMS}.image": ["Required"]}
@@ -511,12 +511,12 @@ OFFERED = "Expected 'clarity-upscale' or 'faithful-upscale'"
 @pytest.mark.parametrize(
     "name", ["topaz-image-upscale", "clarity", 5, True, ["clarity-upscale"], {}, "\ud800", "x" * 10**5]
 )
-def test_another_model_is_refused_and_keys_beside_it_are_not_blamed(name: object) -> None:
+def test_unknown_model_hides_unknown_keys(name: object) -> None:
     assert problems({"model": name, "topazImageUpscaleParams": {"image": IMAGE}}) == {"model": [OFFERED]}
 
 
 @pytest.mark.parametrize("name", [..., None, ""])
-def test_the_model_is_required_and_its_params_are_checked_all_the_same(name: object) -> None:
+def test_params_are_checked_without_model(name: object) -> None:
     assert problems(body({"image": "x", "creativity": 5}, model=name)) == {
         "model": ["Required"],
         f"{PARAMS}.image": [NOT_A_PICTURE],
@@ -524,18 +524,18 @@ def test_the_model_is_required_and_its_params_are_checked_all_the_same(name: obj
     }
 
 
-def test_an_empty_object_lacks_only_a_model_because_the_model_says_what_else() -> None:
+def test_empty_object_lacks_only_the_model() -> None:
     assert problems({}) == {"model": ["Required"]}
 
 
-def test_a_mistyped_model_key_is_recognised() -> None:
+def test_mistyped_model_key_is_recognised() -> None:
     assert problems({"modle": "clarity-upscale"}) == {
         "model": ["Required"],
         "_root": ["Unrecognized key(s): 'modle'. Did you mean 'model'?"],
     }
 
 
-def test_everything_wrong_is_reported_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     sent = body(
         {"image": "x", "scale_factor": 3, "creativty": 1, "seed": "a"},
         webhookUrl="x",
@@ -590,11 +590,11 @@ def test_everything_wrong_is_reported_at_once() -> None:
         ),
     ],
 )
-def test_unknown_keys_are_named_with_what_was_meant(sent: object, details: object) -> None:
+def test_unknown_keys_get_suggestions(sent: object, details: object) -> None:
     assert problems(sent) == details
 
 
-def test_unknown_keys_are_quoted_short_printable_and_few() -> None:
+def test_unknown_keys_are_quoted_safely() -> None:
     many = {f"key\x00\ud800{index:03d}" + "z" * 10_000: index for index in range(500)}
     (message,) = problems(body(many))[PARAMS]
     assert message.endswith(" and 490 more.")
@@ -602,7 +602,7 @@ def test_unknown_keys_are_quoted_short_printable_and_few() -> None:
     assert message.isprintable()
 
 
-def test_the_operator_may_have_unknown_keys_ignored_at_both_levels() -> None:
+def test_unknown_keys_can_be_ignored() -> None:
     assert read(body({"creativty": 1}, foo=2), ignore_unknown_keys=True) == read(body())
     assert problems(body({"creativity": 2}, foo=2), ignore_unknown_keys=True) == {f"{PARAMS}.creativity": [UNIT]}
 
@@ -617,7 +617,7 @@ def test_the_operator_may_have_unknown_keys_ignored_at_both_levels() -> None:
         *("application/vnd.api+json", "application/problem+json; a=b", None, "", " "),
     ],
 )
-def test_json_media_types_are_read_and_an_undeclared_one_too(content_type: str | None) -> None:
+def test_json_or_undeclared_media_type_is_read(content_type: str | None) -> None:
     assert read(body(), content_type) == read(body())
 
 
@@ -628,7 +628,7 @@ def test_json_media_types_are_read_and_an_undeclared_one_too(content_type: str |
         *("application/jsonp", "text/html+json", "image/png", "json", "\x00\ud800"),
     ],
 )
-def test_another_media_type_is_refused_with_what_to_send(content_type: str) -> None:
+def test_other_media_type_is_refused(content_type: str) -> None:
     (message,) = problems(body(), content_type)["_root"]
     assert message.endswith("Send the header Content-Type: application/json.")
 
@@ -660,17 +660,17 @@ def test_another_media_type_is_refused_with_what_to_send(content_type: str) -> N
         (b'{"a": 0.' + b"1" * 5000 + b"}", "A number has more than 1000 digits"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_a_problem_of_the_root(raw: bytes, message: str) -> None:
+def test_non_object_body_is_a_root_problem(raw: bytes, message: str) -> None:
     details = problems(raw)
     assert list(details) == ["_root"]
     assert re.fullmatch(message, details["_root"][0])
 
 
-def test_a_byte_order_mark_is_no_mistake() -> None:
+def test_byte_order_mark_is_accepted() -> None:
     assert read(b"\xef\xbb\xbf" + json.dumps(body()).encode()) == read(body())
 
 
-def test_twenty_five_megabytes_in_a_data_uri_are_read() -> None:
+def test_25_megabyte_data_uri_is_read() -> None:
     content = bytes(range(256)) * 102_400
     image = read(body({"image": "data:image/png;base64," + base64.b64encode(content).decode()})).image
     assert wire.data_uri(image) == content
@@ -720,7 +720,7 @@ def submissions(draw: st.DrawFn) -> object:
 
 @given(sent=submissions(), ignore=st.booleans())
 @settings(PATIENT, max_examples=300)
-def test_any_json_is_a_request_or_a_refusal(sent: object, ignore: bool) -> None:
+def test_any_json_is_read_or_refused(sent: object, ignore: bool) -> None:
     answer = outcome(json.dumps(sent).encode(), ignore_unknown_keys=ignore)
     assert "image" in answer or all(messages and all(messages) for messages in answer["details"].values())
     assert "\\u0000" not in json.dumps(answer)  # PostgreSQL stores it, any client decodes it
@@ -729,7 +729,7 @@ def test_any_json_is_a_request_or_a_refusal(sent: object, ignore: bool) -> None:
 
 @given(st.binary(max_size=200))
 @PATIENT
-def test_any_bytes_are_a_refusal(raw: bytes) -> None:
+def test_random_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest):
         wire.parse_upscale(raw, None)
 
@@ -770,21 +770,19 @@ def meaning(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 @given(st.data(), CHOICES, CHOICES)
 @settings(PATIENT, max_examples=150)
-def test_requests_share_a_fingerprint_exactly_when_they_mean_the_same(
-    data: st.DataObject, one: dict[str, Any], other: dict[str, Any]
-) -> None:
+def test_equal_requests_share_a_fingerprint(data: st.DataObject, one: dict[str, Any], other: dict[str, Any]) -> None:
     first, again, second = (wire.parse_upscale(data.draw(spelled(choices)), JSON) for choices in (one, one, other))
     assert first == again
     assert (first.fingerprint == second.fingerprint) == (meaning(one) == meaning(other))
 
 
-def test_the_image_and_the_model_are_part_of_the_fingerprint() -> None:
+def test_fingerprint_covers_image_and_model() -> None:
     faithful = {"model": "faithful-upscale", "faithfulUpscaleParams": {"image": IMAGE}}
     requests = [body(), body({"image": IMAGE + "?2"}), faithful]
     assert len({read(sent).fingerprint for sent in requests}) == 3
 
 
-def test_a_fingerprint_survives_releases() -> None:
+def test_fingerprint_is_stable() -> None:
     """A change here answers 409 for a day to clients that retry across an upgrade: change it only on purpose."""
     sent = body({"scale_factor": "4x", "seed": 1337}, webhookUrl="https://client.example/hook")
     assert read(sent).fingerprint.hex() == "890a8976182dd86fe0a68c3c1eba5cd862a87afc41e810a7b57479690f506bb9"
@@ -796,7 +794,7 @@ SEEDS = ROOT.parent / "shared" / "seeds"
 
 
 @pytest.mark.skipif(not SEEDS.is_dir(), reason="the published pages are not beside the repository")
-def test_every_snippet_of_the_published_pages_is_accepted() -> None:
+def test_published_snippets_are_accepted() -> None:
     pages = sorted(SEEDS.glob("*.txt"))
     assert len(pages) == 2
     wanted = read(
@@ -818,8 +816,8 @@ def test_every_snippet_of_the_published_pages_is_accepted() -> None:
 # --- another model is one catalog entry
 
 
-def test_a_third_model_needs_nothing_but_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    third = Model(
+def test_new_model_needs_only_a_catalog_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    third = CatalogModel(
         id="restore",
         label="Restore",
         description="",
@@ -851,7 +849,7 @@ def test_a_third_model_needs_nothing_but_its_entry(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
-def test_the_schema_says_what_the_reader_does(model: Model) -> None:
+def test_schema_agrees_with_parser(model: CatalogModel) -> None:
     schema = json.loads(json.dumps(wire.json_schema(model)))
     assert schema["required"] == ["image"]
     assert schema["additionalProperties"] is False
@@ -879,7 +877,7 @@ def test_the_schema_says_what_the_reader_does(model: Model) -> None:
             assert details("x" * (rule["maxLength"] + 1))
 
 
-def test_the_schema_of_the_contracts_model_is_the_contracts_table() -> None:
+def test_schema_matches_contract_table() -> None:
     properties = wire.json_schema(CLARITY)["properties"]
     assert {name: rule.get("default") for name, rule in properties.items()} == {"image": None, **DEFAULTS, "seed": None}
     assert properties["scale_factor"]["enum"] == [1, 2, 4, 8]
@@ -890,7 +888,7 @@ def test_the_schema_of_the_contracts_model_is_the_contracts_table() -> None:
 # --- headers
 
 
-def test_an_idempotency_key_has_up_to_255_characters() -> None:
+def test_idempotency_key_has_255_characters_at_most() -> None:
     assert wire.idempotency_key(None) is None
     assert wire.idempotency_key("") is None
     assert wire.idempotency_key("k") == "k"
@@ -900,7 +898,7 @@ def test_an_idempotency_key_has_up_to_255_characters() -> None:
     assert refused.value.details == {"Idempotency-Key": ["Must be at most 255 characters"]}
 
 
-def test_the_contract_needs_no_framework() -> None:
+def test_wire_imports_no_framework() -> None:
     heavy = "('fastapi', 'starlette', 'pydantic', 'numpy', 'torch', 'PIL', 'httpx', 'psycopg')"
     code = f"import sys, hiresfix.wire, hiresfix.signing; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from hiresfix import wire
 from hiresfix.errors import InvalidRequest
-from hiresfix.wire import JobQuery, Place
+from hiresfix.wire import JobQuery, PagePosition
 
 JOB = UUID("b2c3d4e5-f6a7-8901-bcde-f23456789012")
-PLACE = Place(created_at=datetime(2026, 3, 15, 10, 0, 0, 123456, tzinfo=UTC), id=JOB)
+PLACE = PagePosition(created_at=datetime(2026, 3, 15, 10, 0, 0, 123456, tzinfo=UTC), id=JOB)
 
 
-def test_nothing_asked_for_means_the_defaults() -> None:
+def test_empty_query_means_defaults() -> None:
     assert wire.parse_job_query({}) == JobQuery(
         status=None, model=None, limit=20, after=None, team=False, search=None, include_models=False
     )
 
 
-def test_everything_asked_for_is_read() -> None:
+def test_all_query_parameters_are_read() -> None:
     asked = {
         "status": "FAILED",
         "model": "clarity-upscale",
@@ -39,7 +39,7 @@ def test_everything_asked_for_is_read() -> None:
     )
 
 
-def test_an_empty_parameter_is_not_sent_and_an_unknown_one_is_ignored() -> None:
+def test_empty_and_unknown_parameters_are_ignored() -> None:
     assert wire.parse_job_query({"status": "", "cursor": "", "limit": "", "sort": "up"}) == JobQuery()
 
 
@@ -66,14 +66,14 @@ def test_an_empty_parameter_is_not_sent_and_an_unknown_one_is_ignored() -> None:
         ("cursor", "A" * 40, "nextCursor"),
     ],
 )
-def test_a_wrong_parameter_is_named_with_what_to_send(name: str, value: str, hint: str) -> None:
+def test_wrong_parameter_names_what_is_expected(name: str, value: str, hint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         wire.parse_job_query({name: value})
     assert list(caught.value.details) == [name]
     assert hint in caught.value.details[name][0]
 
 
-def test_all_wrong_parameters_are_named_at_once() -> None:
+def test_all_wrong_parameters_are_reported() -> None:
     with pytest.raises(InvalidRequest) as caught:
         wire.parse_job_query({"status": "x", "limit": "x", "scope": "x", "search": "x", "cursor": "x"})
     assert set(caught.value.details) == {"status", "limit", "scope", "search", "cursor"}
@@ -83,12 +83,12 @@ def test_all_wrong_parameters_are_named_at_once() -> None:
     st.datetimes(min_value=datetime(1, 1, 1), max_value=datetime(9999, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
     st.uuids(),
 )
-def test_a_cursor_comes_back_to_the_microsecond(moment: datetime, identity: UUID) -> None:
-    place = Place(created_at=moment, id=identity)
+def test_cursor_keeps_microseconds(moment: datetime, identity: UUID) -> None:
+    place = PagePosition(created_at=moment, id=identity)
     assert wire.parse_job_query({"cursor": wire.cursor(place)}).after == place
 
 
-def test_a_cursor_with_any_one_character_changed_is_refused() -> None:
+def test_changed_cursor_is_refused() -> None:
     cursor = wire.cursor(PLACE)
     for position, character in enumerate(cursor):
         tampered = cursor[:position] + ("A" if character != "A" else "B") + cursor[position + 1 :]
@@ -99,17 +99,17 @@ def test_a_cursor_with_any_one_character_changed_is_refused() -> None:
             wire.parse_job_query({"cursor": cut})
 
 
-def test_a_forged_cursor_of_a_time_that_does_not_exist_is_refused() -> None:
+def test_cursor_of_impossible_time_is_refused() -> None:
     from hiresfix.wire import queries
 
-    packed = queries._PLACE.pack(2**62, JOB.bytes)
+    packed = queries._POSITION.pack(2**62, JOB.bytes)
     forged = base64.urlsafe_b64encode(packed + queries._check(packed, "")).decode()
     with pytest.raises(InvalidRequest):
         wire.parse_job_query({"cursor": forged})
 
 
-def test_a_cursor_needs_no_escaping_in_a_url() -> None:
-    later = Place(created_at=PLACE.created_at + timedelta(days=3), id=UUID(int=2**128 - 1))
+def test_cursor_is_url_safe() -> None:
+    later = PagePosition(created_at=PLACE.created_at + timedelta(days=3), id=UUID(int=2**128 - 1))
     assert wire.cursor(later).replace("-", "").replace("_", "").isalnum()
 
 
@@ -130,16 +130,16 @@ def test_a_cursor_needs_no_escaping_in_a_url() -> None:
         (["wait=99999999999999999999"], None),
     ],
 )
-def test_the_prefer_header_is_read_as_its_standard_says(headers: list[str], seconds: int | None) -> None:
+def test_prefer_header_follows_rfc_7240(headers: list[str], seconds: int | None) -> None:
     assert wire.preferred_wait(headers) == seconds
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "music"])
-def test_the_three_modalities_are_known(modality: str) -> None:
+def test_three_modalities_are_known(modality: str) -> None:
     assert wire.parse_modality({"modality": modality}) == modality
 
 
-def test_another_modality_is_an_error_of_its_parameter() -> None:
+def test_unknown_modality_is_refused() -> None:
     assert wire.parse_modality({}) is None
     with pytest.raises(InvalidRequest) as caught:
         wire.parse_modality({"modality": "smell"})

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from hiresfix import wire
+from hiresfix import messages, wire
 from hiresfix.errors import (
     ConfigurationError,
     Conflict,
+    EngineFailed,
     HiresfixError,
     InsufficientCredits,
     InvalidRequest,
@@ -68,7 +69,7 @@ DONE = Row(
 RESULT = {"images": [f"{PUBLIC}/files/images/{JOB}-1.jpg"]}
 
 
-def test_a_completed_job_shows_everything() -> None:
+def test_completed_job_shows_every_field() -> None:
     assert wire.job(DONE, public_url=PUBLIC + "/", kept_for=timedelta(days=1)) == {
         "id": str(JOB),
         "status": "COMPLETED",
@@ -93,7 +94,7 @@ def test_a_completed_job_shows_everything() -> None:
     }
 
 
-def test_a_list_leaves_the_input_out_and_nothing_else() -> None:
+def test_list_omits_only_the_input() -> None:
     full = wire.job(DONE, public_url=PUBLIC)
     listed = wire.job(DONE, public_url=PUBLIC, with_input=False)
     assert full.keys() - listed.keys() == {"input"}
@@ -130,24 +131,24 @@ def test_a_list_leaves_the_input_out_and_nothing_else() -> None:
         (Row(error="an attempt failed"), {"error": None}),
     ],
 )
-def test_the_rules_between_a_jobs_fields_hold(row: Row, shown: dict[str, object]) -> None:
+def test_job_fields_are_consistent(row: Row, shown: dict[str, object]) -> None:
     assert shown.items() <= wire.job(row, public_url=PUBLIC).items()
 
 
-def test_timestamps_are_utc_milliseconds_whatever_the_zone() -> None:
+def test_timestamps_are_utc_milliseconds() -> None:
     seoul = timezone(timedelta(hours=9))
     assert wire.timestamp(datetime(2026, 3, 15, 19, 0, 0, 999_999, tzinfo=seoul)) == "2026-03-15T10:00:00.999Z"
     with pytest.raises(ValueError, match="aware"):
         wire.timestamp(datetime(2026, 3, 15))  # noqa: DTZ001  # the mistake under test
 
 
-def test_an_acceptance_has_two_fields_and_no_status_a_client_does_not_know() -> None:
+def test_accepted_body_has_two_fields() -> None:
     assert wire.accepted(JOB) == {"jobId": str(JOB), "status": "QUEUED"}
     assert wire.accepted(JOB, "COMPLETED")["status"] == "COMPLETED"
     assert wire.accepted(JOB, "CANCELLED")["status"] == "FAILED"
 
 
-def test_webhook_bodies_are_the_contracts() -> None:
+def test_webhook_bodies_follow_the_contract() -> None:
     assert json.loads(wire.hook_body("completed", DONE, PUBLIC)) == {
         "event": "completed",
         "type": "completed",
@@ -180,7 +181,7 @@ def test_webhook_bodies_are_the_contracts() -> None:
     }
 
 
-def test_a_cancelled_job_is_told_as_failed_with_its_own_status() -> None:
+def test_cancelled_job_sends_failed_event() -> None:
     sent = json.loads(wire.hook_body("failed", replace(DONE, state="CANCELLED"), PUBLIC))
     assert (sent["event"], sent["status"], sent["error"]) == ("failed", "CANCELLED", "Job was cancelled")
 
@@ -188,7 +189,7 @@ def test_a_cancelled_job_is_told_as_failed_with_its_own_status() -> None:
 @pytest.mark.parametrize(
     ("event", "state"), [("completed", "FAILED"), ("failed", "QUEUED"), ("progress", "COMPLETED"), ("x", "QUEUED")]
 )
-def test_a_webhook_that_contradicts_the_job_is_not_built(event: str, state: str) -> None:
+def test_contradicting_webhook_is_refused(event: str, state: str) -> None:
     with pytest.raises(ValueError, match=state):
         wire.hook_body(event, replace(DONE, state=state), PUBLIC)
 
@@ -197,7 +198,7 @@ def test_a_webhook_that_contradicts_the_job_is_not_built(event: str, state: str)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
-def test_a_result_path_is_read_back(extension: str) -> None:
+def test_result_path_round_trips(extension: str) -> None:
     path = wire.result_path(JOB, extension)
     assert path == f"/files/images/{JOB}-1.{extension}"
     assert wire.parse_result_path(path) == (JOB, extension)
@@ -212,7 +213,7 @@ def test_a_result_path_is_read_back(extension: str) -> None:
         *(f"/files/uploads/{JOB}.png", f"x/files/images/{JOB}-1.png", f"/files/images/{JOB}-1xpng"),
     ],
 )
-def test_other_paths_are_no_results(path: str) -> None:
+def test_other_paths_are_not_results(path: str) -> None:
     assert wire.parse_result_path(path) is None
 
 
@@ -233,7 +234,7 @@ def test_other_paths_are_no_results(path: str) -> None:
         ("data:image/png;base64,QUJD", PUBLIC, False),
     ],
 )
-def test_only_our_origin_makes_a_url_our_own(url: str, public_url: str, own: bool) -> None:
+def test_own_url_needs_our_origin(url: str, public_url: str, own: bool) -> None:
     found = wire.own_result(url.format(path=wire.result_path(JOB, "png")), public_url)
     assert found == (JOB if own else None)
 
@@ -246,7 +247,45 @@ def test_only_our_origin_makes_a_url_our_own(url: str, public_url: str, own: boo
     [
         (
             InvalidRequest({"model": ("Required",)}),
-            {"error": "Validation error", "code": "validation_error", "details": {"model": ["Required"]}},
+            {
+                "error": "Validation error",
+                "code": "validation_error",
+                "details": {"model": ["Required"]},
+                "problems": [{"path": "model", "message": "Required", "reason": None, "params": {}}],
+            },
+            {},
+        ),
+        (
+            InvalidRequest({"limit": (messages.EXPECTED_PAGE_SIZE(minimum=1, maximum=100), "Other")}),
+            {
+                "error": "Validation error",
+                "code": "validation_error",
+                "details": {"limit": ["Must be an integer between 1 and 100", "Other"]},
+                "problems": [
+                    {
+                        "path": "limit",
+                        "message": "Must be an integer between 1 and 100",
+                        "reason": "expected_page_size",
+                        "params": {"minimum": 1, "maximum": 100},
+                    },
+                    {"path": "limit", "message": "Other", "reason": None, "params": {}},
+                ],
+            },
+            {},
+        ),
+        (
+            Conflict(messages.TOO_MANY_KEYS(count=100)),
+            {
+                "error": "This team has 100 keys already. Revoke some that are not used.",
+                "code": "conflict",
+                "reason": "too_many_keys",
+                "params": {"count": 100},
+            },
+            {},
+        ),
+        (
+            EngineFailed(messages.IMAGE_DAMAGED(kind="secret")),
+            {"error": "Internal server error", "code": "internal_error"},
             {},
         ),
         (
@@ -272,11 +311,11 @@ def test_only_our_origin_makes_a_url_our_own(url: str, public_url: str, own: boo
         (ConfigurationError("secret path"), {"error": "Internal server error", "code": "internal_error"}, {}),
     ],
 )
-def test_errors_are_an_envelope_with_a_string(error: HiresfixError, shown: dict[str, Any], headers: object) -> None:
+def test_error_bodies_and_headers(error: HiresfixError, shown: dict[str, Any], headers: object) -> None:
     assert wire.error_body(error, request_id="req-1") == {**shown, "requestId": "req-1"}
     assert wire.error_headers(error) == headers
 
 
-def test_late_problems_are_reported_at_the_models_own_path() -> None:
+def test_late_problems_use_the_models_path() -> None:
     assert wire.invalid_param(CLARITY, "scale_factor", "Use 2.").details == {f"{PARAMS}.scale_factor": ["Use 2."]}
     assert wire.invalid_param(FAITHFUL, "image", "404").details == {"faithfulUpscaleParams.image": ["404"]}

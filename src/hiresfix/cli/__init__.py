@@ -1,7 +1,7 @@
-"""The command line. Every command imports what it needs when it runs, so `--help` is instant and an install
-without the server or the engine still has the rest.
+"""Command line of hiresfix.
 
-Exit codes are those of `hiresfix.cli.exits`.
+Every command imports what it needs when it runs: `--help` is instant, and an installation without the server or the
+engine still has the other commands. Exit codes are listed in `hiresfix.cli.exit_codes`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hiresfix.errors import HiresfixError
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Enlarge pictures and invent plausible detail: here, or as a service with a job API.",
+    help="Upscale images and invent plausible detail: on this machine, or as a service with a job API.",
 )
 app.command("upscale", epilog=exit_codes.EPILOG)(upscale.upscale)
 app.command("serve")(server.serve)
@@ -25,7 +25,8 @@ app.command("worker")(server.worker)
 app.command("workers")(admin.workers)
 app.command("api", hidden=True)(server.api)
 app.command("migrate")(server.migrate)
-app.command("signin")(keys.sign_in)
+app.command("login-link")(keys.login_link)
+app.command("signin", hidden=True)(keys.sign_in)
 app.command("mcp")(mcp.mcp)
 app.command("doctor")(doctor.doctor)
 app.add_typer(accounts.teams, name="teams")
@@ -41,7 +42,7 @@ app.add_typer(models.models, name="models")
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version of hiresfix."""
     typer.echo(__version__)
 
 
@@ -68,7 +69,7 @@ _EXTRA_OF = {
 
 
 def main() -> None:
-    """Entry point: turns expected errors into one line that says what to do."""
+    """Run the command line. Print an expected error as one line that says what to do."""
     try:
         app()
     except HiresfixError as error:
@@ -77,7 +78,7 @@ def main() -> None:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        _fail(f"This command needs the {extra} part. Install it with: pip install 'hiresfix[{extra}]'")
+        _fail(f"This command needs the extra {extra!r}. Install it with: pip install 'hiresfix[{extra}]'")
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         sys.exit(exit_codes.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""`hiresfix keys`: API keys, handed out and taken back. Works beside a running server."""
+"""`hiresfix keys` and `login-link`: API keys, and links that log in a browser. Works while the server runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hiresfix.cli.operator_session import in_transaction, moment, operator, table
+from hiresfix.cli.operator_session import in_transaction, operator, print_table, timestamp
 
 if TYPE_CHECKING:
-    from hiresfix.server.accounts.authentication import Key
+    from hiresfix.server.accounts.authentication import ApiKey
     from hiresfix.server.database.pool import Tx
 
-keys = typer.Typer(no_args_is_help=True, help="API keys.")
+keys = typer.Typer(no_args_is_help=True, help="Manage API keys.")
 
-KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Its id, name or prefix.")]
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Id, name or prefix of the key.")]
 
 
 class SigningMode(StrEnum):
-    """`signing.KeyMode` as words of the command line."""
+    """Values of `signing.KeyMode`, as choices of the command line."""
 
     RAW = "raw"
     HEX = "hex"
@@ -29,10 +29,12 @@ class SigningMode(StrEnum):
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    user: Annotated[str | None, typer.Option(help="Whose: an id or e-mail address; default: the first owner.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the key, for example its purpose.")],
+    user: Annotated[
+        str | None, typer.Option(help="Id or e-mail address of the user. Default: the first owner.")
+    ] = None,
 ) -> None:
-    """Make a key and print it, alone, on standard output. It is never shown again."""
+    """Create a key and print nothing but the key on standard output. It is not shown again."""
     from hiresfix.server.accounts import api_keys, authentication, teams
     from hiresfix.server.settings import load_settings
 
@@ -48,19 +50,19 @@ def create_key(
 
 @keys.command("list")
 def list_keys() -> None:
-    """Show all keys, without the keys themselves."""
+    """List all keys, without their secrets."""
     from hiresfix.server.accounts import authentication
 
     rows = [
         (str(key.id), key.name, f"{key.prefix}…", key.email, key.team_name, _state(key), key.signing_mode,
-         "" if key.monthly_budget is None else str(key.monthly_budget), moment(key.created_at),
-         moment(key.last_used_at) or "never")
-        for key in in_transaction(authentication.keys)
+         "" if key.monthly_budget is None else str(key.monthly_budget), timestamp(key.created_at),
+         timestamp(key.last_used_at) or "never")
+        for key in in_transaction(authentication.list_keys)
     ]  # fmt: skip
-    table(("id", "name", "key", "user", "team", "state", "signs", "monthly budget", "created", "last used"), rows)
+    print_table(("id", "name", "key", "user", "team", "state", "signs", "monthly budget", "created", "last used"), rows)
 
 
-def _state(key: Key) -> str:
+def _state(key: ApiKey) -> str:
     if key.revoked_at:
         return "revoked"
     if key.expires_at and key.expires_at <= datetime.now(UTC):
@@ -69,12 +71,14 @@ def _state(key: Key) -> str:
 
 
 @keys.command("rename")
-def rename_key(key: KeyName, name: Annotated[str, typer.Argument(help="What the key is for.")]) -> None:
+def rename_key(
+    key: KeyName, name: Annotated[str, typer.Argument(help="Name of the key, for example its purpose.")]
+) -> None:
     """Change a key's name."""
     from hiresfix.server.accounts import api_keys
 
-    found = _with_key(key, lambda tx, found: api_keys.rename(tx, found, name, actor=operator()))
-    typer.echo(f"{found.name} ({found.id}) is called {name}.")
+    changed = _with_key(key, lambda tx, row: api_keys.rename(tx, row, name, actor=operator()))
+    typer.echo(f"Renamed {changed.name} ({changed.id}) to {name}.")
 
 
 @keys.command("suspend")
@@ -82,76 +86,89 @@ def suspend_key(key: KeyName) -> None:
     """Refuse a key (403) until it is resumed."""
     from hiresfix.server.accounts import api_keys
 
-    found = _with_key(key, lambda tx, found: api_keys.suspend(tx, found, actor=operator()))
-    typer.echo(f"Suspended {found.name} ({found.id}).")
+    changed = _with_key(key, lambda tx, row: api_keys.suspend(tx, row, actor=operator()))
+    typer.echo(f"Suspended {changed.name} ({changed.id}).")
 
 
 @keys.command("resume")
 def resume_key(key: KeyName) -> None:
-    """Let a suspended key in again."""
+    """Accept a suspended key again."""
     from hiresfix.server.accounts import api_keys
 
-    found = _with_key(key, lambda tx, found: api_keys.resume(tx, found, actor=operator()))
-    typer.echo(f"Resumed {found.name} ({found.id}).")
+    changed = _with_key(key, lambda tx, row: api_keys.resume(tx, row, actor=operator()))
+    typer.echo(f"Resumed {changed.name} ({changed.id}).")
 
 
 @keys.command("revoke")
 def revoke_key(key: KeyName) -> None:
-    """Revoke a key at once. Jobs it submitted go on, and their webhooks are still signed with it."""
+    """Revoke a key at once, for good. Its jobs go on, and their webhooks are still signed with it."""
     from hiresfix.server.accounts import api_keys
 
-    found = _with_key(key, lambda tx, found: api_keys.revoke(tx, found, actor=operator()))
-    typer.echo(f"Revoked {found.name} ({found.id}).")
+    changed = _with_key(key, lambda tx, row: api_keys.revoke(tx, row, actor=operator()))
+    typer.echo(f"Revoked {changed.name} ({changed.id}).")
 
 
 @keys.command("signing")
 def sign_as(
-    key: KeyName, mode: Annotated[SigningMode, typer.Argument(help="What receivers make of the key's SHA-256.")]
+    key: KeyName,
+    mode: Annotated[
+        SigningMode,
+        typer.Argument(help="Form of the key's SHA-256 digest that receivers use: raw bytes or hexadecimal text."),
+    ],
 ) -> None:
-    """Sign the key's webhooks with its digest's raw bytes (default) or with their hexadecimal text."""
+    """Sign the key's webhooks with the raw bytes of its digest (default) or with their hexadecimal text."""
     from hiresfix.server.accounts import api_keys
 
-    found = _with_key(key, lambda tx, found: api_keys.sign_as(tx, found, mode.value, actor=operator()))
-    typer.echo(f"Webhooks of {found.name} ({found.id}) are signed in {mode} mode.")
+    changed = _with_key(key, lambda tx, row: api_keys.set_signing_mode(tx, row, mode.value, actor=operator()))
+    typer.echo(f"Webhooks of {changed.name} ({changed.id}) are signed in {mode} mode.")
 
 
 @keys.command("budget")
 def set_budget(
     key: KeyName,
-    credits: Annotated[str, typer.Argument(metavar="N|none", help="Whole credits a calendar month (UTC).")],
+    credits: Annotated[
+        str, typer.Argument(metavar="N|none", help="Credits per calendar month (UTC), or none for no limit.")
+    ],
 ) -> None:
-    """Bound what a key may spend in a month. Refunds give back to the month of their charge."""
+    """Limit what a key may spend per month. A refund counts for the month of its charge."""
     from hiresfix.server.accounts import api_keys
 
     if credits != "none" and not (credits.isascii() and credits.isdigit()):
-        raise typer.BadParameter(f"{credits!r} is neither whole credits nor none.", param_hint="N|none")
+        raise typer.BadParameter(f"{credits!r} is not a whole number of credits, nor none.", param_hint="N|none")
     monthly = None if credits == "none" else int(credits)
-    found = _with_key(key, lambda tx, found: api_keys.set_budget(tx, found, monthly, actor=operator()))
-    may = "as much as its team has" if monthly is None else f"{monthly} credits a month"
-    typer.echo(f"{found.name} ({found.id}) may spend {may}.")
+    changed = _with_key(key, lambda tx, row: api_keys.set_budget(tx, row, monthly, actor=operator()))
+    limit = "all credits of its team" if monthly is None else f"{monthly} credits per month"
+    typer.echo(f"{changed.name} ({changed.id}) may spend {limit}.")
 
 
-def sign_in(
-    user: Annotated[str | None, typer.Option(help="Whose: an id or e-mail address; default: the first owner.")] = None,
-    minutes: Annotated[float, typer.Option(min=1, max=24 * 60, help="How long the link works.")] = 15.0,
-) -> None:
-    """Print a link that signs a browser in to the studio, once. Whoever opens it gets a key that lasts 30 days."""
+LinkUser = Annotated[str | None, typer.Option(help="Id or e-mail address of the user. Default: the first owner.")]
+Minutes = Annotated[float, typer.Option(min=1, max=24 * 60, help="How long the link works.")]
+
+
+def login_link(user: LinkUser = None, minutes: Minutes = 15.0) -> None:
+    """Print a link that logs a browser in to the studio, once. The browser gets an API key for 30 days."""
     from hiresfix.server.accounts import authentication, login_links, teams
     from hiresfix.server.settings import load_settings
 
-    async def offer(tx: Tx) -> str:
-        who = await teams.find_user(tx, user or str(await authentication.first_owner(tx)))
-        return await login_links.offer(tx, who.id, valid_for=timedelta(minutes=minutes), actor=operator())
+    async def create(tx: Tx) -> str:
+        owner = await teams.find_user(tx, user or str(await authentication.first_owner(tx)))
+        return await login_links.create(tx, owner.id, valid_for=timedelta(minutes=minutes), actor=operator())
 
-    typer.echo(login_links.link(load_settings().public_url, in_transaction(offer)))
+    typer.echo(login_links.url(load_settings().public_url, in_transaction(create)))
 
 
-def _with_key(wanted: str, change: Callable[[Tx, Key], Awaitable[None]]) -> Key:
+def sign_in(user: LinkUser = None, minutes: Minutes = 15.0) -> None:
+    """Print a login link; old name of `hiresfix login-link`."""
+    typer.echo("`hiresfix signin` is now `hiresfix login-link`. Use the new name.", err=True)
+    login_link(user, minutes)
+
+
+def _with_key(name: str, change: Callable[[Tx, ApiKey], Awaitable[None]]) -> ApiKey:
     from hiresfix.server.accounts import authentication
 
-    async def work(tx: Tx) -> Key:
-        found = await authentication.find_key(tx, wanted)
-        await change(tx, found)
-        return found
+    async def work(tx: Tx) -> ApiKey:
+        row = await authentication.find_key(tx, name)
+        await change(tx, row)
+        return row
 
     return in_transaction(work)

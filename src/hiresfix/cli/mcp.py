@@ -1,4 +1,4 @@
-"""`hiresfix mcp`: a server's pictures for agents, over the Model Context Protocol."""
+"""`hiresfix mcp`: upscaling on a server for agents, over the Model Context Protocol."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 def mcp(
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp instead of standard input.")] = False,
-    host: Annotated[str, typer.Option(help="Address to listen on (--http).")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on (--http).")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; only with --http.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on; only with --http.")] = 8765,
     folder: Annotated[
         Path | None,
-        typer.Option(help="The only folder agents may read and write; with --http by default the current one."),
+        typer.Option(help="The only folder agents may read and write. With --http the default is the current one."),
     ] = None,
 ) -> None:
-    """Serve the tools upscale, job_status, cancel_job and list_models to agents.
+    """Offer the tools upscale, job_status, cancel_job and list_models to agents.
 
-    Talks to the server at HIRESFIX_URL with HIRESFIX_API_KEY. With --http, HIRESFIX_MCP_TOKEN is what agents have to
-    show; elsewhere than on this machine they must.
+    Uses the server at HIRESFIX_URL with HIRESFIX_API_KEY. With --http, agents must send the token in
+    HIRESFIX_MCP_TOKEN; it is required unless the server listens on this machine only.
     """
     from hiresfix.errors import ConfigurationError
 
@@ -32,10 +32,10 @@ def mcp(
     token = os.environ.get("HIRESFIX_MCP_TOKEN", "")
     if http and host not in LOOPBACK and not token:
         raise ConfigurationError(
-            f"Anybody who reaches {host} could spend your credits. Set HIRESFIX_MCP_TOKEN, or listen on 127.0.0.1."
+            f"Everybody who can reach {host} could spend your credits. Set HIRESFIX_MCP_TOKEN, or listen on 127.0.0.1."
         )
     from hiresfix.client import AsyncClient
-    from hiresfix.mcp import WithToken, build
+    from hiresfix.mcp import BearerTokenMiddleware, build
 
     if not http:
         build(AsyncClient(), folder=folder).run("stdio")
@@ -44,4 +44,4 @@ def mcp(
 
     app = build(AsyncClient(), folder=folder or Path.cwd()).streamable_http_app(host=host)
     typer.echo(f"MCP server on http://{host}:{port}/mcp", err=True)
-    uvicorn.run(WithToken(app, token) if token else app, host=host, port=port, log_level="warning")
+    uvicorn.run(BearerTokenMiddleware(app, token) if token else app, host=host, port=port, log_level="warning")

@@ -1,4 +1,4 @@
-"""`hiresfix models`: the weight files an operator chooses from. Callers choose none: recipes name them."""
+"""`hiresfix models`: weight files on this machine. Operators choose them in recipes; callers of the API cannot."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hiresfix.cli.operator_session import table
+from hiresfix.cli.operator_session import print_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from hiresfix.models.catalog import WeightFile
-    from hiresfix.models.store import Installed, Offer, Store
+    from hiresfix.models.store import InstalledModel, ListedModel, ModelStore
 
-models = typer.Typer(no_args_is_help=True, help="Weight files: what there is, fetching, adding, checking.")
+models = typer.Typer(no_args_is_help=True, help="Manage weight files: list, pull, add, verify, remove.")
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `hiresfix models list`.")]
+FileNames = Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `hiresfix models list`.")]
 
 
 @models.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, for scripts.")] = False,
 ) -> None:
-    """Show every weight file: those of packages, those that can be pulled, those added here."""
+    """List all weight files: those of installed packages, those to pull, and those added on this machine."""
     rows = list(_rows())
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     headings = ("name", "kind", "state", "size", "commercial", "licence", "origin")
-    table(
+    print_table(
         headings,
         (
             (row.name, row.kind, row.state, _size(row.bytes), _yes_or_no(row.commercial), row.licence, row.origin)
@@ -45,8 +45,8 @@ def list_models(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One file of the listing. `bytes` None: not known before it is here."""
+class WeightRow:
+    """One weight file of the listing. `bytes` None: unknown until it is installed."""
 
     name: str
     kind: str
@@ -58,115 +58,117 @@ class Row:
     origin: str
 
 
-def _rows() -> Iterator[Row]:
+def _rows() -> Iterator[WeightRow]:
     from importlib.util import find_spec
 
     from hiresfix.models.catalog import WEIGHTS
-    from hiresfix.models.store import Store
+    from hiresfix.models.store import ModelStore
 
     for weight in WEIGHTS:
         state = "installed" if find_spec(weight.package) else "comes with hiresfix[engine]"
-        yield Row(kind="enlarger", state=state, bytes=None, **_provenance(weight))
-    store = Store.at_home()
-    here = store.installed()
-    for entry in here.values():
-        state = "installed" if entry.path.exists() else "file is gone"
-        yield Row(kind=entry.kind, state=state, bytes=entry.bytes, **_provenance(entry))
-    for offer in store.offers.values():
-        if offer.name not in here:
-            begun = store.begun(offer)
-            state = f"begun, {_size(begun)} here" if begun else "can be pulled"
-            yield Row(kind=offer.kind, state=state, bytes=offer.bytes or offer.about, **_provenance(offer))
+        yield WeightRow(kind="enlarger", state=state, bytes=None, **_provenance(weight))
+    store = ModelStore.at_home()
+    installed = store.installed()
+    for entry in installed.values():
+        state = "installed" if entry.path.exists() else "file is missing"
+        yield WeightRow(kind=entry.kind, state=state, bytes=entry.bytes, **_provenance(entry))
+    for file in store.listed.values():
+        if file.name not in installed:
+            partial_bytes = store.partial_bytes(file)
+            state = f"incomplete, {_size(partial_bytes)} so far" if partial_bytes else "can be pulled"
+            yield WeightRow(kind=file.kind, state=state, bytes=file.bytes or file.about, **_provenance(file))
 
 
-def _provenance(file: WeightFile | Installed | Offer) -> dict[str, Any]:
+def _provenance(file: WeightFile | InstalledModel | ListedModel) -> dict[str, Any]:
     return {key: getattr(file, key) for key in ("name", "sha256", "commercial", "licence", "origin")}
 
 
 @models.command()
 def pull(
-    names: Names,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licences that are shown.")] = False,
+    names: FileNames,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licences without asking.")] = False,
 ) -> None:
-    """Fetch weight files from their public origins. A pull that was cut off goes on where it stopped."""
+    """Download weight files from their public origins. An interrupted download is resumed."""
     from hiresfix.errors import HiresfixError
-    from hiresfix.models.store import Store
+    from hiresfix.models.store import ModelStore
 
-    store = Store.at_home()
-    offers = [store.offer(name) for name in dict.fromkeys(names)]
-    here = store.installed()
+    store = ModelStore.at_home()
+    files = [store.find_listed(name) for name in dict.fromkeys(names)]
+    installed = store.installed()
     missing = []
-    for offer in offers:
-        if offer.name in here and here[offer.name].path.exists():
-            typer.echo(f"{offer.name} is installed already.", err=True)
+    for file in files:
+        if file.name in installed and installed[file.name].path.exists():
+            typer.echo(f"{file.name} is already installed.", err=True)
         else:
-            _accept(offer, yes=yes)
-            missing.append(offer)
+            _accept(file, yes=yes)
+            missing.append(file)
     failed = False
     with _progress() as progress:
-        for offer in missing:
+        for file in missing:
             try:
-                _pull(store, offer, progress)
+                _pull(store, file, progress)
             except HiresfixError as error:
                 failed = True
-                progress.console.print(f"{offer.name}: {error}", style="red", markup=False, soft_wrap=True)
+                progress.console.print(f"{file.name}: {error}", style="red", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
 
-def _accept(offer: Offer, *, yes: bool) -> None:
-    """Show the licence, and go on only with a yes."""
-    typer.echo(f"{offer.name}: {offer.use or offer.kind}", err=True)
-    typer.echo(f"  from     {offer.origin}", err=True)
-    typer.echo(f"  licence  {offer.licence}", err=True)
-    typer.echo(f"  commercial use: {_yes_or_no(offer.commercial)}", err=True)
+def _accept(file: ListedModel, *, yes: bool) -> None:
+    """Show the licence and ask for consent. Raises if it is refused."""
+    typer.echo(f"{file.name}: {file.use or file.kind}", err=True)
+    typer.echo(f"  from     {file.origin}", err=True)
+    typer.echo(f"  licence  {file.licence}", err=True)
+    typer.echo(f"  commercial use: {_yes_or_no(file.commercial)}", err=True)
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("Nobody is here to accept the licence. Say --yes if you do.", param_hint="--yes")
-    typer.confirm("Do you accept it?", abort=True, err=True)
+        raise typer.BadParameter("The licence must be accepted. Add --yes to accept it.", param_hint="--yes")
+    typer.confirm("Do you accept the licence?", abort=True, err=True)
 
 
-def _pull(store: Store, offer: Offer, progress: Progress) -> None:
-    task = progress.add_task(offer.name, total=offer.bytes or offer.about)
-    entry = store.pull(offer, lambda there, total: progress.update(task, completed=there, total=total))
+def _pull(store: ModelStore, file: ListedModel, progress: Progress) -> None:
+    task = progress.add_task(file.name, total=file.bytes or file.about)
+    entry = store.pull(file, lambda done, total: progress.update(task, completed=done, total=total))
     progress.remove_task(task)
-    known = "as the list says"
-    if len(offer.sha256 or "") < len(entry.sha256):
-        before = "known by its beginning" if offer.sha256 else "not known before"
-        known = f"{before}; recorded, and checked from now on"
+    checked = "as listed"
+    if len(file.sha256 or "") < len(entry.sha256):
+        before = "only its beginning was listed" if file.sha256 else "not listed"
+        checked = f"{before}; recorded, and checked from now on"
     progress.console.print(
-        f"{entry.name}  {_size(entry.bytes)}, SHA-256 {entry.sha256} ({known})", markup=False, soft_wrap=True
+        f"{entry.name}  {_size(entry.bytes)}, SHA-256 {entry.sha256} ({checked})", markup=False, soft_wrap=True
     )
 
 
 @models.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Default: all installed.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Names of installed files. Default: all.")
+    ] = None,
 ) -> None:
-    """Read installed files again and compare them with what was installed; exit code 1 if one differs.
+    """Compare installed files with their recorded SHA-256; exit code 1 if one differs.
 
-    Files of packages are compared whenever they are loaded.
+    Files of packages are checked whenever they are loaded.
     """
-    from hiresfix.models.store import Store
+    from hiresfix.models.store import ModelStore
 
-    store = Store.at_home()
-    here = store.installed()
-    unknown = [name for name in names or () if name not in here]
+    store = ModelStore.at_home()
+    installed = store.installed()
+    unknown = [name for name in names or () if name not in installed]
     if unknown:
-        raise typer.BadParameter(f"Not installed: {', '.join(unknown)}.", param_hint="NAME")
-    chosen = [here[name] for name in dict.fromkeys(names)] if names else list(here.values())
-    if not chosen:
-        typer.echo("Nothing is installed here. See: hiresfix models list", err=True)
+        raise typer.BadParameter(f"Not installed: {', '.join(unknown)}. See: hiresfix models list", param_hint="NAME")
+    entries = [installed[name] for name in dict.fromkeys(names)] if names else list(installed.values())
+    if not entries:
+        typer.echo("No files are installed. See: hiresfix models list", err=True)
     problems = 0
     with _progress() as progress:
-        for entry in chosen:
+        for entry in entries:
             task = progress.add_task(entry.name, total=entry.bytes)
             problem = store.verify(entry, partial(progress.advance, task))
             progress.remove_task(task)
             problems += problem is not None
-            said = problem or f"is what was installed ({entry.sha256})"
-            progress.console.print(f"{entry.name}: {said}", markup=False, soft_wrap=True)
+            verdict = problem or f"unchanged ({entry.sha256})"
+            progress.console.print(f"{entry.name}: {verdict}", markup=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
 
@@ -174,20 +176,23 @@ def verify(
 @models.command()
 def add(
     file: Annotated[
-        Path, typer.Argument(help="A .safetensors, .pth, .pt or .ckpt file, or a folder as diffusers lays it out.")
+        Path, typer.Argument(help="A .safetensors, .pth, .pt or .ckpt file, or a folder in the layout of diffusers.")
     ],
-    name: Annotated[str | None, typer.Option(help="What recipes call it; default: the file's name.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Of the file; for a name of the list it is the list's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name for recipes. Default: the name of the file.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the file. Not needed for a name in `hiresfix models list`.")
+    ] = None,
     commercial: Annotated[
-        bool | None, typer.Option("--commercial/--no-commercial", help="Whether the licence allows commercial use.")
+        bool | None,
+        typer.Option("--commercial/--no-commercial", help="The licence allows commercial use, or does not."),
     ] = None,
 ) -> None:
-    """Take in a file or folder that is on this machine, your own or one of the list fetched elsewhere."""
-    from hiresfix.models.store import Store
+    """Add a file or folder from this machine: your own, or a listed one that was downloaded elsewhere."""
+    from hiresfix.models.store import ModelStore
 
     with _progress() as progress:
         progress.add_task(file.name, total=None)
-        entry = Store.at_home().add(
+        entry = ModelStore.at_home().add(
             file,
             name=name or (file.resolve().name if file.is_dir() else file.stem),
             licence=licence,
@@ -198,11 +203,11 @@ def add(
 
 
 @models.command()
-def remove(name: Annotated[str, typer.Argument(help="An installed file's name.")]) -> None:
+def remove(name: Annotated[str, typer.Argument(help="Name of an installed file.")]) -> None:
     """Delete an installed file."""
-    from hiresfix.models.store import Store
+    from hiresfix.models.store import ModelStore
 
-    entry = Store.at_home().remove(name)
+    entry = ModelStore.at_home().remove(name)
     typer.echo(f"Removed {entry.name}, {_size(entry.bytes)}.")
 
 
@@ -227,6 +232,6 @@ def _yes_or_no(allowed: bool | None) -> str:
 
 
 def _read_pickle(path: Path) -> Any:
-    from hiresfix.engine.weights.superres_files import read_tensors  # here: it imports torch
+    from hiresfix.engine.weights.superres_files import read_tensors  # imports torch
 
     return read_tensors(path)

@@ -1,4 +1,4 @@
-"""What the operator's commands share: a transaction beside the running server, who acts, tables."""
+"""Helpers of the operator's commands: a transaction while the server runs, the actor, tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
     """Run `work` in one transaction on the operator's or the embedded database."""
     import asyncio
 
-    from hiresfix.server import supervisor as serving
+    from hiresfix.server import supervisor
     from hiresfix.server.database import schema
     from hiresfix.server.database.pool import Database
     from hiresfix.server.settings import load_settings
@@ -31,33 +31,33 @@ def in_transaction(work: Callable[[Tx], Awaitable[T]]) -> T:
         async with Database(url, max_size=1) as database, database.transaction() as tx:
             return await work(tx)
 
-    with serving.database(settings) as url:
+    with supervisor.database(settings) as url:
         if not settings.database_url:
-            schema.migrate(url)  # ours alone, so nobody else decides when
+            schema.migrate(url)  # no other process uses it, so nobody else would
         else:
             schema.require_schema(url)
         return asyncio.run(run(url))
 
 
-def the_fleet() -> tuple[list[worker_registry.Member], int]:
-    """The workers that are remembered, and how many jobs wait that none of those that are up can hold."""
+def read_workers() -> tuple[list[worker_registry.RegisteredWorker], int]:
+    """Return the known workers, and the number of waiting jobs that no running worker can take."""
     from hiresfix.server.jobs import scheduler, worker_registry
 
-    async def look(tx: Tx) -> tuple[list[worker_registry.Member], int]:
-        return await worker_registry.members(tx), await scheduler.stranded(tx)
+    async def read(tx: Tx) -> tuple[list[worker_registry.RegisteredWorker], int]:
+        return await worker_registry.list_workers(tx), await scheduler.count_stranded(tx)
 
-    return in_transaction(look)
+    return in_transaction(read)
 
 
-async def team_called(tx: Tx, wanted: str | None) -> UUID:
-    """The team with this id or name; None is the first one."""
+async def team_id(tx: Tx, name: str | None) -> UUID:
+    """Return the id of the team with this id or name; None means the first team."""
     from hiresfix.server.accounts import authentication, teams
 
-    return (await teams.find_team(tx, wanted)).id if wanted else await authentication.first_team(tx)
+    return (await teams.find_team(tx, name)).id if name else await authentication.first_team(tx)
 
 
 def operator() -> str:
-    """Who runs this command, for the audit log and the ledger: `os:` and the name of the machine's user."""
+    """Return the actor for the audit log and the ledger: `os:` and the name of the operating system's user."""
     if sys.platform == "win32":
         import getpass
 
@@ -72,20 +72,20 @@ def operator() -> str:
     return f"os:{name} for {sudo}" if sudo and sudo != name else f"os:{name}"
 
 
-def table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Print rows under headings, each cell as it is."""
+def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print rows under headings."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    printed = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for heading in headings:
-        printed.add_column(heading, no_wrap=True)
+        grid.add_column(heading, no_wrap=True)
     for row in rows:
-        printed.add_row(*map(Text, row))  # as it is: an error text or a licence may hold brackets
-    # Into a pipe or a file nothing is cut off; on a terminal its width rules.
-    Console(width=None if sys.stdout.isatty() else 1000).print(printed)
+        grid.add_row(*map(Text, row))  # Text: brackets in cells are not markup
+    # A terminal has its own width; a pipe or a file gets whole lines.
+    Console(width=None if sys.stdout.isatty() else 1000).print(grid)
 
 
-def moment(when: datetime | None) -> str:
+def timestamp(when: datetime | None) -> str:
     return when.strftime("%Y-%m-%d %H:%M:%S") if when else ""

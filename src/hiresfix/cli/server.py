@@ -1,4 +1,4 @@
-"""`hiresfix serve`, `worker`, `migrate`: the service's processes."""
+"""`hiresfix serve`, `worker`, `migrate`: processes of the service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 STARTUP_FAILURE = 3
-"""The exit status that uvicorn's own command line uses for it."""
+"""Exit status of uvicorn's own command line for a failed start."""
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
@@ -17,37 +17,40 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="API processes on this port; HIRESFIX_API_PROCESSES says it too.")
+        int | None, typer.Option(min=1, help="API processes on this port. Default: HIRESFIX_API_PROCESSES.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes on this machine.")] = 1,
-    no_worker: Annotated[bool, typer.Option("--no-worker", help="API only; run `hiresfix worker` elsewhere.")] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="Start no worker; run `hiresfix worker` on other machines.")
+    ] = False,
 ) -> None:
-    """Run the service: API and workers, on the embedded PostgreSQL unless HIRESFIX_DATABASE_URL names another."""
-    from hiresfix.server import supervisor as serving
+    """Run the service: API and workers. Uses the embedded PostgreSQL unless HIRESFIX_DATABASE_URL is set."""
+    from hiresfix.server import supervisor
     from hiresfix.server.database import schema
     from hiresfix.server.platform import logging
-    from hiresfix.server.settings import load_settings, warn_if_open
+    from hiresfix.server.settings import load_settings, warn_if_open, warn_of_former_names
 
     settings = load_settings()
     logging.configure(settings.log_level)
+    warn_of_former_names()
     if "public_url" not in settings.model_fields_set:
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
         settings = settings.model_copy(update={"public_url": f"http://{reachable}:{port}"})
     warn_if_open(settings)
-    serving.stop_on_signals()
-    with serving.listen(host, port) as listening, serving.database(settings) as url:
+    supervisor.stop_on_signals()
+    with supervisor.listen(host, port) as listening, supervisor.database(settings) as url:
         schema.migrate(url)
         key = _first_key(url, settings.free_credits)
         typer.echo(f"hiresfix is starting on {settings.public_url}", err=True)
-        if key:  # on standard output, apart from the logs, which tend to be kept
-            typer.echo(f"API key of the new team (shown only now): {key}")
-        if settings.signin_minutes:
-            link = _first_link(url, settings.public_url, settings.signin_minutes)
-            typer.echo(f"Open the studio (once, within {settings.signin_minutes:g} minutes): {link}")
-        children = serving.children(
+        if key:  # on standard output: logs are kept, and must not hold the key
+            typer.echo(f"API key of the new team (not shown again): {key}")
+        if settings.login_link_minutes:
+            link = _first_link(url, settings.public_url, settings.login_link_minutes)
+            typer.echo(f"Open the studio (once, within {settings.login_link_minutes:g} minutes): {link}")
+        children = supervisor.child_processes(
             settings, listening, processes=processes or settings.api_processes, workers=0 if no_worker else workers
         )
-        serving.Supervisor(settings=settings, database_url=url, children=children).run()
+        supervisor.Supervisor(settings=settings, database_url=url, children=children).run()
 
 
 def _first_key(url: str, free_credits: int) -> str | None:
@@ -64,49 +67,50 @@ def _first_key(url: str, free_credits: int) -> str | None:
 
 
 def _first_link(url: str, public_url: str, minutes: float) -> str:
-    """A sign-in link for the first owner, whoever looks at this terminal."""
+    """Return a login link for the first owner."""
     import asyncio
     from datetime import timedelta
 
     from hiresfix.server.accounts import authentication, login_links
     from hiresfix.server.database.pool import Database
 
-    async def offer() -> str:
+    async def create() -> str:
         async with Database(url, max_size=1) as database, database.transaction() as tx:
             owner = await authentication.first_owner(tx)
-            return await login_links.offer(tx, owner, valid_for=timedelta(minutes=minutes), actor="os:serve")
+            return await login_links.create(tx, owner, valid_for=timedelta(minutes=minutes), actor="os:serve")
 
-    return login_links.link(public_url, asyncio.run(offer()))
+    return login_links.url(public_url, asyncio.run(create()))
 
 
 def worker(
     devices: Annotated[
         str | None,
         typer.Option(
-            help="A process for each: auto (every GPU there is), cpu, or numbers of GPUs: 0,1.", show_default=False
+            help="One process per device: auto (all GPUs), cpu, or numbers of GPUs such as 0,1.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Run a worker until SIGTERM, or one for each device; it then finishes its job, or gives it back."""
-    from hiresfix.server import supervisor as serving
+    """Run a worker, or one per device. On SIGTERM it finishes its job, or returns it to the queue."""
+    from hiresfix.server import supervisor
     from hiresfix.server.database import schema
     from hiresfix.server.platform import hardware, logging
-    from hiresfix.server.settings import load_settings
+    from hiresfix.server.settings import load_settings, warn_of_former_names
 
     settings = load_settings()
     logging.configure(settings.log_level)
-    serving.follow_supervisor()
-    children = [] if devices is None else serving.workers_on(hardware.devices(devices), settings)
+    warn_of_former_names()
+    supervisor.follow_supervisor()
+    children = [] if devices is None else supervisor.worker_processes(hardware.devices(devices), settings)
     if children:
-        serving.stop_on_signals()
-    with serving.database(settings) as url:
+        supervisor.stop_on_signals()
+    with supervisor.database(settings) as url:
         schema.require_schema(url)
         if children:
-            serving.Supervisor(settings=settings, database_url=url, children=children).run()
+            supervisor.Supervisor(settings=settings, database_url=url, children=children).run()
             return
-        from hiresfix.server.worker import process as working
+        from hiresfix.server.worker import process
 
-        working.run(settings, database_url=url)
+        process.run(settings, database_url=url)
 
 
 def api(
@@ -114,19 +118,20 @@ def api(
     port: Port = 8000,
     fd: Annotated[int | None, typer.Option(hidden=True, help="Listening socket inherited from `serve`.")] = None,
 ) -> None:
-    """Run one API process (what `serve` starts)."""
+    """Run one API process, as `serve` does."""
     import socket
 
-    from hiresfix.server import supervisor as serving
+    from hiresfix.server import supervisor
     from hiresfix.server.app import Server, create_app
     from hiresfix.server.database import schema
     from hiresfix.server.platform import logging
-    from hiresfix.server.settings import load_settings
+    from hiresfix.server.settings import load_settings, warn_of_former_names
 
     settings = load_settings()
     logging.configure(settings.log_level)
-    serving.follow_supervisor()
-    with serving.database(settings) as url:
+    warn_of_former_names()
+    supervisor.follow_supervisor()
+    with supervisor.database(settings) as url:
         schema.require_schema(url)
         app = create_app(settings, database_url=url)
         server = Server(app, host=host, port=port)
@@ -136,11 +141,11 @@ def api(
 
 
 def migrate() -> None:
-    """Bring the database's schema to this release's version."""
-    from hiresfix.server import supervisor as serving
+    """Update the database schema to this release."""
+    from hiresfix.server import supervisor
     from hiresfix.server.database import schema
     from hiresfix.server.settings import load_settings
 
-    with serving.database(load_settings()) as url:
+    with supervisor.database(load_settings()) as url:
         before, after = schema.migrate(url)
     typer.echo(f"The schema is up to date ({after})." if before == after else f"Migrated from {before} to {after}.")

@@ -1,4 +1,4 @@
-"""`hiresfix upscale`: enlarge files, by the engine here or by a server, with the same options."""
+"""`hiresfix upscale`: upscale files with the engine on this machine or with a server, by the same options."""
 
 from __future__ import annotations
 
@@ -12,72 +12,90 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from hiresfix.cli import inputs as errands_
-from hiresfix.cli import resume_log as journals
-from hiresfix.cli.backends import Enlarger, Here, There
+from hiresfix.cli import inputs as planning
+from hiresfix.cli import resume_log
+from hiresfix.cli.backends import Backend, LocalBackend, RemoteBackend
 from hiresfix.cli.batch import Batch
-from hiresfix.cli.inputs import Errand
-from hiresfix.cli.resume_log import Journal
+from hiresfix.cli.inputs import UpscaleTask
+from hiresfix.cli.resume_log import ResumeLog
 from hiresfix.errors import InvalidRequest
 from hiresfix.files import SUFFIXES
 from hiresfix.models import presets
-from hiresfix.models.catalog import MODELS, Model, find_model
+from hiresfix.models.catalog import MODELS, CatalogModel, find_model
+from hiresfix.models.param_help import find_param, help_text, range_text
 from hiresfix.paths import home
 from hiresfix.recipe import Recipe
 
 WATCH_SECONDS = 1.0
-"""Between two looks at a watched folder; a file is complete when two looks find it the same."""
-POSTPONED_SECONDS = 30.0
-"""Until what a watched folder's server was too busy for, or too far away, is tried again."""
+"""Pause between two looks at a watched folder. A file that two looks find unchanged is complete."""
+RETRY_SECONDS = 30.0
+"""While watching, pause before images are tried again that a busy or unreachable server did not take."""
+
+_FORMAT = find_param("output_format")
+_MODEL_NAMES = ", ".join(model.id for model in MODELS)
+_PRESET_NAMES = ", ".join(MODELS[0].presets)
+
+
+def _parameter(name: str) -> Any:
+    """Return the option of a parameter, with range, default and help from the catalog."""
+    return typer.Option(help=help_text(find_param(name)))
 
 
 def upscale(
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="IN...", help="Pictures, folders of them, or patterns in quotes.")
+        list[Path] | None, typer.Argument(metavar="IN...", help="Images, folders of images, or patterns in quotes.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File for one picture, folder for several. Default: beside the input."),
+        typer.Option("--output", "-o", help="File for one image, folder for several. Default: next to the input."),
     ] = None,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(model.id for model in MODELS)}.")] = MODELS[0].id,
+    model: Annotated[str, typer.Option(help=f"One of {_MODEL_NAMES}.")] = MODELS[0].id,
     preset: Annotated[
         str,
         typer.Option(
-            help="clarity-upscale here only: offline, clarity, clarity-classic or one of yours (presets.toml)."
+            help=f"On this machine only, for {MODELS[0].id}: {_PRESET_NAMES} or one of your own (presets.toml)."
         ),
     ] = "",
-    scale: Annotated[str | None, typer.Option(help="1, 2, 4 or 8; default 2.")] = None,
-    creativity: Annotated[str | None, typer.Option(help="0 to 1: how much detail may be invented.")] = None,
-    resemblance: Annotated[str | None, typer.Option(help="0 to 3: how tightly to follow the input.")] = None,
-    dynamic: Annotated[str | None, typer.Option(help="1 to 50: contrast and crispness.")] = None,
-    steps: Annotated[str | None, typer.Option(help="1 to 100 refinement steps.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What kind of detail to add.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
-    sharpen: Annotated[str | None, typer.Option(help="0 to 10; 0 is off.")] = None,
-    content: Annotated[str | None, typer.Option(help="photo or anime (faithful-upscale).")] = None,
-    seed: Annotated[str | None, typer.Option(help="Makes the same picture again; default random.")] = None,
+    scale: Annotated[str | None, _parameter("scale_factor")] = None,
+    creativity: Annotated[str | None, _parameter("creativity")] = None,
+    resemblance: Annotated[str | None, _parameter("resemblance")] = None,
+    dynamic: Annotated[str | None, _parameter("dynamic")] = None,
+    steps: Annotated[str | None, _parameter("num_inference_steps")] = None,
+    prompt: Annotated[str | None, _parameter("prompt")] = None,
+    negative_prompt: Annotated[str | None, _parameter("negative_prompt")] = None,
+    sharpen: Annotated[str | None, _parameter("sharpen")] = None,
+    content: Annotated[str | None, _parameter("content")] = None,
+    seed: Annotated[str | None, _parameter("seed")] = None,
     output_format: Annotated[
-        str | None, typer.Option("--format", help="png, jpg or webp; default: that of -o, else png.")
+        str | None,
+        typer.Option("--format", help=f"{range_text(_FORMAT)} (default: that of --output, else {_FORMAT.default})."),
     ] = None,
-    strip: Annotated[bool, typer.Option("--strip", help="Leave EXIF and XMP out of the result (here only).")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps (here only).")] = "auto",
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave EXIF and XMP out of the result. On this machine only.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps. On this machine only.")] = "auto",
     remote: Annotated[
         bool | None,
-        typer.Option("--remote/--local", help="By the server at HIRESFIX_URL; the default where that is set."),
+        typer.Option(
+            "--remote/--local",
+            help="On the server at HIRESFIX_URL, or on this machine. Default: remote if that is set.",
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Pictures at once (--remote).")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Images at the same time. With --remote only.")] = 1,
     watch: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Enlarge what appears in this folder, until interrupted.")
+        Path | None, typer.Option(metavar="DIR", help="Upscale new images in this folder, until interrupted.")
     ] = None,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Of several pictures, make those anew too that are made already, or by others."),
+        typer.Option(
+            "--again", help="Redo images that already have a result, and overwrite files hiresfix did not write."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for every picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line for every image.")] = False,
 ) -> None:
-    """Enlarge pictures on this machine, or with --remote on a server."""
-    output_format = errands_.output_format(output, output_format)
-    given = {
+    """Upscale images on this machine, or with --remote on a server."""
+    output_format = planning.output_format(output, output_format)
+    options = {
         "scale_factor": scale,
         "creativity": creativity,
         "resemblance": resemblance,
@@ -90,59 +108,72 @@ def upscale(
         "seed": seed,
         "output_format": output_format,
     }
-    chosen = _model(model)
-    params = {name: value for name, value in given.items() if value is not None}
-    recipe = _recipe(chosen, params, preset)
-    asked = _Asked(model=chosen, params=params, recipe=recipe, preset=preset, strip=strip, device=device, jobs=jobs)
-    there = bool(os.environ.get("HIRESFIX_URL")) if remote is None else remote
-    _check_options(asked, there=there, watch=watch, output=output, inputs=inputs)
-    with closing(Journal.of_user()) as journal:
-        errands = [] if not inputs else _errands(inputs, output, recipe, journal)
-        # One picture, named alone, is wanted anew.
-        alone = len(errands) == 1 and watch is None and not any(path.is_dir() for path in inputs or ())
-        enlarger, fingerprint = _there(asked, journal) if there else _here(asked)
-        with closing(enlarger):
+    catalog_model = _model(model)
+    params = {name: value for name, value in options.items() if value is not None}
+    settings = _Settings(
+        model=catalog_model,
+        params=params,
+        recipe=_recipe(catalog_model, params, preset),
+        preset=preset,
+        strip=strip,
+        device=device,
+        jobs=jobs,
+    )
+    on_server = bool(os.environ.get("HIRESFIX_URL")) if remote is None else remote
+    _check_options(settings, on_server=on_server, watch=watch, output=output, inputs=inputs)
+    with closing(ResumeLog.of_user()) as log:
+        tasks = _plan_tasks(inputs, output, settings.recipe, log) if inputs else []
+        # A single image that is named is always redone.
+        is_single = len(tasks) == 1 and watch is None and not any(path.is_dir() for path in inputs or ())
+        backend, fingerprint = _remote_backend(settings, log) if on_server else _local_backend(settings)
+        with closing(backend):
             batch = Batch(
-                enlarger=enlarger,
-                journal=journal,
+                backend=backend,
+                log=log,
                 fingerprint=fingerprint,
-                again=again or alone,
+                again=again or is_single,
                 as_json=as_json,
                 endless=watch is not None,
             )
-            code = batch.run(errands)
-            batch.tell_counts()
+            code = batch.run(tasks)
+            batch.print_summary()
             if watch is not None and not batch.stopping.is_set():
-                code = _watch(watch, lambda: _errands([watch], output, recipe, journal), batch)
+                code = _watch(watch, lambda: _plan_tasks([watch], output, settings.recipe, log), batch)
     if code:
         raise typer.Exit(code)
 
 
-def _watch(folder: Path, listed: Callable[[], list[Errand]], batch: Batch) -> int:
-    """Do what appears, until interrupted or there is no point in going on; what may succeed later, again later.
+def _watch(folder: Path, plan: Callable[[], list[UpscaleTask]], batch: Batch) -> int:
+    """Upscale new images until interrupted, or until an error that all images would run into.
 
-    listed: the errands of the whole folder, so that a.gif and a.png keep apart though they came at different times.
+    Args:
+        folder: the watched folder.
+        plan: returns the tasks of the whole folder, so that a.gif and a.png get different results even if they come
+            at different times.
+        batch: runs the tasks. Postponed ones are tried again after a pause.
     """
-    given: dict[Path, _State] = {}
-    for appeared in _appearing(folder, given):
+    reported: dict[Path, _FileState] = {}
+    for new_files in _new_files(folder, reported):
         try:
-            errands = [errand for errand in listed() if errand.source in appeared]
-        except typer.BadParameter:  # gone since the look
+            tasks = [task for task in plan() if task.source in new_files]
+        except typer.BadParameter:  # deleted meanwhile
             continue
-        code = batch.run(errands)
+        code = batch.run(tasks)
         if batch.stopping.is_set():
             return code
         if batch.postponed:
-            time.sleep(POSTPONED_SECONDS)
+            time.sleep(RETRY_SECONDS)
             for path in batch.postponed:
-                given.pop(path, None)
+                reported.pop(path, None)
             batch.postponed.clear()
-    raise AssertionError("folders are watched for ever")
+    raise AssertionError("_new_files never ends")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    model: Model
+class _Settings:
+    """Options of the command that decide the result."""
+
+    model: CatalogModel
     params: dict[str, str]
     recipe: Recipe
     preset: str
@@ -151,128 +182,131 @@ class _Asked:
     jobs: int
 
 
-def _model(name: str) -> Model:
-    found = find_model(name)
-    if found is None:
-        raise typer.BadParameter(f"Expected one of {', '.join(model.id for model in MODELS)}", param_hint="--model")
-    return found
+def _model(name: str) -> CatalogModel:
+    model = find_model(name)
+    if model is None:
+        raise typer.BadParameter(f"Expected one of {_MODEL_NAMES}", param_hint="--model")
+    return model
 
 
-_OPTION = {"scale_factor": "scale", "num_inference_steps": "steps", "output_format": "format"}
+_OPTION_OF = {"scale_factor": "scale", "num_inference_steps": "steps", "output_format": "format"}
 
 
-def _recipe(model: Model, params: dict[str, str], preset: str) -> Recipe:
-    """The same parameters, bounds and messages as the API's."""
+def _recipe(model: CatalogModel, params: dict[str, str], preset: str) -> Recipe:
+    """Return the recipe, with parameters, bounds and messages of the API."""
     from hiresfix import local
 
     try:
-        return local.recipe_of(model, params, preset=preset)
+        return local.build_recipe(model, params, preset=preset)
     except InvalidRequest as error:
         name, messages = next(iter(error.details.items()))
-        option = "--" + _OPTION.get(name, name).replace("_", "-")
+        option = "--" + _OPTION_OF.get(name, name).replace("_", "-")
         raise typer.BadParameter(" ".join(messages), param_hint=option) from error
 
 
 def _check_options(
-    asked: _Asked, *, there: bool, watch: Path | None, output: Path | None, inputs: list[Path] | None
+    settings: _Settings, *, on_server: bool, watch: Path | None, output: Path | None, inputs: list[Path] | None
 ) -> None:
-    """What does not go together is refused before anything is done."""
-    if there:
-        for option, used in (
-            ("--preset", asked.preset),
-            ("--strip", asked.strip),
-            ("--device", asked.device != "auto"),
+    """Refuse options that contradict each other, before any work."""
+    if on_server:
+        for option, is_used in (
+            ("--preset", settings.preset),
+            ("--strip", settings.strip),
+            ("--device", settings.device != "auto"),
         ):
-            if used:
-                raise typer.BadParameter("That is for the server's operator to choose. Use --local.", param_hint=option)
-    elif asked.jobs > 1:
-        raise typer.BadParameter("Here one picture takes the whole machine. Use --remote.", param_hint="--jobs")
+            if is_used:
+                raise typer.BadParameter("The server's operator decides that. Use --local.", param_hint=option)
+    elif settings.jobs > 1:
+        raise typer.BadParameter("One image uses the whole machine. Use --remote.", param_hint="--jobs")
     if not inputs and watch is None:
-        raise typer.BadParameter("Name pictures, or a folder with --watch.", param_hint="IN...")
+        raise typer.BadParameter("Name images, or a folder with --watch.", param_hint="IN...")
     if watch is None:
         return
     if not watch.is_dir():
         raise typer.BadParameter(f"{watch} is not a folder.", param_hint="--watch")
     if output is None or output.suffix.lower() in SUFFIXES or output.resolve() == watch.resolve():
-        raise typer.BadParameter("A watched folder needs another one for the results.", param_hint="--output")
+        raise typer.BadParameter("A watched folder needs another folder for the results.", param_hint="--output")
 
 
-def _errands(inputs: list[Path], output: Path | None, recipe: Recipe, journal: Journal) -> list[Errand]:
-    return errands_.errands(
-        errands_.expanded(inputs),
+def _plan_tasks(inputs: list[Path], output: Path | None, recipe: Recipe, log: ResumeLog) -> list[UpscaleTask]:
+    return planning.plan_tasks(
+        planning.expand_patterns(inputs),
         output,
         scale=recipe.scale,
         file_format=str(recipe.output_format),
-        origin=journal.origin,
+        source_of=log.source_of,
     )
 
 
-def _here(asked: _Asked) -> tuple[Enlarger, str]:
+def _local_backend(settings: _Settings) -> tuple[Backend, str]:
+    """Return the backend and the fingerprint of its settings."""
     from hiresfix.engine.upscaler import Upscaler
 
-    # Not by the preset's name: what an operator's own one means may have changed since.
-    preset = presets.find(asked.model, asked.preset, home()).to_dict()
-    fingerprint = journals.fingerprint(
-        {"model": asked.model.id, "preset": preset, "params": _canonical(asked), "strip": asked.strip}
+    # The preset's content instead of its name: an operator may have changed it.
+    preset = presets.find(settings.model, settings.preset, home()).to_dict()
+    fingerprint = resume_log.fingerprint(
+        {"model": settings.model.id, "preset": preset, "params": _canonical(settings), "strip": settings.strip}
     )
-    return Here(upscaler=Upscaler(asked.device), recipe=asked.recipe, strip=asked.strip), fingerprint
+    backend = LocalBackend(upscaler=Upscaler(settings.device), recipe=settings.recipe, strip=settings.strip)
+    return backend, fingerprint
 
 
-def _there(asked: _Asked, journal: Journal) -> tuple[Enlarger, str]:
+def _remote_backend(settings: _Settings, log: ResumeLog) -> tuple[Backend, str]:
+    """Return the backend and the fingerprint of its settings."""
     from hiresfix.client import Client
 
-    client, params = Client(), _canonical(asked)
-    fingerprint = journals.fingerprint({"server": client.url, "model": asked.model.id, "params": params})
-    enlarger = There(
+    client, params = Client(), _canonical(settings)
+    fingerprint = resume_log.fingerprint({"server": client.url, "model": settings.model.id, "params": params})
+    backend = RemoteBackend(
         client=client,
-        model=asked.model.id,
+        model=settings.model.id,
         params=params,
-        journal=journal,
+        log=log,
         fingerprint=fingerprint,
-        most=asked.jobs,
+        max_parallel=settings.jobs,
     )
-    return enlarger, fingerprint
+    return backend, fingerprint
 
 
-def _canonical(asked: _Asked) -> dict[str, Any]:
-    """The parameters given, as a server understands them, so that "2" and "2x" are the same settings."""
+def _canonical(settings: _Settings) -> dict[str, Any]:
+    """Return the canonical parameters: "2" and "2x" are the same settings."""
     from hiresfix.wire.params import canonical
 
-    return {name: canonical(asked.model.param(name), raw) for name, raw in asked.params.items()}
+    return {name: canonical(settings.model.param(name), raw) for name, raw in settings.params.items()}
 
 
-_State: TypeAlias = tuple[int, int]
-"""Of a file: its size and when it was changed."""
+_FileState: TypeAlias = tuple[int, int]
+"""Size of a file and the time it was changed."""
 
 
-def _appearing(folder: Path, given: dict[Path, _State]) -> Iterator[list[Path]]:
-    """Pictures of a folder, each once it has stopped changing, and again when it has changed; forever.
+def _new_files(folder: Path, reported: dict[Path, _FileState]) -> Iterator[list[Path]]:
+    """Yield the images of a folder once they stop changing, and again after every change; never ends.
 
-    given: those that were given, as they were; who takes one out of it is given it again.
+    `reported` holds the state in which each file was yielded; remove a file from it to get it again.
     """
-    seen: dict[Path, _State] = {}
+    last: dict[Path, _FileState] = {}
     while True:
-        now = {path: state for path in _there_now(folder) if (state := _state(path))}
-        ready = [path for path, state in now.items() if seen.get(path) == state != given.get(path)]
-        seen = now
+        current = {path: state for path in _images_in(folder) if (state := _file_state(path))}
+        ready = [path for path, state in current.items() if last.get(path) == state != reported.get(path)]
+        last = current
         if ready:
-            given |= {path: now[path] for path in ready}
+            reported |= {path: current[path] for path in ready}
             yield ready
         else:
             time.sleep(WATCH_SECONDS)
 
 
-def _there_now(folder: Path) -> list[Path]:
-    """Nothing, while the folder is away: disks are unplugged, and shares come back."""
+def _images_in(folder: Path) -> list[Path]:
+    """List the images of a folder; none while it is away, as an unplugged disk is."""
     try:
-        return errands_.pictures_in(folder)
+        return planning.images_in(folder)
     except OSError:
         return []
 
 
-def _state(path: Path) -> _State | None:
+def _file_state(path: Path) -> _FileState | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
-        return None  # gone between two looks
-    return (found.st_size, found.st_mtime_ns) if found.st_size else None
+        return None  # deleted meanwhile
+    return (status.st_size, status.st_mtime_ns) if status.st_size else None

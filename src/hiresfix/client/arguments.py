@@ -1,11 +1,12 @@
-"""What a caller passes to a client, made into values that flows understand. Shared by the two clients.
+"""Arguments of a client as values that flows understand. Shared by the two clients.
 
-Reads HIRESFIX_URL and HIRESFIX_API_KEY where nothing else is given; asks no server.
+Reads HIRESFIX_URL and HIRESFIX_API_KEY for what the caller leaves out; asks no server.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -14,16 +15,17 @@ from urllib.parse import urlsplit
 import httpx
 
 from hiresfix import __version__
-from hiresfix.client.drivers import Server
-from hiresfix.client.effects import Effect, Give, Tell
-from hiresfix.client.flows import Order
+from hiresfix.client.drivers import Endpoint
+from hiresfix.client.effects import Effect, Notify, Yield
+from hiresfix.client.flows import JobRequest
 from hiresfix.client.inputs import Image
+from hiresfix.client.retry import RetryPolicy
 from hiresfix.client.values import Event, Job, Params
 from hiresfix.errors import ConfigurationError
 from hiresfix.files import FORMAT_OF_SUFFIX
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where `hiresfix serve` listens."""
+"""Address of `hiresfix serve`."""
 DEFAULT_MODEL = "clarity-upscale"
 TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
@@ -31,43 +33,52 @@ CONNECT_TIMEOUT = 10.0
 H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 AnyPath: TypeAlias = str | os.PathLike[str]
 OnProgress: TypeAlias = Callable[[Job], object]
-"""Called with every new state of a job. An `AsyncClient` awaits what it returns, if it can be awaited."""
-OnUpload: TypeAlias = Callable[[int, int], object]
-"""Called with bytes sent and bytes in all; from the beginning again where an upload had to be tried again."""
+"""Called with every new state of a job. An `AsyncClient` awaits the result if it is awaitable."""
 
 
-def server(url: str | None, api_key: str | None) -> Server:
-    """Raises ConfigurationError for an address or a key that cannot be one."""
+def endpoint(url: str | None, api_key: str | None) -> Endpoint:
+    """Return address and headers of the server. Raises ConfigurationError for an invalid address or key."""
     address = (url or os.environ.get("HIRESFIX_URL") or DEFAULT_URL).strip().rstrip("/").removesuffix("/v2")
     try:
         parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
     except ValueError:
-        good = False
-    if not good:
-        raise ConfigurationError(f"{address!r} is no server's address. Set HIRESFIX_URL to one like {DEFAULT_URL}.")
+        valid = False
+    if not valid:
+        raise ConfigurationError(
+            f"{address!r} is not the address of a server. Set HIRESFIX_URL to one like {DEFAULT_URL}."
+        )
     key = (api_key or os.environ.get("HIRESFIX_API_KEY") or "").strip()
     if not key:
         raise ConfigurationError(
-            "There is no API key. Set HIRESFIX_API_KEY, or pass api_key=; `hiresfix keys create NAME` makes one."
+            "There is no API key. Set HIRESFIX_API_KEY, or pass api_key=; `hiresfix keys create NAME` creates one."
         )
     if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError("The API key has characters that no key has. Copy it again.")
+        raise ConfigurationError("The API key contains characters that keys never contain. Copy it again.")
     headers = {"X-API-Key": key, "User-Agent": f"hiresfix-python/{__version__}", "Accept": "application/json"}
-    return Server(address=address, headers=headers)
+    return Endpoint(address=address, headers=headers)
 
 
-def order(
+def retry_policy(retry: RetryPolicy | None, terms: RetryPolicy | None) -> RetryPolicy:
+    """Return the policy of a client; `terms` is the old name of the keyword `retry`."""
+    if terms is not None:
+        warnings.warn(
+            "Client(terms=...) is now Client(retry=...). Change the keyword.", DeprecationWarning, stacklevel=3
+        )
+    return retry or terms or RetryPolicy()
+
+
+def job_request(
     image: Image,
     model: str,
     params: Params,
     extra: dict[str, Any] | None = None,
     webhook_url: str | None = None,
     webhook_events: Event | Sequence[Event] | None = None,
-) -> Order:
+) -> JobRequest:
     if isinstance(webhook_events, str):
         webhook_events = (webhook_events,)
-    return Order(
+    return JobRequest(
         image=image,
         model=model,
         params={**params, **(extra or {})},
@@ -76,30 +87,34 @@ def order(
     )
 
 
-def into(path: AnyPath, params: Params) -> Params:
-    """Parameters with the format that the file's name says. Raises ValueError where they contradict it."""
+def with_format_of(path: AnyPath, params: Params) -> Params:
+    """Return the parameters with the format that the suffix of `path` names.
+
+    Raises ValueError for a suffix that cannot be written, or if `output_format` contradicts it.
+    """
     suffix = Path(path).suffix.lower()
-    named, wanted = FORMAT_OF_SUFFIX.get(suffix), params.get("output_format")
-    if named is None:
+    file_format, requested = FORMAT_OF_SUFFIX.get(suffix), params.get("output_format")
+    if file_format is None:
         raise ValueError(f"Cannot write {suffix or 'a file without a suffix'}; use .png, .jpg or .webp.")
-    if wanted is not None and FORMAT_OF_SUFFIX.get(f".{wanted.lower()}") != named:
-        raise ValueError(f"{wanted} does not go into a file called {suffix}.")
-    return {**params, "output_format": named}
+    if requested is not None and FORMAT_OF_SUFFIX.get(f".{requested.lower()}") != file_format:
+        raise ValueError(f"The format {requested} does not fit a file called {suffix}. Change one of the two.")
+    return {**params, "output_format": file_format}
 
 
-def telling(on_progress: OnProgress | None) -> Callable[[Job], Effect]:
-    return lambda job: Tell(listener=on_progress or _nothing, arguments=(job,))
+def notifier(on_progress: OnProgress | None) -> Callable[[Job], Effect]:
+    """Return a function that makes the effect which calls `on_progress`."""
+    return lambda job: Notify(listener=on_progress or _ignore, arguments=(job,))
 
 
-def _nothing(job: Job) -> None: ...
+def _ignore(job: Job) -> None: ...
 
 
-def giving(job: Job) -> Effect:
-    return Give(item=job)
+def yield_job(job: Job) -> Effect:
+    return Yield(item=job)
 
 
-def opened(kind: type[H], timeout: float | httpx.Timeout | None, proxy: str | httpx.Proxy | None) -> H:
-    """An HTTP client. Raises ConfigurationError for a proxy, given or the environment's, that it cannot use."""
+def open_http(kind: type[H], timeout: float | httpx.Timeout | None, proxy: str | httpx.Proxy | None) -> H:
+    """Open an HTTP client. Raises ConfigurationError for a proxy that cannot be used, given or from the environment."""
     try:
         return kind(timeout=timeouts(timeout), proxy=proxy)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
@@ -108,7 +123,9 @@ def opened(kind: type[H], timeout: float | httpx.Timeout | None, proxy: str | ht
         ) from error
 
 
-def timeouts(given: float | httpx.Timeout | None) -> httpx.Timeout:
-    if isinstance(given, httpx.Timeout):
-        return given
-    return httpx.Timeout(TIMEOUT if given is None else given, connect=min(CONNECT_TIMEOUT, given or CONNECT_TIMEOUT))
+def timeouts(timeout: float | httpx.Timeout | None) -> httpx.Timeout:
+    if isinstance(timeout, httpx.Timeout):
+        return timeout
+    return httpx.Timeout(
+        TIMEOUT if timeout is None else timeout, connect=min(CONNECT_TIMEOUT, timeout or CONNECT_TIMEOUT)
+    )

@@ -1,4 +1,4 @@
-"""`AsyncClient`: what `Client` does, to be awaited.
+"""`AsyncClient`: the calls of `Client`, for asyncio.
 
     async with hiresfix.AsyncClient() as client:
         job = await client.images.upscale("in.jpg", scale=4)
@@ -6,7 +6,7 @@
             print(state.status, state.progress)
         await job.save("out.png")
 
-Files are read and written in threads, so nothing here keeps the event loop waiting.
+Files are read and written in threads, so nothing here blocks the event loop.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from hiresfix.client import arguments, downloads, drivers, flows, job_watch
-from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
+from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress
 from hiresfix.client.drivers import Returned
-from hiresfix.client.effects import Flow
-from hiresfix.client.failures import outcome
-from hiresfix.client.flows import Terms
+from hiresfix.client.effects import Flow, OnUpload
+from hiresfix.client.failures import require_result
 from hiresfix.client.inputs import Image
 from hiresfix.client.result import Result
-from hiresfix.client.values import Event, Job, Me, Model, Params, Preview, Scope, Upload
+from hiresfix.client.retry import RetryPolicy
+from hiresfix.client.values import Event, Job, Me, ModelInfo, Params, Preview, Scope, Upload
+from hiresfix.states import JobState
 
 T = TypeVar("T")
 
 
 class AsyncJobHandle:
-    """As `JobHandle`, to be awaited."""
+    """`JobHandle` for asyncio."""
 
     def __init__(self, client: AsyncClient, job: Job) -> None:
         self._client = client
@@ -48,47 +49,48 @@ class AsyncJobHandle:
 
     @property
     def status(self) -> str:
-        """QUEUED, PROCESSING, COMPLETED, FAILED or CANCELLED, as last heard."""
+        """QUEUED, PROCESSING, COMPLETED, FAILED or CANCELLED, as last known."""
         return self.job.status
 
     @property
     def progress(self) -> int:
-        """Percent, as last heard."""
+        """Percent, as last known."""
         return self.job.progress
 
     async def refresh(self) -> Job:
-        """Ask for the job as it is now."""
-        self.job = await self._client._run(flows.get(self._client.terms, self.id))
+        """Ask the server for the current state."""
+        self.job = await self._client._run(flows.get(self._client.retry, self.id))
         return self.job
 
-    async def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109  # the end of waiting is told with the job
-        """As `JobHandle.wait`."""
-        if self.job.status != "COMPLETED" or not self.job.images:
-            watch = job_watch.follow(self._client.terms, self.id, arguments.telling(on_progress), seconds=timeout)
+    async def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109  # JobTimedOut carries the job
+        """Like `JobHandle.wait`."""
+        if self.job.status != JobState.COMPLETED or not self.job.images:
+            notify = arguments.notifier(on_progress)
+            watch = job_watch.watch_job(self._client.retry, self.id, notify, timeout=timeout)
             self.job = await self._client._run(watch)
-        return outcome(self.job)
+        return require_result(self.job)
 
     async def events(self, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: ASYNC109
-        """As `JobHandle.events`."""
-        watch = job_watch.follow(self._client.terms, self.id, arguments.giving, seconds=timeout)
-        async with aclosing(self._client._each(watch)) as states:
+        """Like `JobHandle.events`."""
+        watch = job_watch.watch_job(self._client.retry, self.id, arguments.yield_job, timeout=timeout)
+        async with aclosing(self._client._iterate(watch)) as states:
             async for job in states:
                 self.job = job
                 yield job
 
     async def result(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Result:  # noqa: ASYNC109
-        """As `JobHandle.result`."""
+        """Like `JobHandle.result`."""
         job = await self.wait(on_progress, timeout=timeout)
-        return Result(job=job, data=await self._client._run(downloads.download(self._client.terms, job)))
+        return Result(job=job, data=await self._client._run(downloads.download(self._client.retry, job)))
 
     async def save(self, path: AnyPath, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Path:  # noqa: ASYNC109
-        """As `JobHandle.save`."""
+        """Like `JobHandle.save`."""
         job = await self.wait(on_progress, timeout=timeout)
-        return await self._client._run(downloads.save(self._client.terms, job, Path(path)))
+        return await self._client._run(downloads.save(self._client.retry, job, Path(path)))
 
     async def cancel(self) -> Job:
-        """As `JobHandle.cancel`."""
-        self.job = await self._client._run(flows.cancel(self._client.terms, self.id))
+        """Like `JobHandle.cancel`."""
+        self.job = await self._client._run(flows.cancel(self._client.retry, self.id))
         return self.job
 
 
@@ -108,11 +110,10 @@ class AsyncImages:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> AsyncJobHandle:
-        """As `Images.upscale`."""
-        order = arguments.order(image, model, params, extra, webhook_url, webhook_events)
-        client = self._client
-        job = await client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload))
-        return AsyncJobHandle(client, job)
+        """Like `Images.upscale`."""
+        request = arguments.job_request(image, model, params, extra, webhook_url, webhook_events)
+        flow = flows.submit(self._client.retry, request, key=idempotency_key, on_upload=on_upload)
+        return AsyncJobHandle(self._client, await self._client._run(flow))
 
     async def preview(
         self,
@@ -122,8 +123,9 @@ class AsyncImages:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> Preview:
-        """As `Images.preview`."""
-        return await self._client._run(flows.preview(self._client.terms, arguments.order(image, model, params, extra)))
+        """Like `Images.preview`."""
+        request = arguments.job_request(image, model, params, extra)
+        return await self._client._run(flows.preview(self._client.retry, request))
 
 
 class AsyncJobs:
@@ -131,8 +133,8 @@ class AsyncJobs:
         self._client = client
 
     async def get(self, id: str) -> AsyncJobHandle:  # noqa: A002
-        """As `Jobs.get`."""
-        return AsyncJobHandle(self._client, await self._client._run(flows.get(self._client.terms, id)))
+        """Like `Jobs.get`."""
+        return AsyncJobHandle(self._client, await self._client._run(flows.get(self._client.retry, id)))
 
     async def list(
         self,
@@ -143,19 +145,19 @@ class AsyncJobs:
         page_size: int | None = None,
         limit: int | None = None,
     ) -> AsyncGenerator[AsyncJobHandle]:
-        """As `Jobs.list`."""
+        """Like `Jobs.list`."""
         query = flows.job_query(status=status, model=model, scope=scope, page_size=page_size)
-        async with aclosing(self._client._each(flows.listing(self._client.terms, query, limit))) as found:
-            async for job in found:
+        async with aclosing(self._client._iterate(flows.list_jobs(self._client.retry, query, limit))) as jobs:
+            async for job in jobs:
                 yield AsyncJobHandle(self._client, job)
 
     def events(self, id: str, *, timeout: float | None = None) -> AsyncGenerator[Job]:  # noqa: A002
-        """As `Jobs.events`."""
-        return self._client._each(job_watch.follow(self._client.terms, id, arguments.giving, seconds=timeout))
+        """Like `Jobs.events`."""
+        return self._client._iterate(job_watch.watch_job(self._client.retry, id, arguments.yield_job, timeout=timeout))
 
     async def cancel(self, id: str) -> Job:  # noqa: A002
-        """As `Jobs.cancel`."""
-        return await self._client._run(flows.cancel(self._client.terms, id))
+        """Like `Jobs.cancel`."""
+        return await self._client._run(flows.cancel(self._client.retry, id))
 
 
 class AsyncUploads:
@@ -165,13 +167,13 @@ class AsyncUploads:
     async def create(
         self, image: Image, *, idempotency_key: str | None = None, on_progress: OnUpload | None = None
     ) -> Upload:
-        """As `Uploads.create`."""
-        client = self._client
-        return await client._run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
+        """Like `Uploads.create`."""
+        flow = flows.upload(self._client.retry, image, key=idempotency_key, on_upload=on_progress)
+        return await self._client._run(flow)
 
 
 class AsyncClient:
-    """As `Client`, whose help has all the calls and knobs; here they are awaited.
+    """`Client` for asyncio; `help(hiresfix.Client)` lists all calls and parameters.
 
     async with hiresfix.AsyncClient() as client:
         await client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
@@ -184,14 +186,15 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float | httpx.Timeout | None = None,
         proxy: str | httpx.Proxy | None = None,
-        terms: Terms | None = None,
+        retry: RetryPolicy | None = None,
         http_client: httpx.AsyncClient | None = None,
+        terms: RetryPolicy | None = None,
     ) -> None:
-        """As `Client`."""
-        self._server = arguments.server(url, api_key)
-        self.terms = terms or Terms()
-        self._own = http_client is None
-        self._http = http_client or arguments.opened(httpx.AsyncClient, timeout, proxy)
+        """Like `Client`."""
+        self._endpoint = arguments.endpoint(url, api_key)
+        self.retry = arguments.retry_policy(retry, terms)
+        self._owns_http = http_client is None
+        self._http = http_client or arguments.open_http(httpx.AsyncClient, timeout, proxy)
         self.images, self.jobs, self.uploads = AsyncImages(self), AsyncJobs(self), AsyncUploads(self)
 
     def __repr__(self) -> str:
@@ -199,8 +202,8 @@ class AsyncClient:
 
     @property
     def url(self) -> str:
-        """The server's address."""
-        return self._server.address
+        """Address of the server."""
+        return self._endpoint.address
 
     async def __aenter__(self) -> Self:
         return self
@@ -211,7 +214,8 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        if self._own:
+        """Close the connections."""
+        if self._owns_http:
             await self._http.aclose()
 
     async def upscale(
@@ -226,27 +230,27 @@ class AsyncClient:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> Path:
-        """As `Client.upscale`."""
-        params = arguments.into(out, params)
-        await self._run(downloads.writable(Path(out)))
+        """Like `Client.upscale`."""
+        params = arguments.with_format_of(out, params)
+        await self._run(downloads.check_writable(Path(out)))
         job = await self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return await job.save(out, on_progress, timeout=timeout)
 
     async def me(self) -> Me:
-        """As `Client.me`."""
-        return await self._run(flows.me(self.terms))
+        """Like `Client.me`."""
+        return await self._run(flows.me(self.retry))
 
-    async def models(self, modality: str | None = None) -> tuple[Model, ...]:
-        """As `Client.models`."""
-        return await self._run(flows.models(self.terms, modality))
+    async def models(self, modality: str | None = None) -> tuple[ModelInfo, ...]:
+        """Like `Client.models`."""
+        return await self._run(flows.models(self.retry, modality))
 
     async def _run(self, flow: Flow[T]) -> T:
         """Run a flow on this client's connections."""
-        return await drivers.async_run(self._http, self._server, flow)
+        return await drivers.async_run(self._http, self._endpoint, flow)
 
-    async def _each(self, flow: Flow[Any]) -> AsyncGenerator[Job]:
-        """Run a flow and yield what it gives."""
-        async with aclosing(drivers.async_steps(self._http, self._server, flow)) as items:
+    async def _iterate(self, flow: Flow[Any]) -> AsyncGenerator[Job]:
+        """Run a flow and yield its items."""
+        async with aclosing(drivers.async_iterate(self._http, self._endpoint, flow)) as items:
             async for item in items:
                 if isinstance(item, Returned):
                     return

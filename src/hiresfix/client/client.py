@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: the same calls, one blocking, one to be awaited.
+"""`Client`: the blocking client. `hiresfix.client.async_client` has the same calls for asyncio.
 
     with hiresfix.Client() as client:                               # HIRESFIX_URL, HIRESFIX_API_KEY
         client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
@@ -7,8 +7,8 @@
         job.wait(on_progress=lambda job: print(job.status, job.progress))
         job.save("out.png")
 
-A method here names a flow (`hiresfix.client.flows`, `waiting`) and has it run; what a call does is written there, once.
-Raises `hiresfix.errors.HiresfixError` and its like everywhere; methods say only what else.
+A method here picks a flow (`hiresfix.client.flows`, `job_watch`, `downloads`) and runs it. The flow holds the logic for
+both clients. Every method may raise `hiresfix.errors.HiresfixError`; docstrings list only further exceptions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from hiresfix.client import arguments, downloads, drivers, flows, job_watch
-from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress, OnUpload
-from hiresfix.client.effects import Flow
-from hiresfix.client.failures import outcome
-from hiresfix.client.flows import Terms
+from hiresfix.client.arguments import DEFAULT_MODEL, AnyPath, OnProgress
+from hiresfix.client.effects import Flow, OnUpload
+from hiresfix.client.failures import require_result
 from hiresfix.client.inputs import Image
 from hiresfix.client.result import Result
-from hiresfix.client.values import Event, Job, Me, Model, Params, Preview, Scope, Upload
+from hiresfix.client.retry import RetryPolicy
+from hiresfix.client.values import Event, Job, Me, ModelInfo, Params, Preview, Scope, Upload
+from hiresfix.states import JobState
 
 T = TypeVar("T")
 
 
 class JobHandle:
-    """A job on a server, and what was last heard of it (`job`)."""
+    """A job on the server, with its last known state (`job`)."""
 
     def __init__(self, client: Client, job: Job) -> None:
         self._client = client
@@ -48,56 +49,64 @@ class JobHandle:
 
     @property
     def status(self) -> str:
-        """QUEUED, PROCESSING, COMPLETED, FAILED or CANCELLED, as last heard."""
+        """QUEUED, PROCESSING, COMPLETED, FAILED or CANCELLED, as last known."""
         return self.job.status
 
     @property
     def progress(self) -> int:
-        """Percent, as last heard."""
+        """Percent, as last known."""
         return self.job.progress
 
     def refresh(self) -> Job:
-        """Ask for the job as it is now."""
-        self.job = self._client._run(flows.get(self._client.terms, self.id))
+        """Ask the server for the current state."""
+        self.job = self._client._run(flows.get(self._client.retry, self.id))
         return self.job
 
     def wait(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Job:
-        """Wait until the job has its result, through lost connections and restarts of the server.
+        """Wait until the job has its result. Survives lost connections and restarts of the server.
 
-        timeout: seconds, None for as long as it takes. Raises JobFailed, JobCancelled, JobTimedOut.
+        Args:
+            on_progress: called with every new state.
+            timeout: seconds; None for as long as it takes.
+
+        Raises:
+            JobFailed: the job failed.
+            JobCancelled: the job was cancelled.
+            JobTimedOut: the job was not over within `timeout`.
         """
-        if self.job.status != "COMPLETED" or not self.job.images:
-            watch = job_watch.follow(self._client.terms, self.id, arguments.telling(on_progress), seconds=timeout)
-            self.job = self._client._run(watch)
-        return outcome(self.job)
+        if self.job.status != JobState.COMPLETED or not self.job.images:
+            notify = arguments.notifier(on_progress)
+            self.job = self._client._run(job_watch.watch_job(self._client.retry, self.id, notify, timeout=timeout))
+        return require_result(self.job)
 
     def events(self, *, timeout: float | None = None) -> Iterator[Job]:
-        """Yields every new state of the job, to the one in which it is over, whatever that is. Raises JobTimedOut."""
-        for job in self._client._each(job_watch.follow(self._client.terms, self.id, arguments.giving, seconds=timeout)):
+        """Yield every new state of the job until it is over, with or without a result. Raises JobTimedOut."""
+        watch = job_watch.watch_job(self._client.retry, self.id, arguments.yield_job, timeout=timeout)
+        for job in self._client._iterate(watch):
             self.job = job
             yield job
 
     def result(self, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Result:
-        """Wait, and fetch the picture into memory. Raises as `wait` does, and Expired for a result that is deleted."""
+        """Wait, then download the image into memory. Raises as `wait` does, and Expired for a deleted result."""
         job = self.wait(on_progress, timeout=timeout)
-        return Result(job=job, data=self._client._run(downloads.download(self._client.terms, job)))
+        return Result(job=job, data=self._client._run(downloads.download(self._client.retry, job)))
 
     def save(self, path: AnyPath, on_progress: OnProgress | None = None, *, timeout: float | None = None) -> Path:
-        """Wait, and write the picture to `path`, whole or not at all; into a folder under the job's id.
+        """Wait, then write the image to `path`, completely or not at all. Into a folder under the job's id.
 
-        Returns where it is. Raises as `result` does, ValueError for the suffix of another format, and OSError.
+        Returns the path of the file. Raises as `result` does, ValueError for the suffix of another format, and OSError.
         """
         job = self.wait(on_progress, timeout=timeout)
-        return self._client._run(downloads.save(self._client.terms, job, Path(path)))
+        return self._client._run(downloads.save(self._client.retry, job, Path(path)))
 
     def cancel(self) -> Job:
-        """End the job; its credits come back. Raises Conflict if it is over already."""
-        self.job = self._client._run(flows.cancel(self._client.terms, self.id))
+        """Cancel the job and get its credits back. Raises Conflict if it is already over."""
+        self.job = self._client._run(flows.cancel(self._client.retry, self.id))
         return self.job
 
 
 class Images:
-    """`client.images`."""
+    """`client.images`: submit and preview jobs."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -114,18 +123,22 @@ class Images:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> JobHandle:
-        """Submit a picture; returns as soon as the job is accepted and paid for.
+        """Submit an image; returns as soon as the job is accepted and paid for.
 
-        image: a path, URL, bytes, open file, PIL.Image, array or upload; what is large is uploaded first, streamed.
-        params: the knobs, see `help(hiresfix.Client)`; what is not given is at its default.
-        webhook_url: where the server is to tell what becomes of the job (`hiresfix.verify_webhook`). webhook_events:
-        which of progress, completed, failed; the last two by default.
-        idempotency_key: pass your own to get the same job for the same call, also from another process, for a day.
-        on_upload: called with bytes sent and bytes in all. extra: parameters that this release has no name for.
+        Args:
+            image: a path, URL, bytes, open file, PIL.Image, array or upload. Large images are uploaded first, streamed.
+            model: one of `client.models()`.
+            webhook_url: address that receives the job's events (`hiresfix.verify_webhook`).
+            webhook_events: "progress", "completed", "failed" or several of them; by default the last two.
+            idempotency_key: your own key. For a day, the same call with the same key returns the same job, also from
+                another process.
+            on_upload: called with bytes sent and bytes in total.
+            extra: parameters that this release does not know yet.
+            params: parameters of the model, see `help(hiresfix.Client)`. The others have their defaults.
         """
-        order = arguments.order(image, model, params, extra, webhook_url, webhook_events)
-        client = self._client
-        return JobHandle(client, client._run(flows.submit(client.terms, order, key=idempotency_key, report=on_upload)))
+        request = arguments.job_request(image, model, params, extra, webhook_url, webhook_events)
+        flow = flows.submit(self._client.retry, request, key=idempotency_key, on_upload=on_upload)
+        return JobHandle(self._client, self._client._run(flow))
 
     def preview(
         self,
@@ -135,19 +148,20 @@ class Images:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> Preview:
-        """What `upscale` would cost and make; nothing is charged."""
-        return self._client._run(flows.preview(self._client.terms, arguments.order(image, model, params, extra)))
+        """Return the price and the output size of an `upscale` call. Charges nothing."""
+        request = arguments.job_request(image, model, params, extra)
+        return self._client._run(flows.preview(self._client.retry, request))
 
 
 class Jobs:
-    """`client.jobs`."""
+    """`client.jobs`: find, list, watch and cancel jobs."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def get(self, id: str) -> JobHandle:  # noqa: A002  # the API's own name
-        """A job by its id. Raises NotFound."""
-        return JobHandle(self._client, self._client._run(flows.get(self._client.terms, id)))
+        """Return a job by its id. Raises NotFound."""
+        return JobHandle(self._client, self._client._run(flows.get(self._client.retry, id)))
 
     def list(
         self,
@@ -158,22 +172,22 @@ class Jobs:
         page_size: int | None = None,
         limit: int | None = None,
     ) -> Iterator[JobHandle]:
-        """Jobs, the newest first, page after page as they are asked for; at most `limit` of them."""
+        """Yield jobs, newest first, at most `limit`. Pages are fetched as they are needed."""
         query = flows.job_query(status=status, model=model, scope=scope, page_size=page_size)
-        for job in self._client._each(flows.listing(self._client.terms, query, limit)):
+        for job in self._client._iterate(flows.list_jobs(self._client.retry, query, limit)):
             yield JobHandle(self._client, job)
 
     def events(self, id: str, *, timeout: float | None = None) -> Iterator[Job]:  # noqa: A002
-        """Every new state of a job, to its end."""
-        return self._client._each(job_watch.follow(self._client.terms, id, arguments.giving, seconds=timeout))
+        """Yield every new state of a job until it is over. Raises JobTimedOut."""
+        return self._client._iterate(job_watch.watch_job(self._client.retry, id, arguments.yield_job, timeout=timeout))
 
     def cancel(self, id: str) -> Job:  # noqa: A002
-        """End a job; its credits come back. Raises Conflict if it is over already, NotFound."""
-        return self._client._run(flows.cancel(self._client.terms, id))
+        """Cancel a job and get its credits back. Raises NotFound, and Conflict if it is already over."""
+        return self._client._run(flows.cancel(self._client.retry, id))
 
 
 class Uploads:
-    """`client.uploads`."""
+    """`client.uploads`: upload images."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -181,38 +195,40 @@ class Uploads:
     def create(
         self, image: Image, *, idempotency_key: str | None = None, on_progress: OnUpload | None = None
     ) -> Upload:
-        """Hand in a picture, streamed from where it is; submissions can name its `url` for a while."""
-        client = self._client
-        return client._run(flows.upload(client.terms, image, key=idempotency_key, report=on_progress))
+        """Upload an image, streamed. Submissions can name its `url` until it expires."""
+        flow = flows.upload(self._client.retry, image, key=idempotency_key, on_upload=on_progress)
+        return self._client._run(flow)
 
 
 class Client:
-    """A server that enlarges pictures. May be shared by threads; close it, or use it in a `with`.
+    """Client of a hiresfix server. Threads may share it. Close it, or use it in a `with` block.
 
-        with hiresfix.Client() as client:  # HIRESFIX_URL and HIRESFIX_API_KEY say where, and who asks
+        with hiresfix.Client() as client:  # server and key from HIRESFIX_URL and HIRESFIX_API_KEY
             client.upscale("in.jpg", "out.png", scale=2, creativity=0.35)
 
-    What there is, each with help of its own:
+    Calls, each with its own help:
 
         client.upscale(image, out)              submit, wait and save in one call
         client.images.upscale(image)            submit; a JobHandle to wait(), save(path), result(), events(), cancel()
-        client.images.preview(image)            what that would cost, and make
+        client.images.preview(image)            price and output size in advance
         client.jobs.get(id), .list(), .events(id), .cancel(id)
-        client.uploads.create(image)            hand a picture in once, name its url often
-        client.me(), client.models()            whose the key is and the credits left; what is on offer
+        client.uploads.create(image)            upload an image once, use its url many times
+        client.me(), client.models()            owner of the key and credits left; models and prices
 
-    The knobs, all optional, as keyword arguments of `upscale` and `preview`:
+    Parameters, all optional, as keyword arguments of `upscale` and `preview`:
 
-        scale            1, 2, 4, 8 (default 2): how many times wider and higher
-        creativity       0 to 1 (0.35): how much detail may be invented
-        resemblance      0 to 3 (0.6): how tightly to follow the picture
-        dynamic          1 to 50 (6): contrast and crispness
-        steps            1 to 100 (18): refinement steps
-        sharpen          0 to 10 (0): sharpening at the end
-        prompt, negative_prompt                 what kind of detail to add, and to avoid
-        seed             the same one makes the same picture again
-        output_format    png, jpg, webp (png)
-        content          photo, anime (photo); of the model faithful-upscale, which has scale, sharpen and output_format
+        scale            1, 2, 4, 8 (default 2): multiplier of both sides
+        creativity       0 to 1 (default 0.35): how much new detail may be invented
+        resemblance      0 to 3 (default 0.6): how closely the result follows the input
+        dynamic          1 to 50 (default 6): contrast and crispness
+        steps            1 to 100 (default 18): refinement steps
+        sharpen          0 to 10 (default 0): sharpening at the end
+        prompt           what kind of detail to add
+        negative_prompt  what to avoid
+        seed             the same seed makes the same image again
+        output_format    png, jpg, webp (default png)
+        content          photo, anime (default photo); only of the model faithful-upscale, which otherwise has only
+                         scale, sharpen and output_format
     """
 
     def __init__(
@@ -222,19 +238,28 @@ class Client:
         api_key: str | None = None,
         timeout: float | httpx.Timeout | None = None,
         proxy: str | httpx.Proxy | None = None,
-        terms: Terms | None = None,
+        retry: RetryPolicy | None = None,
         http_client: httpx.Client | None = None,
+        terms: RetryPolicy | None = None,
     ) -> None:
-        """url, api_key: by default HIRESFIX_URL, or this machine's `hiresfix serve`, and HIRESFIX_API_KEY.
+        """Open a client.
 
-        timeout: seconds of silence, 60 by default (10 to connect). proxy: by default HTTPS_PROXY, HTTP_PROXY or
-        ALL_PROXY, but for hosts in NO_PROXY. terms: retries, patience and so on. http_client: your own, with whatever
-        else httpx can do; it is not closed here. Raises ConfigurationError.
+        Args:
+            url: address of the server; default HIRESFIX_URL, else `hiresfix serve` on this machine.
+            api_key: default HIRESFIX_API_KEY.
+            timeout: seconds without any data, 60 by default (10 to connect).
+            proxy: default HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, except for hosts in NO_PROXY.
+            retry: retries, pauses and patience.
+            http_client: your own httpx client, for all its other options. It is not closed here.
+            terms: old name of `retry`.
+
+        Raises:
+            ConfigurationError: the address, key or proxy cannot be used.
         """
-        self._server = arguments.server(url, api_key)
-        self.terms = terms or Terms()
-        self._own = http_client is None
-        self._http = http_client or arguments.opened(httpx.Client, timeout, proxy)
+        self._endpoint = arguments.endpoint(url, api_key)
+        self.retry = arguments.retry_policy(retry, terms)
+        self._owns_http = http_client is None
+        self._http = http_client or arguments.open_http(httpx.Client, timeout, proxy)
         self.images, self.jobs, self.uploads = Images(self), Jobs(self), Uploads(self)
 
     def __repr__(self) -> str:
@@ -242,8 +267,8 @@ class Client:
 
     @property
     def url(self) -> str:
-        """The server's address."""
-        return self._server.address
+        """Address of the server."""
+        return self._endpoint.address
 
     def __enter__(self) -> Self:
         return self
@@ -254,7 +279,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        if self._own:
+        """Close the connections."""
+        if self._owns_http:
             self._http.close()
 
     def upscale(
@@ -269,29 +295,42 @@ class Client:
         extra: dict[str, Any] | None = None,
         **params: Unpack[Params],
     ) -> Path:
-        """Submit, wait, and save as `out`, whose suffix says the format. Returns where it is.
+        """Submit an image, wait, and save the result as `out`. Returns its path.
 
-        image, knobs: as `images.upscale`. on_progress: called with every new state (`Job`). timeout: seconds that the
-        job may take once it is accepted, None for as long as it takes. Raises JobFailed, JobCancelled, JobTimedOut;
-        before anything is sent ValueError for a suffix, and OSError for a place, that cannot be written.
+        Args:
+            image: as in `images.upscale`, like `model`, `idempotency_key`, `extra` and `params`.
+            out: path of the result; the suffix decides the format.
+            model: one of `client.models()`.
+            on_progress: called with every new state (`Job`).
+            timeout: seconds that the job may take after it was accepted; None for as long as it takes.
+            idempotency_key: your own key.
+            extra: parameters that this release does not know yet.
+            params: parameters of the model, see `help(hiresfix.Client)`.
+
+        Raises:
+            JobFailed: the job failed.
+            JobCancelled: the job was cancelled.
+            JobTimedOut: the job was not over within `timeout`.
+            ValueError: the suffix of `out` cannot be written; raised before anything is sent.
+            OSError: `out` cannot be written; raised before anything is sent.
         """
-        params = arguments.into(out, params)
-        self._run(downloads.writable(Path(out)))
+        params = arguments.with_format_of(out, params)
+        self._run(downloads.check_writable(Path(out)))
         job = self.images.upscale(image, model=model, idempotency_key=idempotency_key, extra=extra, **params)
         return job.save(out, on_progress, timeout=timeout)
 
     def me(self) -> Me:
-        """Whose the key is, and the team's credits."""
-        return self._run(flows.me(self.terms))
+        """Return the owner of the key and the team's credits."""
+        return self._run(flows.me(self.retry))
 
-    def models(self, modality: str | None = None) -> tuple[Model, ...]:
-        """What is on offer, with prices and parameters."""
-        return self._run(flows.models(self.terms, modality))
+    def models(self, modality: str | None = None) -> tuple[ModelInfo, ...]:
+        """Return the server's models with prices and parameters."""
+        return self._run(flows.models(self.retry, modality))
 
     def _run(self, flow: Flow[T]) -> T:
         """Run a flow on this client's connections."""
-        return drivers.run(self._http, self._server, flow)
+        return drivers.run(self._http, self._endpoint, flow)
 
-    def _each(self, flow: Flow[Any]) -> Iterator[Job]:
-        """Run a flow and yield what it gives."""
-        yield from drivers.steps(self._http, self._server, flow)
+    def _iterate(self, flow: Flow[Any]) -> Iterator[Job]:
+        """Run a flow and yield its items."""
+        yield from drivers.iterate(self._http, self._endpoint, flow)

@@ -1,7 +1,7 @@
-"""Fetching a result: by its link, to memory or to a file, as a flow without I/O.
+"""Download of a result, to memory or to a file, as a flow without I/O.
 
-Guarantees: a result is under its name only when all of it has come. One that was cut is gone on with where the server
-says which file it is and sends parts of it (RFC 9110, 14), and begun anew where it does not.
+Guarantees: a file gets its name only when all of it has arrived. A download that was cut is resumed if the server sends
+an entity tag and ranges (RFC 9110, 14); otherwise it starts again.
 """
 
 from __future__ import annotations
@@ -13,48 +13,53 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hiresfix.client.effects import Close, Do, Flow, Head, Lost, Open, Read, Request
+from hiresfix.client.effects import Close, ConnectionLost, Flow, Open, Read, Request, ResponseHead, Run
 from hiresfix.client.errors import ServerUnreachable
 from hiresfix.client.failures import error_of, retry_after
-from hiresfix.client.flows import REPEATED, Attempts, Terms, rest
+from hiresfix.client.flows import read_body
+from hiresfix.client.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy
 from hiresfix.client.values import Job
 from hiresfix.errors import Expired, HiresfixError, NotFound
 from hiresfix.files import FORMAT_OF_SUFFIX, SUFFIXES, PartFile, require_writable
 
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
 
-def picture_url(job: Job, number: int = 0) -> str:
-    """Raises NotFound for a job without a result, Expired where it is deleted."""
+
+def result_url(job: Job) -> str:
+    """Return the URL of the result. Raises NotFound for a job without a result, Expired for a deleted one."""
     if job.expired:
-        raise Expired(f"The result of job {job.id} is deleted: its time is over. Submit the picture again.")
-    if len(job.images) <= number:
-        raise NotFound(f"Job {job.id} has no result ({job.status}). Wait for its end first.")
-    return job.images[number]
+        raise Expired(f"The result of job {job.id} was deleted after its retention time. Submit the image again.")
+    if not job.images:
+        raise NotFound(f"Job {job.id} has no result ({job.status}). Wait until it is over.")
+    return job.images[0]
 
 
-def download(terms: Terms, job: Job) -> Flow[bytes]:
-    """The result's bytes."""
+def download(retry: RetryPolicy, job: Job) -> Flow[bytes]:
+    """Return the bytes of the result."""
     pieces: list[bytes] = []
-    yield from _fetch(terms, picture_url(job), restart=pieces.clear, take=pieces.append)
+    yield from _fetch(retry, result_url(job), restart=pieces.clear, write=pieces.append)
     return b"".join(pieces)
 
 
 def require_suffix(job: Job, path: Path) -> None:
-    """Raises ValueError if `path` has the suffix of another format than the result's, as far as its URL tells."""
-    made = Path(urlsplit(picture_url(job)).path).suffix.lower()
-    found, wanted = FORMAT_OF_SUFFIX.get(made), path.suffix.lower()
-    if found and wanted in SUFFIXES and FORMAT_OF_SUFFIX.get(wanted) != found:
-        raise ValueError(f"The result is a {found} file. Name it {path.stem}{made}, or ask for another output_format.")
+    """Raise ValueError if `path` has the suffix of another format than the result's URL."""
+    suffix = Path(urlsplit(result_url(job)).path).suffix.lower()
+    result_format, path_suffix = FORMAT_OF_SUFFIX.get(suffix), path.suffix.lower()
+    if result_format and path_suffix in SUFFIXES and FORMAT_OF_SUFFIX.get(path_suffix) != result_format:
+        raise ValueError(
+            f"The result is a {result_format} file. Name it {path.stem}{suffix}, or ask for another output_format."
+        )
 
 
-def save(terms: Terms, job: Job, path: Path) -> Flow[Path]:
-    """The result as a file: `path`, or under the job's id in the folder `path`. Never half of one.
+def save(retry: RetryPolicy, job: Job, path: Path) -> Flow[Path]:
+    """Save the result at `path`, or under the job's id if `path` is a folder; completely or not at all.
 
     Raises ValueError for the suffix of another format.
     """
-    url = picture_url(job)
+    url = result_url(job)
     require_suffix(job, path)
-    into_folder: bool = yield Do(work=path.is_dir)
-    target = path / (job.id + Path(urlsplit(url).path).suffix) if into_folder else path
+    is_folder: bool = yield Run(work=path.is_dir)
+    target = path / (job.id + Path(urlsplit(url).path).suffix) if is_folder else path
     part = PartFile(target)
 
     def restart() -> None:
@@ -62,91 +67,99 @@ def save(terms: Terms, job: Job, path: Path) -> Flow[Path]:
         part.open()
 
     try:
-        yield from _fetch(terms, url, restart=restart, take=part.write)
-        yield Do(work=part.finish)
+        yield from _fetch(retry, url, restart=restart, write=part.write)
+        yield Run(work=part.finish)
     finally:
         part.abandon()
     return target
 
 
-def writable(path: Path) -> Flow[None]:
-    """Raises OSError if nothing can be written to `path`: before anything is paid for."""
-    yield Do(work=partial(require_writable, path))
+def check_writable(path: Path) -> Flow[None]:
+    """Raise OSError if nothing can be written to `path`, before a job is paid for."""
+    yield Run(work=partial(require_writable, path))
 
 
 @dataclass(slots=True)
-class _Download:
-    """How much of a file has come, in bytes; `version` names the file they are of, as far as a server told it."""
+class _PartialDownload:
+    """Bytes that have arrived so far; `etag` names the version of the file, if the server sent it."""
 
     length: int = 0
     total: int | None = None
-    version: str = ""
+    etag: str = ""
+
+    @classmethod
+    def start(cls, head: ResponseHead) -> _PartialDownload:
+        length, etag = head.headers.get("content-length", ""), head.headers.get("etag", "")
+        encoded = "content-encoding" in head.headers  # then the length is that of the encoded bytes
+        total = int(length) if length.isdigit() and not encoded else None
+        return cls(total=total, etag=etag if etag.startswith('"') and total else "")  # a weak tag promises no bytes
 
     @property
-    def wanted(self) -> dict[str, str]:
-        """The headers that ask for what is missing, if it is still the same file."""
-        return {"Range": f"bytes={self.length}-", "If-Range": self.version} if self.length and self.version else {}
+    def resume_headers(self) -> dict[str, str]:
+        """Headers that ask for the missing bytes of the same version of the file."""
+        return {"Range": f"bytes={self.length}-", "If-Range": self.etag} if self.length and self.etag else {}
 
-    def goes_on(self, head: Head) -> bool:
-        """Whether the answer is what is missing; it is the file from its beginning if not. Raises Lost if neither."""
+    def is_resumed_by(self, head: ResponseHead) -> bool:
+        """Return True if the answer holds the missing bytes, False if it is the whole file.
+
+        Raises ConnectionLost if it is another part than the one that was asked for.
+        """
         if head.status != 206:
             return False
-        part = _PART.fullmatch(head.headers.get("content-range", ""))
-        same = head.headers.get("etag", self.version) == self.version
-        if not (self.wanted and same and part and (int(part[1]), int(part[2])) == (self.length, self.total)):
-            self.version = ""  # all of it, the next time
-            raise Lost("another part of it came than was asked for")
+        content_range = _CONTENT_RANGE.fullmatch(head.headers.get("content-range", ""))
+        same_version = head.headers.get("etag", self.etag) == self.etag
+        expected = (self.length, self.total)
+        if not (
+            self.resume_headers
+            and same_version
+            and content_range
+            and (int(content_range[1]), int(content_range[2])) == expected
+        ):
+            self.etag = ""  # the next attempt asks for the whole file
+            raise ConnectionLost("the server sent another part than was asked for")
         return True
 
 
-def _begun(head: Head) -> _Download:
-    told, tag = head.headers.get("content-length", ""), head.headers.get("etag", "")
-    encoded = "content-encoding" in head.headers  # then it is the length of something else
-    total = int(told) if told.isdigit() and not encoded else None
-    return _Download(total=total, version=tag if tag.startswith('"') and total else "")  # W/"..." promises no bytes
+def _fetch(
+    retry: RetryPolicy, url: str, *, restart: Callable[[], None], write: Callable[[bytes], object]
+) -> Flow[None]:
+    """Fetch a whole file: each attempt resumes where the last one was cut, or starts over after `restart`.
 
-
-_PART = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
-
-
-def _fetch(terms: Terms, url: str, *, restart: Callable[[], None], take: Callable[[bytes], object]) -> Flow[None]:
-    """All of a file: each attempt goes on where the one before was cut, or begins anew after `restart`.
-
-    Attempts that bring something do not count. The key is not shown to whoever serves it.
+    Attempts that bring new bytes do not count. The API key is not sent.
     """
-    attempts, file, most = Attempts.of(terms), _Download(), 0
+    attempts, file, longest = Attempts.start(retry), _PartialDownload(), 0
     while True:
         try:
-            head: Head = yield Open(request=Request(method="GET", url=url, headers=file.wanted, keyed=False))
+            head: ResponseHead = yield Open(
+                request=Request(method="GET", url=url, headers=file.resume_headers, authenticated=False)
+            )
             if head.status < 400:
-                if not file.goes_on(head):
-                    file = _begun(head)
-                    yield Do(work=restart)
-                return (yield from _all(file, take))
-            error: HiresfixError = error_of(head, (yield from rest()))
-            again, asked = head.status in (416, 429) or head.status in REPEATED, retry_after(head.headers)
-            if head.status == 416:  # what is there is another file by now, and shorter
-                file = _Download()
-        except Lost as lost:
-            error = ServerUnreachable(f"The result could not be fetched from {_host(url)}: {lost}. Try again.")
-            again, asked = True, None
-        if file.length > most:
-            attempts.begin_anew()
-            most = file.length
-        yield from attempts.rest(error, again=again, asked=asked)
+                if not file.is_resumed_by(head):
+                    file = _PartialDownload.start(head)
+                    yield Run(work=restart)
+                return (yield from _read_file(file, write))
+            error: HiresfixError = error_of(head, (yield from read_body()))
+            retryable = head.status in (416, 429) or head.status in RETRYABLE_STATUSES
+            pause = retry_after(head.headers)
+            if head.status == 416:  # the file has changed and is shorter now
+                file = _PartialDownload()
+        except ConnectionLost as lost:
+            host = urlsplit(url).netloc or "the server"
+            error = ServerUnreachable(f"The result could not be fetched from {host}: {lost}. Try again.")
+            retryable, pause = True, None
+        if file.length > longest:
+            attempts.restart()
+            longest = file.length
+        yield from attempts.backoff(error, retryable=retryable, retry_after=pause)
 
 
-def _all(file: _Download, take: Callable[[bytes], object]) -> Flow[None]:
-    """Raises Lost if the file is not as long as it was said to be."""
+def _read_file(file: _PartialDownload, write: Callable[[bytes], object]) -> Flow[None]:
+    """Read the open answer to its end. Raises ConnectionLost if the file does not have the announced length."""
     while piece := (yield Read()):
-        yield Do(work=partial(take, piece))
+        yield Run(work=partial(write, piece))
         file.length += len(piece)
     yield Close()
     if file.total is not None and file.total != file.length:
-        raise Lost(f"{file.length} of {file.total} bytes came")
+        raise ConnectionLost(f"only {file.length} of {file.total} bytes arrived")
     if not file.length:
-        raise Lost("an empty file came")
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc or "the server"
+        raise ConnectionLost("the file is empty")

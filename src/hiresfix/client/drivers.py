@@ -1,4 +1,4 @@
-"""The two that run flows: one blocks, one awaits. All I/O of the client is here, and none of its decisions."""
+"""Drivers that run flows, one blocking and one for asyncio. They do all the client's I/O and make no decisions."""
 
 from __future__ import annotations
 
@@ -14,51 +14,67 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from hiresfix.client.effects import Body, Close, Do, Effect, Flow, Give, Head, Lost, Open, Read, Request, Sleep, Tell
+from hiresfix.client.effects import (
+    Close,
+    ConnectionLost,
+    Effect,
+    Flow,
+    Notify,
+    Open,
+    Read,
+    Request,
+    ResponseHead,
+    Run,
+    Sleep,
+    StreamedBody,
+    Yield,
+)
 
 T = TypeVar("T")
-LINK_PIECE = 1 << 15
-"""Bytes of a file that are handled at once. What came of a piece that was cut is lost."""
+LINK_PIECE_BYTES = 1 << 15
+"""Bytes of a file handled at once. A piece that is cut off is lost as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """Where the server is (without a slash at the end), and what every request to it carries."""
+class Endpoint:
+    """Address of the server (without a slash at the end), and the headers of every request to it."""
 
     address: str
     headers: Mapping[str, str]
 
-    def built(self, client: httpx.Client | httpx.AsyncClient, request: Request, content: Any) -> httpx.Request:
-        """Raises Lost for a URL that is none."""
-        keyed = request.keyed
-        url = self.address + request.url if keyed else urljoin(self.address + "/", request.url)
-        headers = {**(self.headers if keyed else {"Accept-Encoding": "identity"}), **request.headers}
-        if isinstance(request.body, Body):
+    def build_request(self, client: httpx.Client | httpx.AsyncClient, request: Request, content: Any) -> httpx.Request:
+        """Return the request for httpx. Raises ConnectionLost for an invalid URL."""
+        authenticated = request.authenticated
+        url = self.address + request.url if authenticated else urljoin(self.address + "/", request.url)
+        headers = {**(self.headers if authenticated else {"Accept-Encoding": "identity"}), **request.headers}
+        if isinstance(request.body, StreamedBody):
             headers["Content-Length"] = str(request.body.length)
         timeout = client.timeout
-        if request.silence is not None:
-            timeout = httpx.Timeout(**{**timeout.as_dict(), "read": request.silence})
+        if request.read_timeout is not None:
+            timeout = httpx.Timeout(**{**timeout.as_dict(), "read": request.read_timeout})
         try:
             return client.build_request(
                 request.method, url, params=request.query or None, headers=headers, content=content, timeout=timeout
             )
         except httpx.InvalidURL as error:
-            raise Lost(f"{url} is no address ({error})") from error
+            raise ConnectionLost(f"{url} is not a valid address ({error})") from error
 
 
-def _lost(error: httpx.RequestError) -> Lost:
-    return Lost(str(error) or type(error).__name__)
+def _lost(error: httpx.RequestError) -> ConnectionLost:
+    return ConnectionLost(str(error) or type(error).__name__)
 
 
-def _head(response: httpx.Response) -> Head:
-    return Head(status=response.status_code, headers={name.lower(): text for name, text in response.headers.items()})
+def _head(response: httpx.Response) -> ResponseHead:
+    return ResponseHead(
+        status=response.status_code, headers={name.lower(): text for name, text in response.headers.items()}
+    )
 
 
 class Exchange:
-    """One flow's exchange, blocking."""
+    """HTTP exchange of one flow, blocking."""
 
-    def __init__(self, client: httpx.Client, server: Server) -> None:
-        self._client, self._server = client, server
+    def __init__(self, client: httpx.Client, endpoint: Endpoint) -> None:
+        self._client, self._endpoint = client, endpoint
         self._response: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
 
@@ -85,22 +101,22 @@ class Exchange:
                 return self.close()
             case Sleep(seconds=seconds):
                 return time.sleep(seconds)
-            case Do(work=work):
+            case Run(work=work):
                 return work()
-            case Tell(listener=listener, arguments=arguments):
+            case Notify(listener=listener, arguments=arguments):
                 return listener(*arguments)
-            case Give():
-                raise AssertionError("what is given is for who iterates")
+            case Yield():
+                raise AssertionError("only iterate() handles Yield")
 
-    def _open(self, request: Request) -> Head:
+    def _open(self, request: Request) -> ResponseHead:
         self.close()
-        content = _sent(request.body) if isinstance(request.body, Body) else request.body
-        built = self._server.built(self._client, request, content)
+        content = _send(request.body) if isinstance(request.body, StreamedBody) else request.body
+        http_request = self._endpoint.build_request(self._client, request, content)
         try:
-            self._response = self._client.send(built, stream=True, follow_redirects=not request.keyed)
+            self._response = self._client.send(http_request, stream=True, follow_redirects=not request.authenticated)
         except httpx.RequestError as error:
             raise _lost(error) from error
-        self._pieces = self._response.iter_bytes(None if request.keyed else LINK_PIECE)
+        self._pieces = self._response.iter_bytes(None if request.authenticated else LINK_PIECE_BYTES)
         return _head(self._response)
 
     def _read(self) -> bytes:
@@ -110,7 +126,7 @@ class Exchange:
             raise _lost(error) from error
 
 
-def _sent(body: Body) -> Iterator[bytes]:
+def _send(body: StreamedBody) -> Iterator[bytes]:
     sent = 0
     for piece in body.pieces():
         yield piece
@@ -119,14 +135,14 @@ def _sent(body: Body) -> Iterator[bytes]:
             body.report(sent, body.length)
 
 
-def steps(client: httpx.Client, server: Server, flow: Flow[T]) -> Generator[Any, None, T]:
-    """Run a flow; yields what it gives and returns what it returns."""
-    with Exchange(client, server) as exchange:
+def iterate(client: httpx.Client, endpoint: Endpoint, flow: Flow[T]) -> Generator[Any, None, T]:
+    """Run a flow; yields its items and returns its result."""
+    with Exchange(client, endpoint) as exchange:
         try:
             effect = next(flow)
             while True:
                 try:
-                    answer = (yield effect.item) if isinstance(effect, Give) else exchange.perform(effect)
+                    answer = (yield effect.item) if isinstance(effect, Yield) else exchange.perform(effect)
                 except Exception as error:
                     effect = flow.throw(error)
                 else:
@@ -138,22 +154,22 @@ def steps(client: httpx.Client, server: Server, flow: Flow[T]) -> Generator[Any,
             flow.close()
 
 
-def run(client: httpx.Client, server: Server, flow: Flow[T]) -> T:
-    """Run a flow that gives nothing."""
-    running = steps(client, server, flow)
+def run(client: httpx.Client, endpoint: Endpoint, flow: Flow[T]) -> T:
+    """Run a flow that yields no items, and return its result."""
+    running = iterate(client, endpoint, flow)
     try:
         next(running)
     except StopIteration as done:
         result: T = done.value
         return result
-    raise AssertionError("what is given is for who iterates")
+    raise AssertionError("only iterate() handles Yield")
 
 
 class AsyncExchange:
-    """One flow's exchange, awaited."""
+    """HTTP exchange of one flow, for asyncio."""
 
-    def __init__(self, client: httpx.AsyncClient, server: Server) -> None:
-        self._client, self._server = client, server
+    def __init__(self, client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        self._client, self._endpoint = client, endpoint
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
 
@@ -180,22 +196,24 @@ class AsyncExchange:
                 return await self.close()
             case Sleep(seconds=seconds):
                 return await anyio.sleep(seconds)
-            case Do(work=work):
+            case Run(work=work):
                 return await anyio.to_thread.run_sync(work)
-            case Tell(listener=listener, arguments=arguments):
-                return await _awaited(listener(*arguments))
-            case Give():
-                raise AssertionError("what is given is for who iterates")
+            case Notify(listener=listener, arguments=arguments):
+                return await _await_if_needed(listener(*arguments))
+            case Yield():
+                raise AssertionError("only iterate() handles Yield")
 
-    async def _open(self, request: Request) -> Head:
+    async def _open(self, request: Request) -> ResponseHead:
         await self.close()
-        content = _sent_async(request.body) if isinstance(request.body, Body) else request.body
-        built = self._server.built(self._client, request, content)
+        content = _send_async(request.body) if isinstance(request.body, StreamedBody) else request.body
+        http_request = self._endpoint.build_request(self._client, request, content)
         try:
-            self._response = await self._client.send(built, stream=True, follow_redirects=not request.keyed)
+            self._response = await self._client.send(
+                http_request, stream=True, follow_redirects=not request.authenticated
+            )
         except httpx.RequestError as error:
             raise _lost(error) from error
-        self._pieces = self._response.aiter_bytes(None if request.keyed else LINK_PIECE)
+        self._pieces = self._response.aiter_bytes(None if request.authenticated else LINK_PIECE_BYTES)
         return _head(self._response)
 
     async def _read(self) -> bytes:
@@ -206,34 +224,34 @@ class AsyncExchange:
             raise _lost(error) from error
 
 
-async def _awaited(told: object) -> object:
-    return await told if inspect.isawaitable(told) else told
+async def _await_if_needed(value: object) -> object:
+    return await value if inspect.isawaitable(value) else value
 
 
-async def _sent_async(body: Body) -> AsyncIterator[bytes]:
+async def _send_async(body: StreamedBody) -> AsyncIterator[bytes]:
     sent, pieces = 0, body.pieces()
     while piece := await anyio.to_thread.run_sync(next, pieces, b""):
         yield piece
         sent += len(piece)
         if body.report:
-            await _awaited(body.report(sent, body.length))
+            await _await_if_needed(body.report(sent, body.length))
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The last item of `async_steps`: what the flow returned, which a generator cannot return there."""
+    """Last item of `async_iterate`: the flow's result, which an asynchronous generator cannot return."""
 
     value: Any
 
 
-async def async_steps(client: httpx.AsyncClient, server: Server, flow: Flow[Any]) -> AsyncGenerator[Any]:
-    """Run a flow; yields what it gives, and at last `Returned`."""
-    async with AsyncExchange(client, server) as exchange:
+async def async_iterate(client: httpx.AsyncClient, endpoint: Endpoint, flow: Flow[Any]) -> AsyncGenerator[Any]:
+    """Run a flow; yields its items, and finally `Returned`."""
+    async with AsyncExchange(client, endpoint) as exchange:
         try:
             effect = next(flow)
             while True:
                 try:
-                    if isinstance(effect, Give):
+                    if isinstance(effect, Yield):
                         yield effect.item
                         answer = None
                     else:
@@ -249,9 +267,9 @@ async def async_steps(client: httpx.AsyncClient, server: Server, flow: Flow[Any]
     yield returned
 
 
-async def async_run(client: httpx.AsyncClient, server: Server, flow: Flow[T]) -> T:
-    """Run a flow that gives nothing."""
-    running = async_steps(client, server, flow)
+async def async_run(client: httpx.AsyncClient, endpoint: Endpoint, flow: Flow[T]) -> T:
+    """Run a flow that yields no items, and return its result."""
+    running = async_iterate(client, endpoint, flow)
     returned = await anext(running)
     await running.aclose()
     assert isinstance(returned, Returned)

@@ -1,7 +1,7 @@
-"""What a flow asks of the world, and what the world answers. Values only: nothing here does I/O.
+"""Effects that a flow asks its driver for, and the answers. Values only: nothing here does I/O.
 
-A flow is a generator that yields these and is sent their answers; `hiresfix.client.drivers` has the two that run it,
-one blocking, one for asyncio. A flow has at most one exchange open: `Open`, then `Read` until `b""`, `Close`.
+A flow is a generator that yields effects and is sent their answers. `hiresfix.client.drivers` has the two drivers, one
+blocking, one for asyncio. A flow has at most one exchange open: `Open`, then `Read` until `b""`, then `Close`.
 """
 
 from __future__ import annotations
@@ -12,44 +12,53 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
+OnUpload: TypeAlias = Callable[[int, int], object]
+"""Called with bytes sent and bytes in total; starts from zero again if an upload has to be repeated."""
 
-class Lost(Exception):
-    """No answer came, or not all of it; raised into the flow. What the server did is unknown. Says why."""
+
+class ConnectionLost(Exception):
+    """No answer arrived, or only part of one. Raised into the flow; what the server did is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Body:
-    """A request's body that is sent in pieces, from the beginning each time that `pieces` is called.
+class StreamedBody:
+    """Request body that is sent in pieces.
 
-    `report(sent, total)` hears of every piece, in bytes.
+    Attributes:
+        pieces: starts from the beginning each time it is called.
+        length: bytes in total.
+        report: called after every piece.
     """
 
     pieces: Callable[[], Iterator[bytes]]
     length: int
-    report: Callable[[int, int], object] | None = None
+    report: OnUpload | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """`url` is a path below the server's address; without `keyed` it is a link, which is not shown the key.
+    """HTTP request of a flow.
 
-    repeatable: asking twice does no more than asking once. silence: the longest pause within the answer in seconds,
-    None for the client's own.
+    Attributes:
+        url: a path below the server's address; with `authenticated` False any link.
+        authenticated: send the API key. Links to results do not get it.
+        repeatable: sending the request twice has the same effect as sending it once.
+        read_timeout: longest pause within the answer in seconds; None for the client's own timeout.
     """
 
     method: str
     url: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Body | None = field(default=None, repr=False)
-    keyed: bool = True
+    body: bytes | StreamedBody | None = field(default=None, repr=False)
+    authenticated: bool = True
     repeatable: bool = True
-    silence: float | None = None
+    read_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """An answer before its body. Header names are in lower case."""
+class ResponseHead:
+    """Status and headers of an answer. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -57,19 +66,19 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Send a request; answered by a `Head`, or `Lost`."""
+    """Send a request. Answered by a `ResponseHead`, or raises `ConnectionLost`."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """The next piece of the body, `b""` at its end; or `Lost`."""
+    """Read the next piece of the body, `b""` at its end. May raise `ConnectionLost`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """Be done with the exchange, however much of it was read."""
+    """End the exchange, even if it was not read to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,26 +87,26 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Do:
-    """Work that may take a while on the disk or the processor; answered by its result, or what it raises."""
+class Run:
+    """Run work that blocks on disk or CPU. Answered by its result; its exceptions are raised into the flow."""
 
     work: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tell:
-    """Call what the caller gave us. The asynchronous driver awaits what comes back, if it can be awaited."""
+class Notify:
+    """Call the caller's listener. The asynchronous driver awaits the result if it is awaitable."""
 
     listener: Callable[..., object]
     arguments: tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Give:
-    """The next item of a flow that is iterated over."""
+class Yield:
+    """Hand the next item to whoever iterates over the flow."""
 
     item: object
 
 
-Effect: TypeAlias = Open | Read | Close | Sleep | Do | Tell | Give
+Effect: TypeAlias = Open | Read | Close | Sleep | Run | Notify | Yield
 Flow: TypeAlias = Generator[Effect, Any, T]

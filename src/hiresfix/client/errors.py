@@ -1,13 +1,13 @@
-"""What only a client can meet; everything else is raised as the server's own class of `hiresfix.errors`.
+"""Errors that only a client can meet; all others are raised as the server's own class of `hiresfix.errors`.
 
 HiresfixError
-├── ServerUnreachable   no answer, as often as was asked
-├── UnexpectedAnswer    what answered does not speak the contract
-├── BadSignature        a webhook that is not from who it says
-└── JobEnded            a job that was waited for has no result; `job` is what the server says of it
+├── ServerUnreachable   no complete answer, in all attempts
+├── UnexpectedAnswer    the answer is not one of this API
+├── BadSignature        a webhook without a valid signature
+└── JobEnded            a job that was waited for has no result; `job` is its last known state
     ├── JobFailed
     ├── JobCancelled
-    └── JobTimedOut     not yet: it goes on
+    └── JobTimedOut     not over yet: it goes on
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ServerUnreachable(HiresfixError):
-    """No answer came from the server, or not all of one, as often as it was asked."""
+    """No complete answer came from the server in all attempts."""
 
     code = "server_unreachable"
     status = 503
@@ -29,21 +29,21 @@ class ServerUnreachable(HiresfixError):
 
 
 class UnexpectedAnswer(HiresfixError):
-    """What answered is no server of this contract, or a newer one than this release understands."""
+    """The answer is not one of this API, or one of a release that this one does not understand."""
 
     code = "unexpected_answer"
     status = 502
 
 
 class BadSignature(HiresfixError):
-    """A webhook whose signature is missing, wrong or too old. Answer it 400 and believe nothing it says."""
+    """The signature of a webhook is missing, wrong or too old. Answer 400 and do not trust its content."""
 
     code = "bad_signature"
     status = 400
 
 
 class JobEnded(HiresfixError):
-    """A job that was waited for has no result. `job` is what the server says of it."""
+    """A job that was waited for has no result. `job` is its last known state."""
 
     def __init__(self, message: str, job: Job) -> None:
         super().__init__(message)
@@ -51,19 +51,19 @@ class JobEnded(HiresfixError):
 
 
 class JobFailed(JobEnded):
-    """The job failed; its credits are back. The message is the server's."""
+    """The job failed and its credits were refunded. The message is the server's."""
 
     code = "job_failed"
 
 
 class JobCancelled(JobEnded):
-    """Somebody cancelled the job; its credits are back."""
+    """The job was cancelled and its credits were refunded."""
 
     code = "job_cancelled"
 
 
 class JobTimedOut(JobEnded):
-    """The job was not over within the time given. It goes on; `client.jobs.get(error.job.id)` finds it again."""
+    """The job was not over within the given time. It goes on; `client.jobs.get(error.job.id)` finds it again."""
 
     code = "job_timed_out"
     retryable = True

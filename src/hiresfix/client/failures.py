@@ -1,7 +1,7 @@
-"""Answers that are refusals, as the same classes the server raised; jobs that ended without a result, as errors.
+"""Errors from answers: error answers as the classes the server raised, and jobs that ended without a result.
 
-The class is chosen by `code`, else by status, so that servers which send no codes, or some of their own, are understood
-as well. Knows no HTTP library.
+The class is chosen by `code`, else by status, so that servers without codes, or with unknown ones, are understood too.
+Knows no HTTP library.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from hiresfix.client.effects import Head
+from hiresfix.client.effects import ResponseHead
 from hiresfix.client.errors import JobCancelled, JobFailed, UnexpectedAnswer
 from hiresfix.client.values import Job
 from hiresfix.errors import (
@@ -36,11 +35,12 @@ from hiresfix.errors import (
     Unauthenticated,
     Unavailable,
 )
+from hiresfix.states import JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Refusal:
-    """An answer of status 400 or more, read as far as it can be."""
+class _ErrorAnswer:
+    """Answer of status 400 or more, with the fields that could be read."""
 
     status: int
     text: str
@@ -48,8 +48,8 @@ class _Refusal:
     retry_after: float | None
 
     def number(self, name: str) -> int:
-        found = self.body.get(name)
-        return found if isinstance(found, int) else 0
+        value = self.body.get(name)
+        return value if isinstance(value, int) else 0
 
     @property
     def seconds(self) -> int:
@@ -61,30 +61,30 @@ class _Refusal:
         if not isinstance(details, dict):
             return {"_root": [self.text]}
         return {
-            str(path): [str(message) for message in (found if isinstance(found, list) else [found])]
-            for path, found in details.items()
+            str(path): [str(message) for message in (messages if isinstance(messages, list) else [messages])]
+            for path, messages in details.items()
         }
 
 
-_WITH_MORE: Mapping[type[HiresfixError], Callable[[_Refusal], HiresfixError]] = {
-    InvalidRequest: lambda refusal: InvalidRequest(refusal.details),
-    InvalidJobId: lambda refusal: InvalidJobId(),
-    InsufficientCredits: lambda refusal: InsufficientCredits(
-        required=refusal.number("creditsRequired"), available=refusal.number("creditsAvailable")
+_BUILDERS: Mapping[type[HiresfixError], Callable[[_ErrorAnswer], HiresfixError]] = {
+    InvalidRequest: lambda answer: InvalidRequest(answer.details),
+    InvalidJobId: lambda answer: InvalidJobId(),
+    InsufficientCredits: lambda answer: InsufficientCredits(
+        required=answer.number("creditsRequired"), available=answer.number("creditsAvailable")
     ),
-    OverBudget: lambda refusal: OverBudget(
-        budget=refusal.number("monthlyBudget"),
-        spent=refusal.number("monthlySpent"),
-        required=refusal.number("creditsRequired"),
+    OverBudget: lambda answer: OverBudget(
+        budget=answer.number("monthlyBudget"),
+        spent=answer.number("monthlySpent"),
+        required=answer.number("creditsRequired"),
     ),
-    RateLimited: lambda refusal: RateLimited(refusal.text, retry_after=refusal.seconds),
-    Unavailable: lambda refusal: Unavailable(refusal.text, retry_after=refusal.seconds),
-    RequestTimedOut: lambda refusal: RequestTimedOut.told(refusal.text),
-    RequestTooLarge: lambda refusal: RequestTooLarge(),
-    NotOffered: lambda refusal: NotOffered(),
-    MethodNotAllowed: lambda refusal: MethodNotAllowed(),
+    RateLimited: lambda answer: RateLimited(answer.text, retry_after=answer.seconds),
+    Unavailable: lambda answer: Unavailable(answer.text, retry_after=answer.seconds),
+    RequestTimedOut: lambda answer: RequestTimedOut.with_message(answer.text),
+    RequestTooLarge: lambda answer: RequestTooLarge(),
+    NotOffered: lambda answer: NotOffered(),
+    MethodNotAllowed: lambda answer: MethodNotAllowed(),
 }
-"""How classes are made whose errors hold more than a message."""
+"""Constructors of the classes that hold more than a message."""
 
 _BY_STATUS: Mapping[int, type[HiresfixError]] = {
     400: InvalidRequest,
@@ -107,65 +107,65 @@ _BY_STATUS: Mapping[int, type[HiresfixError]] = {
 }
 
 
-def _every(kind: type[HiresfixError]) -> Iterator[type[HiresfixError]]:
-    """What a server can raise, of classes that share a code the widest first; not what clients and callers add."""
+def _server_errors(kind: type[HiresfixError]) -> Iterator[type[HiresfixError]]:
+    """Yield the classes a server can raise, base classes first; not those of clients and callers."""
     yield kind
     for narrower in kind.__subclasses__():
         if narrower.__module__ == HiresfixError.__module__:
-            yield from _every(narrower)
+            yield from _server_errors(narrower)
 
 
-def error_of(head: Head, body: bytes) -> HiresfixError:
-    """The error that an answer of status 400 or more stands for, with the id of its request."""
-    refusal = _read(head, body)
-    code = refusal.body.get("code")
-    kind = next((kind for kind in _every(HiresfixError) if kind.code == code), None) or _BY_STATUS.get(head.status)
+def error_of(head: ResponseHead, body: bytes) -> HiresfixError:
+    """Return the error that an answer of status 400 or more stands for, with its request id."""
+    answer = _read(head, body)
+    code = answer.body.get("code")
+    kind = next((kind for kind in _server_errors(HiresfixError) if kind.code == code), None) or _BY_STATUS.get(
+        head.status
+    )
     if kind is None:
-        error: HiresfixError = UnexpectedAnswer(f"The server answered {head.status}: {refusal.text}")
+        error: HiresfixError = UnexpectedAnswer(f"The server answered {head.status}: {answer.text}")
     else:
-        make = _WITH_MORE.get(kind)
-        error = make(refusal) if make else kind(refusal.text)
+        build = _BUILDERS.get(kind)
+        error = build(answer) if build else kind(answer.text)
     error.request_id = head.headers.get("x-request-id")
     return error
 
 
-def _read(head: Head, body: bytes) -> _Refusal:
+def _read(head: ResponseHead, body: bytes) -> _ErrorAnswer:
     try:
-        told = json.loads(body)
+        fields = json.loads(body)
     except ValueError:
-        told = None
-    told = told if isinstance(told, dict) else {}
-    text = told.get("error")
-    return _Refusal(
+        fields = None
+    fields = fields if isinstance(fields, dict) else {}
+    text = fields.get("error")
+    return _ErrorAnswer(
         status=head.status,
-        text=text if isinstance(text, str) and text else f"The server answered {head.status} without saying why.",
-        body=told,
+        text=text if isinstance(text, str) and text else f"The server answered {head.status} without an explanation.",
+        body=fields,
         retry_after=retry_after(head.headers),
     )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until trying again can succeed: a number, or a date seen from the answer's own; None if not told."""
-    told = headers.get("retry-after", "").strip()
+    """Return the seconds of `Retry-After`: a number, or a date relative to the answer's own; None without one."""
+    text = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(text))
     except ValueError:
         pass
     try:
-        until, now = parsedate_to_datetime(told), parsedate_to_datetime(headers.get("date", ""))
+        until, now = parsedate_to_datetime(text), parsedate_to_datetime(headers.get("date", ""))
     except ValueError:
         return None
-    return max(0.0, (until - now).total_seconds()) if _comparable(until, now) else None
+    if (until.tzinfo is None) != (now.tzinfo is None):  # not comparable
+        return None
+    return max(0.0, (until - now).total_seconds())
 
 
-def _comparable(one: datetime, other: datetime) -> bool:
-    return (one.tzinfo is None) == (other.tzinfo is None)
-
-
-def outcome(job: Job) -> Job:
-    """The job if it has a result. Raises JobFailed or JobCancelled for one that is over and has none."""
-    if job.status == "FAILED":
+def require_result(job: Job) -> Job:
+    """Return the job. Raises JobFailed or JobCancelled if it ended without a result."""
+    if job.status == JobState.FAILED:
         raise JobFailed(job.error or "Job failed", job)
-    if job.status == "CANCELLED":
+    if job.status == JobState.CANCELLED:
         raise JobCancelled(job.error or "Job was cancelled", job)
     return job

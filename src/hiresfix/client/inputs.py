@@ -1,8 +1,8 @@
-"""What callers hand over as a picture, made into what a request can carry.
+"""Images as callers pass them, converted into what a request can carry.
 
-Takes a path, bytes, an open binary file, an http(s) or data URL, a Pillow image or an array, without importing Pillow
-or numpy for those who use neither. Files are read when they are sent, piece by piece. Whether the bytes are a picture
-is for the server.
+Accepts a path, bytes, an open binary file, an http(s) or data URL, a Pillow image or an array. Does not import Pillow
+or numpy unless the caller uses them. Files are read in pieces while they are sent. The server decides whether the bytes
+are an image.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
-from hiresfix.client.effects import Body
+from hiresfix.client.effects import OnUpload, StreamedBody
 from hiresfix.client.values import Upload
-from hiresfix.errors import PictureError
+from hiresfix.errors import ImageError
 
-PIECE = 64 * 1024
-"""Bytes read and sent at once."""
+PIECE_BYTES = 64 * 1024
+"""Read and sent at once."""
 
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """What is asked of a `PIL.Image.Image`."""
+    """The parts of `PIL.Image.Image` that are used here."""
 
     @property
     def mode(self) -> str: ...
@@ -37,19 +37,19 @@ class PillowImage(Protocol):
 
 @runtime_checkable
 class Array(Protocol):
-    """What is asked of a `numpy.ndarray`: (H, W), (H, W, 3) or (H, W, 4), uint8."""
+    """The parts of `numpy.ndarray` that are used here: (H, W), (H, W, 3) or (H, W, 4), uint8."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
 Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PillowImage | Array | Upload
-"""A path, or a URL as a str; the bytes of a picture file; such a file, open; a Pillow image; an array; an upload."""
+"""A path, a URL (str), the bytes of an image file, an open image file, a Pillow image, an array, or an upload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A picture to be sent: `open` gives it from its beginning, as often as it is called; `size` in bytes."""
+class ImageSource:
+    """Image file to send. `open` returns it from its beginning, as often as it is called; `size` is in bytes."""
 
     name: str
     size: int
@@ -60,79 +60,80 @@ class Source:
             return file.read()
 
 
-_PLAIN_IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+"""Pillow modes that PNG stores without loss."""
 _URL = re.compile(r"https?://|data:", re.IGNORECASE)
 
 
 def url_of(image: Image) -> str | None:
-    """The URL, if that is what the picture was given as."""
+    """Return the URL if the image is given as one or as an upload, else None."""
     if isinstance(image, Upload):
         return image.url
     return image if isinstance(image, str) and _URL.match(image) else None
 
 
-def source_of(image: Image) -> Source:
-    """Everything but a URL. May read or encode: call it where that may take a while.
+def source_of(image: Image) -> ImageSource:
+    """Return the source for everything but a URL. May read or encode, so call it where blocking is fine.
 
-    Raises PictureError for what is no file or is empty, TypeError for what is none of `Image`.
+    Raises ImageError for a missing or empty file, TypeError for a value that `Image` does not allow.
     """
     if isinstance(image, str | os.PathLike):
         return _of_path(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
-        return _of_bytes(bytes(image), "picture")
+        return _of_bytes(bytes(image), "image")
     if isinstance(image, PillowImage):
-        return _of_bytes(encoded(image), "picture")
+        return _of_bytes(encoded(image), "image")
     if isinstance(image, Array):
-        return _of_bytes(encoded(_drawn(image)), "picture")
+        return _of_bytes(encoded(_from_array(image)), "image")
     if hasattr(image, "read"):
-        return _of_bytes(_all_of(image), Path(str(getattr(image, "name", "picture"))).name)
+        return _of_bytes(_read_binary(image), Path(str(getattr(image, "name", "image"))).name)
     raise TypeError(
-        f"A picture is a path, a URL, bytes, an open file, a PIL.Image or an array, not {type(image).__name__}."
+        f"An image is a path, a URL, bytes, an open file, a PIL.Image or an array, not {type(image).__name__}."
     )
 
 
-def _drawn(array: Array) -> PillowImage:
+def _from_array(array: Array) -> PillowImage:
     from PIL.Image import fromarray
 
     try:
-        drawn: PillowImage = fromarray(array)
+        image: PillowImage = fromarray(array)
     except (TypeError, ValueError) as error:
         shape = array.__array_interface__["shape"]
         raise TypeError(
             f"An array is (H, W), (H, W, 3) or (H, W, 4) of uint8, and this one is {shape} of "
             f"{getattr(array, 'dtype', 'another type')}. Convert it: (255 * array).clip(0, 255).astype('uint8')."
         ) from error
-    return drawn
+    return image
 
 
 def encoded(image: PillowImage) -> bytes:
-    """A Pillow image without loss, its profile and orientation included: PNG, or TIFF for what PNG cannot hold."""
-    container = "PNG" if image.mode in _PLAIN_IN_PNG else "TIFF"
+    """Encode a Pillow image without loss, with profile and orientation: as PNG, or TIFF for modes PNG lacks."""
+    container = "PNG" if image.mode in _PNG_MODES else "TIFF"
     buffer = io.BytesIO()
     exif = image.getexif()
     image.save(buffer, container, **({"exif": exif.tobytes()} if len(exif) else {}))
     return buffer.getvalue()
 
 
-def _of_path(path: Path) -> Source:
+def _of_path(path: Path) -> ImageSource:
     try:
-        state = path.stat()
+        status = path.stat()
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+        raise ImageError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     if not path.is_file():
-        raise PictureError(f"{path} is not a file. Name a picture.")
-    if not state.st_size:
-        raise PictureError(f"{path} is empty. Name a picture.")
-    return Source(name=path.name, size=state.st_size, open=lambda: path.open("rb"))
+        raise ImageError(f"{path} is not a file. Name an image file.")
+    if not status.st_size:
+        raise ImageError(f"{path} is empty. Name an image file.")
+    return ImageSource(name=path.name, size=status.st_size, open=lambda: path.open("rb"))
 
 
-def _of_bytes(data: bytes, name: str) -> Source:
+def _of_bytes(data: bytes, name: str) -> ImageSource:
     if not data:
-        raise PictureError("The picture has no bytes. Pass those of a picture file.")
-    return Source(name=name, size=len(data), open=lambda: io.BytesIO(data))
+        raise ImageError("The image has no bytes. Pass the bytes of an image file.")
+    return ImageSource(name=name, size=len(data), open=lambda: io.BytesIO(data))
 
 
-def _all_of(file: Any) -> bytes:
+def _read_binary(file: Any) -> bytes:
     data = file.read()
     if not isinstance(data, bytes):
         raise TypeError("The file is open as text. Open it with mode 'rb'.")
@@ -140,14 +141,14 @@ def _all_of(file: Any) -> bytes:
 
 
 def data_uri(data: bytes) -> str:
-    """Bytes as a data URI. The type is only for form's sake: servers look at the bytes."""
+    """Return the bytes as a data URI. Servers ignore the media type and look at the bytes."""
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def multipart(source: Source, report: Callable[[int, int], object] | None) -> tuple[str, Body]:
-    """The source as the part `file` of a form, read while it is sent: content type and body (RFC 7578).
+def multipart(source: ImageSource, on_upload: OnUpload | None) -> tuple[str, StreamedBody]:
+    """Return content type and body of a form with the source as its part `file` (RFC 7578), read while it is sent.
 
-    A file that changes its size meanwhile is a PictureError, because what was announced cannot be sent any more.
+    Sending raises ImageError if the file's size changes meanwhile: the announced length would be wrong.
     """
     boundary = secrets.token_hex(16)
     name = re.sub(r'[\x00-\x1f\x7f"\\]', "_", source.name)
@@ -161,14 +162,14 @@ def multipart(source: Source, report: Callable[[int, int], object] | None) -> tu
         yield head
         left = source.size
         with source.open() as file:
-            while piece := file.read(PIECE):
+            while piece := file.read(PIECE_BYTES):
                 left -= len(piece)
                 if left < 0:
                     break
                 yield piece
         if left:
-            raise PictureError(f"{source.name} changed while it was sent. Try again when it is complete.")
+            raise ImageError(f"{source.name} changed while it was sent. Try again when it is complete.")
         yield tail
 
-    body = Body(pieces=pieces, length=len(head) + source.size + len(tail), report=report)
+    body = StreamedBody(pieces=pieces, length=len(head) + source.size + len(tail), report=on_upload)
     return f"multipart/form-data; boundary={boundary}", body

@@ -1,7 +1,7 @@
-"""Following a job to its end: by the server's event stream where there is one, else by looking again and again.
+"""Watch of a job until it is over: over the server's event stream, or by polling if there is none.
 
-Guarantees: a broken stream, a server that is away or one that has had enough of us costs time and nothing else, for up
-to `Terms.patience` at a stretch; every state that is learnt is told once and in order. A generator without I/O.
+Guarantees: a broken stream, an unreachable server and rate limits only cost time, for up to `RetryPolicy.patience` at a
+stretch. Every new state is reported once and in order. A generator without I/O.
 """
 
 from __future__ import annotations
@@ -10,152 +10,165 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hiresfix.client.effects import Close, Effect, Flow, Head, Lost, Open, Read, Request, Sleep
+from hiresfix.client.effects import Close, ConnectionLost, Effect, Flow, Open, Read, Request, ResponseHead, Sleep
 from hiresfix.client.errors import JobTimedOut, ServerUnreachable, UnexpectedAnswer
 from hiresfix.client.failures import error_of, retry_after
-from hiresfix.client.flows import REPEATED, Terms, exchange, job_path, rest
+from hiresfix.client.flows import exchange, job_path, read_body
+from hiresfix.client.retry import RETRYABLE_STATUSES, RetryPolicy
 from hiresfix.client.server_sent_events import EventReader
 from hiresfix.client.values import Job
 from hiresfix.errors import HiresfixError
+from hiresfix.states import JobState
 
-FIRST_LOOK, SLOWEST_LOOK, GROWTH = 0.5, 5.0, 1.5
-"""Seconds between two looks where there is no stream: the first pause, the longest, and how it grows."""
-SILENCE = 45.0
-"""Seconds without a word after which a stream is taken for dead; servers send a comment every 15."""
-WORTH_A_STREAM = 20.0
-"""With fewer seconds left than a stream's silence may last, the deadline is met by looking."""
-COME_AGAIN = 2.0
+FIRST_POLL_PAUSE, MAX_POLL_PAUSE, POLL_PAUSE_GROWTH = 0.5, 5.0, 1.5
+"""Pause between two polls: the first and the longest in seconds, and the factor from one to the next."""
+STREAM_TIMEOUT = 45.0
+"""Seconds of silence after which a stream counts as dead; servers send a comment every 15."""
+MIN_STREAM_SECONDS = 20.0
+"""With fewer seconds left, poll: a silent stream could outlast the deadline."""
+RECONNECT_PAUSE = 2.0
 
 
-class _Trouble(Exception):
-    """The server could not tell just now; `error` is what to raise once patience ends."""
+class _TemporaryFailure(Exception):
+    """The server could not answer now. `error` is what to raise when patience ends."""
 
-    def __init__(self, error: HiresfixError, asked: float | None = None) -> None:
+    def __init__(self, error: HiresfixError, retry_after: float | None = None) -> None:
         super().__init__(str(error))
         self.error = error
-        self.asked = asked
+        self.retry_after = retry_after
 
 
 @dataclass(slots=True, kw_only=True)
 class _Watch:
-    """One job being followed."""
+    """State of one watch."""
 
-    terms: Terms
-    id: str
-    tell: Callable[[Job], Effect]
+    retry: RetryPolicy
+    job_id: str
+    notify: Callable[[Job], Effect]
     deadline: float | None
-    streams: bool = True
+    has_stream: bool = True
     last: Job | None = None
-    between: float = FIRST_LOOK
+    poll_pause: float = FIRST_POLL_PAUSE
     failures: int = 0
     failing_since: float = 0.0
 
     @property
-    def left(self) -> float:
-        return float("inf") if self.deadline is None else self.deadline - self.terms.clock()
+    def seconds_left(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline - self.retry.clock()
 
     @property
-    def may_listen(self) -> bool:
-        return self.streams and self.left > WORTH_A_STREAM
+    def may_stream(self) -> bool:
+        return self.has_stream and self.seconds_left > MIN_STREAM_SECONDS
 
     def note(self, job: Job) -> Flow[None]:
-        """Tell of it, if it is news."""
+        """Record the job's state, and report it if it is new."""
         self.failures = 0
-        news = self.last is None or (job.status, job.progress) != (self.last.status, self.last.progress)
+        is_new = self.last is None or (job.status, job.progress) != (self.last.status, self.last.progress)
         self.last = job
-        if news:
-            self.between = FIRST_LOOK
-            yield self.tell(job)
+        if is_new:
+            self.poll_pause = FIRST_POLL_PAUSE
+            yield self.notify(job)
 
-    def rest(self, trouble: _Trouble) -> float:
-        """How long to leave the server alone; raises the error once it was away for too long."""
-        now = self.terms.clock()
+    def backoff(self, failure: _TemporaryFailure) -> float:
+        """Return the pause before the next attempt. Raises the error if the server was away for too long."""
+        now = self.retry.clock()
         if not self.failures:
             self.failing_since = now
-        pause = self.terms.pause(self.failures, trouble.asked)
-        if pause is None or now - self.failing_since > self.terms.patience:
-            raise trouble.error
+        pause = self.retry.pause(self.failures, failure.retry_after)
+        if pause is None or now - self.failing_since > self.retry.patience:
+            raise failure.error
         self.failures += 1
         return pause
 
 
-def follow(terms: Terms, job: str, tell: Callable[[Job], Effect], *, seconds: float | None = None) -> Flow[Job]:
-    """The job when it is over, whatever its end; `tell` makes an effect of every state on the way and of the end.
+def watch_job(
+    retry: RetryPolicy, job_id: str, notify: Callable[[Job], Effect], *, timeout: float | None = None
+) -> Flow[Job]:
+    """Return the job when it is over, with or without a result.
 
-    Raises JobTimedOut after `seconds`, and what the server refuses for good.
+    Args:
+        retry: the client's retry policy.
+        job_id: the job to watch.
+        notify: makes the effect that reports a new state; called for every one, the last included.
+        timeout: seconds; None for as long as it takes.
+
+    Raises:
+        JobTimedOut: the job was not over within `timeout`.
+        HiresfixError: an error answer that will not go away.
     """
-    job_path(job)
-    watch = _Watch(terms=terms, id=job, tell=tell, deadline=None if seconds is None else terms.clock() + seconds)
+    job_path(job_id)
+    deadline = None if timeout is None else retry.clock() + timeout
+    watch = _Watch(retry=retry, job_id=job_id, notify=notify, deadline=deadline)
     while True:
         try:
-            over = yield from (_listen(watch) if watch.may_listen else _look(watch))
-            pause = COME_AGAIN if watch.streams else watch.between
-        except _Trouble as trouble:
-            over, pause = None, watch.rest(trouble)
-        if over:
-            return over
-        if watch.left <= 0:
-            raise _late(watch, seconds or 0.0)
-        watch.between = min(SLOWEST_LOOK, watch.between * GROWTH)
-        yield Sleep(seconds=min(pause, max(watch.left, 0.0)))
+            finished = yield from (_stream(watch) if watch.may_stream else _poll(watch))
+            pause = RECONNECT_PAUSE if watch.has_stream else watch.poll_pause
+        except _TemporaryFailure as failure:
+            finished, pause = None, watch.backoff(failure)
+        if finished:
+            return finished
+        if watch.seconds_left <= 0:
+            last = watch.last or Job(id=job_id, status=JobState.QUEUED)
+            raise JobTimedOut(
+                f"Job {job_id} was not over after {timeout or 0.0:g} s ({last.status}, {last.progress} %). "
+                "It goes on: wait for it again.",
+                last,
+            )
+        watch.poll_pause = min(MAX_POLL_PAUSE, watch.poll_pause * POLL_PAUSE_GROWTH)
+        yield Sleep(seconds=min(pause, max(watch.seconds_left, 0.0)))
 
 
-def _late(watch: _Watch, seconds: float) -> JobTimedOut:
-    last = watch.last or Job(id=watch.id, status="QUEUED")
-    return JobTimedOut(
-        f"Job {watch.id} was not over after {seconds:g} s ({last.status}, {last.progress} %). It goes on: wait again.",
-        last,
-    )
-
-
-def _look(watch: _Watch) -> Flow[Job | None]:
-    """The job as it is; returned if it is over."""
+def _poll(watch: _Watch) -> Flow[Job | None]:
+    """Ask for the job once; return it if it is over."""
     try:
-        head, body = yield from exchange(Request(method="GET", url=job_path(watch.id)))
-    except Lost as lost:
-        raise _away(watch, lost) from lost
+        head, body = yield from exchange(Request(method="GET", url=job_path(watch.job_id)))
+    except ConnectionLost as lost:
+        raise _unreachable(watch, lost) from lost
     if head.status >= 400:
-        raise _refused(head, body)
+        raise _error(head, body)
     job = Job.read(_json(body))
     yield from watch.note(job)
     return job if job.is_over else None
 
 
-def _listen(watch: _Watch) -> Flow[Job | None]:
-    """Follow the stream until the job is over, the stream ends, or the time for streams has passed.
+def _stream(watch: _Watch) -> Flow[Job | None]:
+    """Follow the event stream until the job is over, the stream ends, or the deadline is near.
 
-    What is no stream turns listening off; the look that follows says whether there is anything wrong.
+    An answer that is not an event stream turns streaming off; the poll that follows reports the real error, if any.
     """
     request = Request(
-        method="GET", url=job_path(watch.id) + "/events", headers={"Accept": "text/event-stream"}, silence=SILENCE
+        method="GET",
+        url=job_path(watch.job_id) + "/events",
+        headers={"Accept": "text/event-stream"},
+        read_timeout=STREAM_TIMEOUT,
     )
     try:
-        head: Head = yield Open(request=request)
+        head: ResponseHead = yield Open(request=request)
         if head.status != 200 or not head.headers.get("content-type", "").startswith("text/event-stream"):
-            body = yield from rest()
-            if head.status in REPEATED:
-                raise _refused(head, body)
-            watch.streams = False
-            return (yield from _look(watch))
-        return (yield from _hear(watch))
-    except Lost as lost:
-        raise _away(watch, lost) from lost
+            body = yield from read_body()
+            if head.status in RETRYABLE_STATUSES:
+                raise _error(head, body)
+            watch.has_stream = False
+            return (yield from _poll(watch))
+        return (yield from _read_events(watch))
+    except ConnectionLost as lost:
+        raise _unreachable(watch, lost) from lost
 
 
-def _hear(watch: _Watch) -> Flow[Job | None]:
+def _read_events(watch: _Watch) -> Flow[Job | None]:
     reader = EventReader()
     while piece := (yield Read()):
         try:
             events = list(reader.feed(piece))
         except ValueError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
         for event in events:
             job = Job.read(_json(event.data.encode()))
             yield from watch.note(job)
             if job.is_over:
                 yield Close()
                 return job
-        if not watch.may_listen:
+        if not watch.may_stream:
             break
     yield Close()
     return None
@@ -163,24 +176,26 @@ def _hear(watch: _Watch) -> Flow[Job | None]:
 
 def _json(body: bytes) -> object:
     try:
-        found: object = json.loads(body)
+        value: object = json.loads(body)
     except ValueError as error:
-        raise UnexpectedAnswer("The server told of a job in something that is no JSON.") from error
-    return found
+        raise UnexpectedAnswer(
+            "The server sent a job that is not JSON. Check that the URL is that of a server."
+        ) from error
+    return value
 
 
-def _away(watch: _Watch, lost: Lost) -> _Trouble:
-    return _Trouble(
+def _unreachable(watch: _Watch, lost: ConnectionLost) -> _TemporaryFailure:
+    return _TemporaryFailure(
         ServerUnreachable(
-            f"The server has not answered for {watch.terms.patience:g} s: {lost}. Job {watch.id} goes on there; "
+            f"The server has not answered for {watch.retry.patience:g} s: {lost}. Job {watch.job_id} goes on there; "
             "wait for it again later."
         )
     )
 
 
-def _refused(head: Head, body: bytes) -> Exception:
-    """Trouble, where it may pass; the error itself, where it stays."""
+def _error(head: ResponseHead, body: bytes) -> Exception:
+    """Return a temporary failure if the error may go away, else the error itself."""
     error = error_of(head, body)
-    if head.status == 429 or head.status in REPEATED:
-        return _Trouble(error, retry_after(head.headers))
+    if head.status == 429 or head.status in RETRYABLE_STATUSES:
+        return _TemporaryFailure(error, retry_after(head.headers))
     return error

@@ -1,4 +1,4 @@
-"""A finished picture in memory, and what is known of how it was made."""
+"""Finished image in memory, with the job that made it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result of a job. data: the bytes of the file, as the server made it."""
+    """Result of a job. `data` holds the bytes of the file as the server wrote it."""
 
     job: Job
     data: bytes = field(repr=False)
 
     @property
     def seed(self) -> int | None:
-        """Reuse it to make the same picture again."""
+        """Seed of the result; pass it again to make the same image."""
         return self.job.seed
 
     @property
@@ -39,20 +39,20 @@ class Result:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the engine says of its work; empty for servers that say nothing."""
+        """Facts about the run from the engine; empty if the server sends none."""
         return self.job.metadata or {}
 
     @property
     def image(self) -> Image.Image:
-        """The picture as a Pillow image, decoded now; needs Pillow installed."""
+        """Decode the result as a Pillow image; needs Pillow installed."""
         from PIL import Image
 
-        with Image.open(io.BytesIO(self.data)) as found:
-            found.load()
-            return found
+        with Image.open(io.BytesIO(self.data)) as image:
+            image.load()
+            return image
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file as it is, whole or not at all; folders on the way are made. Returns the path.
+        """Write the file unchanged, completely or not at all, and return its path. Creates missing folders.
 
         Raises ValueError for the suffix of another format.
         """

@@ -1,4 +1,4 @@
-"""Server-sent events out of pieces of bytes, as the WHATWG's HTML standard (9.2.6) reads them. Knows no jobs."""
+"""Parser for server-sent events from pieces of bytes (WHATWG HTML standard, 9.2.6). Knows nothing of jobs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
-MOST = 1 << 20
-"""Characters that one event may have: more is no event of a server that speaks the contract."""
+MAX_EVENT_CHARACTERS = 1 << 20
+"""No event of this API comes close to this size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class ServerSentEvent:
 
 
 class EventReader:
-    """Fed with a stream's bytes, however they were cut, it gives the events that are complete."""
+    """Incremental parser: takes a stream's bytes in any pieces, yields events as they become complete."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -27,18 +27,15 @@ class EventReader:
         self._name, self._data = "", list[str]()
 
     def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
-        """Raises ValueError for an event that does not end."""
+        """Yield the events that `piece` completes. Raises ValueError for an event that is too long."""
         self._text += self._decoder.decode(piece)
-        if len(self._text) + sum(map(len, self._data)) > MOST:
+        if len(self._text) + sum(map(len, self._data)) > MAX_EVENT_CHARACTERS:
             raise ValueError("an event without end")
-        while (end := _LINE_END.search(self._text)) and not self._may_go_on(end):
+        # A CR at the end of the text may still be followed by its LF.
+        while (end := _LINE_END.search(self._text)) and not (end[0] == "\r" and end.end() == len(self._text)):
             line, self._text = self._text[: end.start()], self._text[end.end() :]
             if event := self._line(line):
                 yield event
-
-    def _may_go_on(self, end: re.Match[str]) -> bool:
-        """A CR at the end of what came so far: an LF that belongs to it may follow."""
-        return end[0] == "\r" and end.end() == len(self._text)
 
     def _line(self, line: str) -> ServerSentEvent | None:
         if not line:

@@ -1,7 +1,7 @@
-"""What a server says, as values: jobs, uploads, models, the caller.
+"""Values of the API: jobs, uploads, models, the caller, webhook events.
 
-Reads any answer that speaks the contract: unknown fields are kept in `raw` and otherwise ignored, optional ones that
-are missing or null are None, and what cannot be read at all is `UnexpectedAnswer`. Knows no HTTP.
+Reads any answer that follows the contract: unknown fields are kept in `raw` and otherwise ignored, optional fields that
+are missing or null are None, and an answer that cannot be read raises `UnexpectedAnswer`. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from hiresfix.client.errors import UnexpectedAnswer
+from hiresfix.states import TERMINAL, JobState
 
 V = TypeVar("V")
 
-Status: TypeAlias = Literal["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"]
-OVER: frozenset[str] = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 Scope: TypeAlias = Literal["user", "team"]
 Event: TypeAlias = Literal["progress", "completed", "failed"]
 
 
 class Params(TypedDict, total=False):
-    """What one may ask of a model, by the names of the API; `GET /v2/models` tells which of them a model has.
+    """Parameters of a model by the API's names; `GET /v2/models` lists those of each model.
 
     `scale` and `steps` are short for `scale_factor` and `num_inference_steps`.
     """
@@ -42,27 +41,32 @@ class Params(TypedDict, total=False):
     seed: int
 
 
-SHORT = {"scale": "scale_factor", "steps": "num_inference_steps"}
+FULL_NAMES = {"scale": "scale_factor", "steps": "num_inference_steps"}
 
 
-def spelled_out(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters under the API's own names, those that are None left out.
+def with_full_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters under the API's own names, without those that are None.
 
-    Raises TypeError where a short name stands beside its long one.
+    Raises TypeError if a parameter is given by both of its names.
     """
-    for short, name in SHORT.items():
+    for short, name in FULL_NAMES.items():
         if params.get(short) is not None and params.get(name) is not None:
-            raise TypeError(f"Give {short} or {name}, not both: they are the same.")
-    return {SHORT.get(name, name): value for name, value in params.items() if value is not None}
+            raise TypeError(f"Give {short} or {name}, not both: they are the same parameter.")
+    return {FULL_NAMES.get(name, name): value for name, value in params.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as the server last told of it.
+    """State of a job as the server last sent it.
 
-    progress: percent, 100 only when COMPLETED. images: absolute or server-relative URLs of the results. credit_cost: 0
-    once it failed. queue_position and eta_seconds are for unfinished jobs, of servers that tell them. raw: the object
-    as it came.
+    Attributes:
+        status: one of `hiresfix.states.JobState`.
+        progress: percent; 100 only when COMPLETED.
+        images: URLs of the results, absolute or relative to the server.
+        credit_cost: 0 once the job has failed or was cancelled.
+        queue_position: jobs ahead of this one; only while it waits, and if the server sends it.
+        eta_seconds: estimated time left; only while the job is not over, and if the server sends it.
+        raw: the JSON object as it came.
     """
 
     id: str
@@ -87,68 +91,68 @@ class Job:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
-        """For people, in a line: `on_progress=print` will do."""
+        """Return one line for people, for example with `on_progress=print`."""
         if self.error:
             return f"{self.status}: {self.error}"
-        told = [self.status if self.status != "PROCESSING" else f"PROCESSING {self.progress} %"]
+        parts = [f"{self.status} {self.progress} %" if self.status == JobState.PROCESSING else self.status]
         if self.queue_position:
-            told.append(f"{self.queue_position} before it")
+            parts.append(f"{self.queue_position} ahead of it")
         if self.eta_seconds is not None and not self.is_over:
-            told.append(f"about {self.eta_seconds} s")
-        return ", ".join(told)
+            parts.append(f"about {self.eta_seconds} s")
+        return ", ".join(parts)
 
     @property
     def is_over(self) -> bool:
-        return self.status in OVER
+        return self.status in TERMINAL
 
     @classmethod
     def read(cls, body: object) -> Self:
-        """From a Job object, or the `{"jobId", "status"}` of a submission. Raises UnexpectedAnswer."""
-        told = _object(body)
+        """Read a Job object, or the `{"jobId", "status"}` of a submission. Raises UnexpectedAnswer."""
+        fields = _object(body)
         return cls(
-            id=_required(told, "jobId" if "id" not in told else "id"),
-            status=_required(told, "status"),
-            model=_maybe(told, "model", str),
-            progress=_whole(told, "progress") or 0,
-            images=_images(told.get("result")),
-            error=_maybe(told, "error", str),
-            credit_cost=_whole(told, "creditCost"),
-            webhook_status=_maybe(told, "webhookStatus", str),
-            created_at=_moment(told, "createdAt"),
-            started_at=_moment(told, "startedAt"),
-            completed_at=_moment(told, "completedAt"),
-            expired=told.get("expired") is True,
-            queue_position=_whole(told, "queuePosition"),
-            eta_seconds=_whole(told, "etaSeconds"),
-            seed=_whole(told, "seed"),
-            width=_whole(told, "width"),
-            height=_whole(told, "height"),
-            metadata=_maybe(told, "metadata", dict),
-            input=_maybe(told, "input", dict),
-            raw=told,
+            id=_required(fields, "jobId" if "id" not in fields else "id"),
+            status=_required(fields, "status"),
+            model=_optional(fields, "model", str),
+            progress=_integer(fields, "progress") or 0,
+            images=_images(fields.get("result")),
+            error=_optional(fields, "error", str),
+            credit_cost=_integer(fields, "creditCost"),
+            webhook_status=_optional(fields, "webhookStatus", str),
+            created_at=_datetime(fields, "createdAt"),
+            started_at=_datetime(fields, "startedAt"),
+            completed_at=_datetime(fields, "completedAt"),
+            expired=fields.get("expired") is True,
+            queue_position=_integer(fields, "queuePosition"),
+            eta_seconds=_integer(fields, "etaSeconds"),
+            seed=_integer(fields, "seed"),
+            width=_integer(fields, "width"),
+            height=_integer(fields, "height"),
+            metadata=_optional(fields, "metadata", dict),
+            input=_optional(fields, "input", dict),
+            raw=fields,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPage:
-    """Some jobs of a list, and where the next ones begin; None on the last page."""
+    """One page of a list of jobs. `cursor` names the next page; None on the last one."""
 
     jobs: tuple[Job, ...]
     cursor: str | None
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
-        cursor = _maybe(told, "nextCursor", str)
+        fields = _object(body)
+        cursor = _optional(fields, "nextCursor", str)
         return cls(
-            jobs=tuple(Job.read(job) for job in _list(told, "jobs")),
-            cursor=cursor if told.get("hasMore", True) else None,
+            jobs=tuple(Job.read(job) for job in _list(fields, "jobs")),
+            cursor=cursor if fields.get("hasMore", True) else None,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a request would cost, in credits, and make. sufficient: balance and budget cover it."""
+    """Price in credits and output size of a request. `sufficient`: balance and budget cover it."""
 
     credit_cost: int
     credits_available: int | None = None
@@ -160,25 +164,25 @@ class Preview:
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
-        cost = _whole(told, "creditCost")
+        fields = _object(body)
+        cost = _integer(fields, "creditCost")
         if cost is None:
-            raise UnexpectedAnswer("The server does not tell prices beforehand: it ignores ?dryRun=true.")
-        output = _maybe(told, "output", dict) or {}
+            raise UnexpectedAnswer("This server cannot tell prices in advance: it ignores ?dryRun=true.")
+        output = _optional(fields, "output", dict) or {}
         return cls(
             credit_cost=cost,
-            credits_available=_whole(told, "creditsAvailable"),
-            sufficient=told.get("sufficient") is not False,
-            width=_whole(output, "width"),
-            height=_whole(output, "height"),
-            estimated_seconds=_whole(told, "estimatedSeconds"),
-            raw=told,
+            credits_available=_integer(fields, "creditsAvailable"),
+            sufficient=fields.get("sufficient") is not False,
+            width=_integer(output, "width"),
+            height=_integer(output, "height"),
+            estimated_seconds=_integer(fields, "estimatedSeconds"),
+            raw=fields,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """A picture handed in; submissions can name its `url` until `expires_at`."""
+    """Uploaded image. Submissions can name its `url` until `expires_at`."""
 
     id: str
     url: str
@@ -189,20 +193,27 @@ class Upload:
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
+        fields = _object(body)
         return cls(
-            id=_required(told, "id"),
-            url=_required(told, "url"),
-            content_type=_maybe(told, "contentType", str),
-            byte_size=_whole(told, "byteSize"),
-            expires_at=_moment(told, "expiresAt"),
-            raw=told,
+            id=_required(fields, "id"),
+            url=_required(fields, "url"),
+            content_type=_optional(fields, "contentType", str),
+            byte_size=_integer(fields, "byteSize"),
+            expires_at=_datetime(fields, "expiresAt"),
+            raw=fields,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model on offer. Costs are credits; params: JSON Schema of its parameters; avg_seconds: measured of late."""
+class ModelInfo:
+    """Model that the server offers.
+
+    Attributes:
+        cost_min: lowest price of a job in credits.
+        cost_max: highest price of a job in credits.
+        avg_seconds: recent average duration of a job.
+        params: JSON Schema of its parameters.
+    """
 
     id: str
     label: str | None = None
@@ -217,29 +228,29 @@ class Model:
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
+        fields = _object(body)
         return cls(
-            id=_required(told, "id"),
-            label=_maybe(told, "label", str),
-            modality=_maybe(told, "modality", str),
-            description=_maybe(told, "description", str),
-            cost_min=_whole(told, "costMin"),
-            cost_max=_whole(told, "costMax"),
-            avg_seconds=_number(told, "avgSeconds"),
-            params_key=_maybe(told, "paramsKey", str),
-            params=_maybe(told, "params", dict),
-            raw=told,
+            id=_required(fields, "id"),
+            label=_optional(fields, "label", str),
+            modality=_optional(fields, "modality", str),
+            description=_optional(fields, "description", str),
+            cost_min=_integer(fields, "costMin"),
+            cost_max=_integer(fields, "costMax"),
+            avg_seconds=_number(fields, "avgSeconds"),
+            params_key=_optional(fields, "paramsKey", str),
+            params=_optional(fields, "params", dict),
+            raw=fields,
         )
 
     @classmethod
     def read_all(cls, body: object) -> tuple[Self, ...]:
-        """From the catalog's object."""
-        return tuple(cls.read(entry) for entry in _list(_object(body), "models"))
+        """Read the object of `GET /v2/models`."""
+        return tuple(cls.read(model) for model in _list(_object(body), "models"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Me:
-    """Whose the key is, and what the team has. key_prefix: the key's first characters, safe to show."""
+    """Owner of the API key, and the team's credits. `key_prefix`: the key's first characters, safe to show."""
 
     email: str | None = None
     role: str | None = None
@@ -253,82 +264,84 @@ class Me:
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
-        user, team, key = (_maybe(told, name, dict) or {} for name in ("user", "team", "apiKey"))
+        fields = _object(body)
+        user, team, key = (_optional(fields, name, dict) or {} for name in ("user", "team", "apiKey"))
         return cls(
-            email=_maybe(user, "email", str),
-            role=_maybe(user, "role", str),
-            team=_maybe(team, "name", str),
-            credits=_whole(team, "credits"),
-            plan=_maybe(team, "plan", str),
-            max_concurrent_jobs=_whole(team, "maxConcurrentJobs"),
-            key_name=_maybe(key, "name", str),
-            key_prefix=_maybe(key, "prefix", str),
-            raw=told,
+            email=_optional(user, "email", str),
+            role=_optional(user, "role", str),
+            team=_optional(team, "name", str),
+            credits=_integer(team, "credits"),
+            plan=_optional(team, "plan", str),
+            max_concurrent_jobs=_integer(team, "maxConcurrentJobs"),
+            key_name=_optional(key, "name", str),
+            key_prefix=_optional(key, "prefix", str),
+            raw=fields,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """What a webhook tells. The same may arrive twice: `job.id` and `event` together say whether you know it."""
+    """Event of a webhook. It may arrive twice: `job.id` and `event` together identify it."""
 
     event: str
     job: Job
 
     @classmethod
     def read(cls, body: object) -> Self:
-        told = _object(body)
-        event = _maybe(told, "event", str) or _required(told, "type")
-        return cls(event=event, job=Job.read(told))
+        fields = _object(body)
+        event = _optional(fields, "event", str) or _required(fields, "type")
+        return cls(event=event, job=Job.read(fields))
 
 
 def _object(body: object) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise UnexpectedAnswer(f"Expected a JSON object, got {type(body).__name__}. Is the URL that of a server?")
+        raise UnexpectedAnswer(
+            f"Expected a JSON object, got {type(body).__name__}. Check that the URL is that of a server."
+        )
     return body
 
 
-def _list(told: Mapping[str, Any], name: str) -> list[Any]:
-    found = told.get(name)
-    if not isinstance(found, list):
-        raise UnexpectedAnswer(f"The answer has no list called {name!r}. Is the URL that of a server?")
-    return found
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields.get(name)
+    if not isinstance(value, list):
+        raise UnexpectedAnswer(f"The answer has no list {name!r}. Check that the URL is that of a server.")
+    return value
 
 
-def _required(told: Mapping[str, Any], name: str) -> str:
-    found = told.get(name)
-    if not isinstance(found, str) or not found:
-        raise UnexpectedAnswer(f"The answer lacks {name!r}. Is the URL that of a server?")
-    return found
+def _required(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise UnexpectedAnswer(f"The answer has no {name!r}. Check that the URL is that of a server.")
+    return value
 
 
-def _maybe(told: Mapping[str, Any], name: str, kind: type[V]) -> V | None:
-    """The field if it is there and of this type."""
-    found = told.get(name)
-    return found if isinstance(found, kind) else None
+def _optional(fields: Mapping[str, Any], name: str, kind: type[V]) -> V | None:
+    """Return the field if it is present and of this type, else None."""
+    value = fields.get(name)
+    return value if isinstance(value, kind) else None
 
 
-def _number(told: Mapping[str, Any], name: str) -> float | None:
-    found = told.get(name)
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+def _number(fields: Mapping[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _whole(told: Mapping[str, Any], name: str) -> int | None:
-    found = told.get(name)
-    if isinstance(found, float) and found.is_integer():
-        return int(found)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+def _integer(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _moment(told: Mapping[str, Any], name: str) -> datetime | None:
+def _datetime(fields: Mapping[str, Any], name: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(told[name])
+        return datetime.fromisoformat(fields[name])
     except (LookupError, TypeError, ValueError):
         return None
 
 
 def _images(result: object) -> tuple[str, ...]:
-    """`{"images": [url]}`, or the bare URL of older servers."""
+    """Read `{"images": [url]}`, or the bare URL that older servers send."""
     if isinstance(result, str):
         return (result,)
     images = result.get("images") if isinstance(result, dict) else None

@@ -1,8 +1,8 @@
-"""For receivers of webhooks: whether one is from the server it says it is from, and what it tells.
+"""Verification of webhooks for those who receive them.
 
-Works with any framework: hand over the body as it came, before anybody parsed it, and the request's headers. Both
-signatures are understood: by the API key that submitted the job (`X-Webhook-Signature`), and by the team's secret after
-Standard Webhooks (`webhook-signature`), which also refuses what was recorded and is played again.
+Works with any framework: pass the request's body as it arrived, before anything parsed it, and its headers. Understands
+both signatures: by the API key that submitted the job (`X-Webhook-Signature`), and by the team's secret after Standard
+Webhooks (`webhook-signature`), which also protects against replays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hiresfix.client.values import WebhookEvent
 
 
 class Headers(Protocol):
-    """A request's headers, as every framework has them: a dict, or something like one."""
+    """Headers of a request in any framework: a dict or something like one."""
 
     def items(self) -> Iterable[tuple[str, str]]: ...
 
@@ -30,28 +30,36 @@ def verify_webhook(
     *,
     clock: Callable[[], float] = time.time,
 ) -> WebhookEvent:
-    """What the webhook tells, if it is signed with `secret`: an API key (afk_…), a team's secret (whsec_…), or several.
+    """Return the event of a webhook whose signature is valid.
 
-    payload: the body's exact bytes. headers: names in any case. Raises BadSignature, also for a team's
-    signature that is more than five minutes old; answer 400 then. Raises ValueError without a secret.
+    Args:
+        payload: the exact bytes of the body.
+        headers: the request's headers; names in any case.
+        secret: an API key (afk_…), a team's secret (whsec_…), or several of them.
+        clock: seconds since the epoch; injectable for tests.
+
+    Raises:
+        BadSignature: no valid signature, or a team's signature older than five minutes. Answer 400.
+        UnexpectedAnswer: the signed body is not an event.
+        ValueError: there is no secret.
     """
     secrets = [secret] if isinstance(secret, str) else list(secret)
     if not secrets or not all(secrets):
         raise ValueError("There is no secret to verify with. Pass the API key, or the team's whsec_ secret.")
     body = payload.encode() if isinstance(payload, str) else bytes(payload)
-    found = {str(name).lower(): str(value) for name, value in headers.items()}
-    if not any(_signed(body, found, one, clock) for one in secrets):
+    lower_headers = {str(name).lower(): str(value) for name, value in headers.items()}
+    if not any(_is_signed(body, lower_headers, one, clock) for one in secrets):
         raise BadSignature(
-            "The webhook's signature is missing, too old or not made with this secret. Check that the body is passed "
-            "as it came and that the secret is the one of whoever submitted the job."
+            "The webhook's signature is missing, too old or made with another secret. Check that you pass the body "
+            "as it arrived, and the secret of the API key or team that submitted the job."
         )
     try:
         return WebhookEvent.read(json.loads(body))
     except ValueError as error:
-        raise UnexpectedAnswer("The webhook's body is no JSON.") from error
+        raise UnexpectedAnswer("The webhook's body is not JSON.") from error
 
 
-def _signed(body: bytes, headers: Mapping[str, str], secret: str, clock: Callable[[], float]) -> bool:
+def _is_signed(body: bytes, headers: Mapping[str, str], secret: str, clock: Callable[[], float]) -> bool:
     if secret.startswith(signing.TEAM_PREFIX):
         return signing.verify_standard(
             body,

@@ -1,1 +1,1 @@
-"""Pixels in, pixels out: torch, synchronous. Knows no HTTP, no database, no jobs."""
+"""Image engine: pixels in, pixels out. Synchronous torch; knows no HTTP, no database and no jobs."""

@@ -1,7 +1,7 @@
-"""Where and in which precision to compute, and what to do when memory runs out.
+"""Choose the device and the precision, move tensors there, and retry when memory runs out.
 
-Guarantees: running out of memory never ends the process while a smaller tile is left to try; at the smallest,
-it is an `EngineFailed` that says so. Knows no pixels.
+Guarantees: running out of memory never ends the process while a smaller tile is left to try; at the smallest tile it
+raises an `EngineFailed` that says so. Knows no pixels.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ from hiresfix.errors import ConfigurationError, EngineFailed
 
 T = TypeVar("T")
 
-QUEUING = ("cuda",)
-"""Kinds of devices that take a copy from pinned memory into their queue."""
+ASYNC_COPY_DEVICES = ("cuda",)
+"""Kinds of devices that copy from pinned memory asynchronously."""
 
-SMALLEST_TILE = 32
+MIN_TILE = 32
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
-def choose_device(wanted: str) -> torch.device:
-    """ "auto": CUDA if there is one, else MPS, else the CPU. Raises ConfigurationError for one that is absent."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+def choose_device(name: str) -> torch.device:
+    """Return the device; "auto" is CUDA if there is one, else MPS, else the CPU.
+
+    Raises:
+        ConfigurationError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"There is no device {wanted!r} here. Use auto, cpu, cuda or mps.") from error
+        raise ConfigurationError(f"This machine has no device {name!r}. Use auto, cpu, cuda or mps.") from error
     return device
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """The fastest precision that holds a picture.
+    """Return the fastest precision that is good enough for images.
 
-    CUDA: float16, as fast as bfloat16 and eight times as exact, and these networks stay far inside its range. CPUs
-    with their own instructions for it (AVX-512 BF16, AMX): bfloat16. Elsewhere, MPS included: float32.
+    CUDA: float16, as fast as bfloat16 and eight times as exact; these networks stay far inside its range. CPUs with
+    instructions for bfloat16 (AVX-512 BF16, AMX): bfloat16. Others, MPS included: float32.
     """
     if device.type == "cuda":
         return torch.float16
@@ -50,7 +54,7 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What this process can still take of a device of its own; None for the CPU, whose memory is everybody's."""
+    """Return the device memory that this process can still allocate; None for the CPU, which shares its memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -60,7 +64,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """All memory of a device of its own; None for the CPU."""
+    """Return the device's whole memory; None for the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
@@ -68,10 +72,10 @@ def total_bytes(device: torch.device) -> int | None:
     return None
 
 
-def usage(device: torch.device) -> dict[str, int]:
-    """Bytes of the device: total, free, and, where that is known, used by this process now and at its peak.
+def memory_usage(device: torch.device) -> dict[str, int]:
+    """Return bytes of the device: total, free, and where known those this process uses now and used at its peak.
 
-    For the CPU nothing: its memory is everybody's, and the process's own size is told elsewhere.
+    Empty for the CPU: it shares its memory, and the size of the process is measured elsewhere.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -83,24 +87,25 @@ def usage(device: torch.device) -> dict[str, int]:
     return {}
 
 
-def move(network: torch.nn.Module, device: torch.device) -> None:
-    """In place: whoever holds a parameter of the network holds it still."""
+def move_to_device(network: torch.nn.Module, device: torch.device) -> None:
+    """Move the network in place, so that references to its parameters stay valid."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.device != device:
             tensor.data = tensor.data.to(device)
 
 
-def send(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device. No GPU is waited for: what it has still to do goes on while the copy stands in its queue."""
-    if device.type in QUEUING and x.device.type == "cpu":
+def copy_to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Return `x` on the device without waiting for a GPU: the copy joins its queue."""
+    if device.type in ASYNC_COPY_DEVICES and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
-    """What `work(tile)` returns, and the tile: the given one, halved and tried again while memory runs out.
+def retry_with_smaller_tile(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
+    """Run `work(tile)`, halving the tile while memory runs out; return its result and the tile that fitted.
 
-    Raises EngineFailed if a tile of `SMALLEST_TILE` does not fit either.
+    Raises:
+        EngineFailed: not even a tile of `MIN_TILE` fits.
     """
     while True:
         try:
@@ -108,24 +113,24 @@ def with_room(tile: int, work: Callable[[int], T]) -> tuple[T, int]:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside the handler, so that the failed attempt's tensors are no longer held by its traceback.
-        release()
-        if tile <= SMALLEST_TILE:
+        # Outside the handler, whose traceback would keep the tensors of the failed attempt alive.
+        free_cached_memory()
+        if tile <= MIN_TILE:
             raise EngineFailed(
                 f"Out of memory with a tile of {tile} pixels. Free memory on this device or use another."
             )
-        tile = max(SMALLEST_TILE, tile // 2)
+        tile = max(MIN_TILE, tile // 2)
 
 
-def release() -> None:
-    """Give back what a failed attempt left behind; call it where nothing holds that attempt's tensors any more."""
+def free_cached_memory() -> None:
+    """Free what a failed attempt left behind; call it where nothing references its tensors any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """The allocators of CPU and MPS have no class of their own, only words."""
+    """Return True if an allocator failed; those of CPU and MPS are recognised by their message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Report = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 """Takes the done fraction of the work, 0..1, never less than before; raises `errors.Cancelled` to stop it."""
 
 
-def portion(report: Report, start: float, share: float) -> Report:
-    """A report for a part of the work that begins at `start` of the whole and is `share` of it."""
+def portion(report: ProgressCallback, start: float, share: float) -> ProgressCallback:
+    """Return a callback for the part of the work that begins at `start` of the whole and is `share` of it."""
     return lambda fraction: report(start + share * fraction)

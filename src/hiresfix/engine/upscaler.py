@@ -1,8 +1,8 @@
-"""The whole story of one enlargement: picture and recipe in, picture and an account of what was done out.
+"""Upscale one image by a recipe: returns the image and metadata about what was done.
 
-Guarantees: the result is exactly `recipe.scale` times the input, of its bit depth and with its transparency,
-profile and metadata; a black or broken result is an error, never a success. Equal recipe, equal weights and
-equal device give equal pixels. Networks stay warm between runs. Knows no files and no jobs.
+Guarantees: the result is exactly `recipe.scale` times the input, with its bit depth, transparency, profile and
+metadata; a black or broken result is an error, never a success. Equal recipe, equal weights and equal device give
+equal pixels. Networks stay loaded between runs. Knows no files and no jobs.
 """
 
 from __future__ import annotations
@@ -19,262 +19,302 @@ from torch import Tensor
 from hiresfix import images
 from hiresfix.engine import devices, progress
 from hiresfix.engine.analysis import colour_lock, degradation, metrics
-from hiresfix.engine.analysis.degradation import Findings
+from hiresfix.engine.analysis.degradation import Degradation
 from hiresfix.engine.analysis.metrics import Quality
 from hiresfix.engine.pixels import resampling
-from hiresfix.engine.pixels.resampling import Samples
-from hiresfix.engine.progress import Report
+from hiresfix.engine.pixels.arrays import ImageArray
+from hiresfix.engine.progress import ProgressCallback
 from hiresfix.engine.superres import networks, offline, tiled_inference
 from hiresfix.engine.superres.networks import Network
-from hiresfix.engine.superres.offline import Plan
-from hiresfix.engine.superres.tiled_inference import Finish
+from hiresfix.engine.superres.offline import PassPlan
+from hiresfix.engine.superres.tiled_inference import PostProcess
 from hiresfix.engine.weights import superres_files
 from hiresfix.errors import BadResult, WeightsError
 from hiresfix.images import DecodedImage
 from hiresfix.models.catalog import find_weights
-from hiresfix.models.store import Store
-from hiresfix.models.weight_files import Kind
+from hiresfix.models.store import ModelStore
+from hiresfix.models.weight_files import WeightKind
 from hiresfix.recipe import AUTO, Engine, Recipe
 
 if TYPE_CHECKING:
-    from hiresfix.engine.diffusion.loader import Assembled
+    from hiresfix.engine.diffusion.loader import LoadedModel
 
-FAITHFUL_NAME = "faithful (enlarger and back-projection)"
-NOT_BLACK = 8 / 255
-"""A picture with a sample above this cannot come out all black."""
+FAITHFUL_ENGINE_NAME = "faithful (enlarger and back-projection)"
+MIN_VISIBLE = 8 / 255
+"""An image with a sample above this cannot become all black."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upscaled:
-    """`metadata` holds plain JSON values.
+class EngineResult:
+    """An upscaled image and metadata of plain JSON values.
 
-    engine; input: `inspection.Findings`; enlarger {name, because}; weights [{name, sha256}]; evaluations of the
-    enlarger in each pass, where nothing else makes the picture; device; dtype; tile: the longest side computed at once
-    in input pixels, or both sides in latent pixels; loras [{name, text_encoder, unet}] of a diffusion; warnings, one
-    sentence each; quality: `fidelity.Quality` of whatever engine made it.
+    Keys of the metadata:
+
+    - engine, device, dtype.
+    - input: `degradation.Degradation` of the input.
+    - enlarger: name of the upscaling network, and because: the reason for choosing it.
+    - weights: name and sha256 of each file.
+    - evaluations of the upscaling network in each pass; not with diffusion.
+    - tile: the longest side computed at once in input pixels; with diffusion both sides in latent pixels.
+    - loras: name, text_encoder and unet of each; only with diffusion.
+    - warnings: one sentence each.
+    - quality: `metrics.Quality` of the result.
     """
 
-    picture: DecodedImage
+    image: DecodedImage
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
-    """What an engine gives: the pixels, where in them pieces computed apart meet, and its part of the metadata."""
+class _EngineOutput:
+    """The pixels of one engine, the rows and columns behind tile borders, and its part of the metadata."""
 
-    rgb: Samples
+    rgb: ImageArray
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Looked:
-    """What was found in the input, and why its enlarger is the one it is."""
+class _InputAnalysis:
+    """The degradation of the input, and the reason for choosing its upscaling network."""
 
-    found: Findings
-    because: str
+    degradation: Degradation
+    reason: str
 
 
 class Upscaler:
-    """Enlarges pictures on one device. Not for several threads at once; make one a worker."""
+    """Upscales images on one device. Not for several threads at once; make one for each worker."""
 
     def __init__(
         self, device: str = "auto", *, threads: int | None = None, exact: bool = False, compiled: bool = False
     ) -> None:
-        """device: auto, cpu, cuda, cuda:N or mps. threads: how many torch may use in this process; None leaves it.
-        exact: compute in float32, even where half of it would be faster. compiled: the diffusion networks are compiled
-        at their first use, which takes about a minute (`compiling`).
+        """Choose the device; networks are loaded when they are first used.
 
-        Raises ConfigurationError for a device that is not there.
+        Args:
+            device: auto, cpu, cuda, cuda:N or mps.
+            threads: how many torch may use in this process; None leaves it as it is.
+            exact: compute in float32, even where half precision would be faster.
+            compiled: compile the diffusion networks at their first use, which takes about a minute.
+
+        Raises:
+            ConfigurationError: this machine has no such device.
         """
         self.device = devices.choose_device(device)
         self.dtype = torch.float32 if exact else devices.choose_dtype(self.device)
         self._compiled = compiled
         self._networks: dict[str, tuple[dict[str, str], Network]] = {}
-        self._assembled: tuple[object, Assembled] | None = None
-        self._store = Store.at_home()
+        self._loaded: tuple[object, LoadedModel] | None = None
+        self._store = ModelStore.at_home()
         if threads is not None:
             torch.set_num_threads(threads)
 
     @torch.inference_mode()
-    def run(self, picture: DecodedImage, recipe: Recipe, report: Report) -> Upscaled:
-        """Raises WeightsError, EngineFailed, PromptError, and what `report` raises: it is called about every second.
+    def run(self, image: DecodedImage, recipe: Recipe, report: ProgressCallback) -> EngineResult:
+        """Upscale the image. `report` is called about every second, and what it raises ends the run.
 
-        Of EngineFailed, BadResult is for a picture that was made and is not worth returning.
+        Raises:
+            WeightsError: weights are missing or do not fit.
+            EngineFailed: computing failed; its subclass BadResult: the result is not worth returning.
+            PromptError: the prompt cannot be used.
         """
-        report = _rising(report)
+        report = _monotonic(report)
         report(0.0)
-        rgb = picture.rgb if picture.alpha is None else images.bleed(picture.rgb, picture.alpha)
-        recipe, looked = _looked(rgb, picture, recipe)
-        make = self._diffused if recipe.engine is Engine.DIFFUSION else self._enlarged
-        made = make(rgb, recipe, looked, report)
-        quality = metrics.measure(made.rgb, rgb, rows=made.rows, columns=made.columns, device=self.device)
-        _refuse_broken(made.rgb, rgb, quality, recipe)
-        alpha = picture.alpha
+        rgb = image.rgb if image.alpha is None else images.bleed(image.rgb, image.alpha)
+        recipe, analysis = _analyse(rgb, image, recipe)
+        run_engine = self._run_diffusion if recipe.engine is Engine.DIFFUSION else self._run_network
+        output = run_engine(rgb, recipe, analysis, report)
+        quality = metrics.measure(output.rgb, rgb, rows=output.rows, columns=output.columns, device=self.device)
+        _refuse_broken(output.rgb, rgb, quality, recipe)
+        alpha = image.alpha
         if alpha is not None:
-            alpha = images.enlarge_alpha(alpha, made.rgb.shape[1], made.rgb.shape[0])
-        metadata = made.metadata | {
-            "input": looked.found.to_dict(),
-            "enlarger": {"name": recipe.enlarger, "because": looked.because},
+            alpha = images.upscale_alpha(alpha, output.rgb.shape[1], output.rgb.shape[0])
+        metadata = output.metadata | {
+            "input": analysis.degradation.to_dict(),
+            "enlarger": {"name": recipe.enlarger, "because": analysis.reason},
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "quality": quality.to_dict(),
         }
         report(1.0)
-        return Upscaled(picture=replace(picture, rgb=made.rgb, alpha=alpha), metadata=metadata)
+        return EngineResult(image=replace(image, rgb=output.rgb, alpha=alpha), metadata=metadata)
 
-    def _enlarged(self, rgb: Samples, recipe: Recipe, looked: _Looked, report: Report) -> _Made:
-        """By the network alone, following the input; with what the offline engine invents, if that is asked for."""
+    def _run_network(
+        self, rgb: ImageArray, recipe: Recipe, analysis: _InputAnalysis, report: ProgressCallback
+    ) -> _EngineOutput:
+        """Upscale with the network and back-projection; the offline engine adds texture noise."""
         weight, network = self._network(recipe.enlarger)
-        creative = recipe.engine is Engine.GAN_PRIOR
-        factors = passes(recipe.scale, network.scale)
+        offline_engine = recipe.engine is Engine.OFFLINE
+        factors = pass_factors(recipe.scale, network.scale)
         plans = [
-            offline.plan(recipe.of_pass(number), reduction=network.scale // factor) if creative else offline.Plan()
+            offline.plan_pass(recipe.for_pass(number), reduction=network.scale // factor)
+            if offline_engine
+            else PassPlan()
             for number, factor in enumerate(factors)
         ]
-        severity = degradation.severity(looked.found) if creative else 0.0
-        follow, lock = offline.following(recipe.resemblance, severity)
-        result, tile = self._passes(network, rgb, recipe, factors, plans, follow, report)
+        severity = degradation.severity(analysis.degradation) if offline_engine else 0.0
+        resemblance, lock = offline.split_resemblance(recipe.resemblance, severity)
+        result, tile = self._run_passes(network, rgb, recipe, factors, plans, resemblance, report)
         colour_lock.lock_colours(result, rgb, strength=lock, device=self.device)
         last = factors[-1]
-        height, width = (side // last for side in result.shape[:2])  # of what entered the last pass
-        rows, columns = tiled_inference.borders(network, height, width, tile)
+        height, width = (side // last for side in result.shape[:2])  # of the input of the last pass
+        rows, columns = tiled_inference.tile_borders(network, height, width, tile)
         metadata = {
-            "engine": offline.NAME if creative else FAITHFUL_NAME,
+            "engine": offline.ENGINE_NAME if offline_engine else FAITHFUL_ENGINE_NAME,
             "weights": [weight],
             "tile": tile,
             "evaluations": [plan.evaluations for plan in plans],
             "warnings": [
-                *(offline.WARNINGS if creative else ()),
-                *((offline.REPAIRED,) if lock else ()),
+                *(offline.PROMPT_WARNINGS if offline_engine else ()),
+                *((offline.DAMAGE_WARNING,) if lock else ()),
             ],
         }
-        return _Made(
+        return _EngineOutput(
             rgb=result,
             rows=tuple(row * last for row in rows),
             columns=tuple(column * last for column in columns),
             metadata=metadata,
         )
 
-    def _diffused(self, rgb: Samples, recipe: Recipe, looked: _Looked, report: Report) -> _Made:
-        """By the hi-res fix."""
-        from hiresfix.engine.diffusion import (  # they take seconds, which a faithful upscale need not wait
-            loader,
-            pipeline,
-        )
+    def _run_diffusion(
+        self, rgb: ImageArray, recipe: Recipe, analysis: _InputAnalysis, report: ProgressCallback
+    ) -> _EngineOutput:
+        """Upscale with the diffusion pipeline."""
+        # Imported here: it takes seconds that a faithful upscale does not need.
+        from hiresfix.engine.diffusion import loader, pipeline
 
         weight, network = self._network(recipe.enlarger)
-        if self._assembled is None or self._assembled[0] != loader.key(recipe):
-            self._assembled = None  # before the next one is loaded: two may not fit
-            assembled = loader.assemble(
+        if self._loaded is None or self._loaded[0] != loader.model_key(recipe):
+            self._loaded = None  # before the next one is loaded: two may not fit
+            loaded = loader.load_model(
                 recipe, self._store, device=self.device, dtype=self.dtype, compiled=self._compiled
             )
-            self._assembled = loader.key(recipe), assembled
-        assembled = self._assembled[1]
-        severity = degradation.severity(looked.found)
-        made = pipeline.run(assembled.model, network, rgb, recipe, report, severity=severity)
-        merged = [self._store.locate(name, Kind.LORA) for name in dict.fromkeys(lora.name for lora in made.loras)]
-        files = [{"name": file.name, "sha256": file.sha256} for file in (*assembled.files, *merged)]
-        repaired = severity > 0 and recipe.colour_lock > 0 and not recipe.classic
+            self._loaded = loader.model_key(recipe), loaded
+        loaded = self._loaded[1]
+        severity = degradation.severity(analysis.degradation)
+        output = pipeline.run(loaded.model, network, rgb, recipe, report, severity=severity)
+        lora_names = dict.fromkeys(lora.name for lora in output.loras)
+        merged = [self._store.locate(name, WeightKind.LORA) for name in lora_names]
+        files = [{"name": file.name, "sha256": file.sha256} for file in (*loaded.files, *merged)]
+        damaged = severity > 0 and recipe.colour_lock > 0 and not recipe.classic
         metadata = {
             "engine": "clarity-classic" if recipe.classic else "clarity",
             "weights": [weight, *files],
-            "loras": [{"name": tag.name, "text_encoder": tag.text_encoder, "unet": tag.unet} for tag in made.loras],
+            "loras": [{"name": tag.name, "text_encoder": tag.text_encoder, "unet": tag.unet} for tag in output.loras],
             "tile": [recipe.tile_height, recipe.tile_width],
-            "warnings": [*made.warnings, *((offline.REPAIRED,) if repaired else ())],
+            "warnings": [*output.warnings, *((offline.DAMAGE_WARNING,) if damaged else ())],
         }
-        return _Made(rgb=made.rgb, rows=made.rows, columns=made.columns, metadata=metadata)
+        return _EngineOutput(rgb=output.rgb, rows=output.rows, columns=output.columns, metadata=metadata)
 
-    def _passes(
+    def _run_passes(
         self,
         network: Network,
-        rgb: Samples,
+        rgb: ImageArray,
         recipe: Recipe,
         factors: Sequence[int],
-        plans: Sequence[Plan],
+        plans: Sequence[PassPlan],
         resemblance: float,
-        report: Report,
-    ) -> tuple[Samples, int]:
-        """The picture at `recipe.scale`, and the tile that fitted."""
-        # Work grows with the pixels that go in: 1 for the first pass, 16 for one that follows a fourfold.
+        report: ProgressCallback,
+    ) -> tuple[ImageArray, int]:
+        """Return the image at `recipe.scale`, and the tile that fitted into memory.
+
+        Args:
+            network: the upscaling network.
+            rgb: the input.
+            recipe: tile and sharpening.
+            factors: by which each pass upscales.
+            plans: settings of each pass.
+            resemblance: how tightly to follow the input's pixels, 0..3.
+            report: for all passes together.
+        """
+        # Work grows with the pixels that go in: 1 for the first pass, 16 for one after a fourfold pass.
         work = [math.prod(factors[:number]) ** 2 * plan.evaluations for number, plan in enumerate(plans)]
         tile = recipe.tile
         for number, (factor, plan) in enumerate(zip(factors, plans, strict=True)):
             part = progress.portion(report, sum(work[:number]) / sum(work), work[number] / sum(work))
-            finish = _finish(recipe, plan, resemblance=resemblance, last=number == len(factors) - 1)
-            rgb, tile = offline.run(network, rgb, plan, tile, factor=factor, finish=finish, report=part)
+            sharpness = recipe.sharpen if number == len(factors) - 1 else 0.0
+            postprocess = _postprocess(plan, resemblance=resemblance, sharpness=sharpness)
+            rgb, tile = offline.run_pass(network, rgb, plan, tile, factor=factor, postprocess=postprocess, report=part)
         return rgb, tile
 
     def _network(self, name: str) -> tuple[dict[str, str], Network]:
-        """The enlarger of this name, of a package or installed by the operator, and its entry for the metadata."""
+        """Return this upscaling network, of a package or installed by the operator, and its entry in the metadata."""
         if name not in self._networks:
             weight = find_weights(name)
             if weight is not None:
                 sha256, network = weight.sha256, superres_files.load(weight)
             else:
-                file = self._store.locate(name, Kind.ENLARGER)
+                file = self._store.locate(name, WeightKind.ENLARGER)
                 sha256, network = file.sha256, superres_files.load(file.path)
             self._networks[name] = {"name": name, "sha256": sha256}, networks.place(network, self.device, self.dtype)
         return self._networks[name]
 
 
-def passes(scale: int, network_scale: int) -> list[int]:
-    """The factor of each pass; only the last may be less than the network's. Raises WeightsError if none can."""
+def pass_factors(scale: int, network_scale: int) -> list[int]:
+    """Return the factor of each pass; only the last may be less than the network's.
+
+    Raises:
+        WeightsError: no number of passes reaches this scale.
+    """
     factors = []
     while scale > network_scale:
         if network_scale < 2 or scale % network_scale:
             raise WeightsError(
-                f"A network of scale {network_scale} cannot enlarge {scale} times. Use one of scale 2 or 4."
+                f"A network of scale {network_scale} cannot upscale {scale} times. Use one of scale 2 or 4."
             )
         factors.append(network_scale)
         scale //= network_scale
     return [*factors, scale]
 
 
-def _looked(rgb: Samples, picture: DecodedImage, recipe: Recipe) -> tuple[Recipe, _Looked]:
-    """The recipe, with an enlarger if it names none, and what the picture, bled to `rgb`, looks like."""
-    found = degradation.inspect(rgb, alpha=picture.alpha, quantisation=picture.quantisation)
+def _analyse(rgb: ImageArray, image: DecodedImage, recipe: Recipe) -> tuple[Recipe, _InputAnalysis]:
+    """Detect the degradation of the input, and complete the recipe with the network that suits it.
+
+    Args:
+        rgb: the colours of the image, bled under its transparency.
+        image: for its alpha channel and JPEG tables.
+        recipe: returned with a network if it names none.
+    """
+    detected = degradation.detect(rgb, alpha=image.alpha, quantisation=image.quantisation)
     if recipe.enlarger != AUTO:
-        return recipe, _Looked(found=found, because="the recipe names it")
-    choice = degradation.choose(found)
-    return replace(recipe, enlarger=choice.enlarger), _Looked(found=found, because=choice.because)
+        return recipe, _InputAnalysis(degradation=detected, reason="the recipe names it")
+    choice = degradation.choose_network(detected)
+    return replace(recipe, enlarger=choice.network), _InputAnalysis(degradation=detected, reason=choice.reason)
 
 
-def _finish(recipe: Recipe, plan: Plan, *, resemblance: float, last: bool) -> Finish:
-    """What happens to the enlarged pixels of a pass: they follow what went in, and are sharpened after the last."""
-    rounds = resampling.rounds(resemblance)
-    strength = recipe.sharpen if last else 0.0
+def _postprocess(plan: PassPlan, *, resemblance: float, sharpness: float) -> PostProcess:
+    """Return the function that pulls the upscaled pixels of a pass to its input, and then sharpens them."""
+    weights = resampling.back_projection_weights(resemblance)
 
-    def finish(y: Tensor, x: Tensor) -> Tensor:
-        y = resampling.accent(y, x, plan.gain).clamp(0, 1)
-        return resampling.sharpen(resampling.follow(y, x, rounds), strength)
+    def postprocess(y: Tensor, x: Tensor) -> Tensor:
+        y = resampling.amplify_detail(y, x, plan.gain).clamp(0, 1)
+        return resampling.sharpen(resampling.back_project(y, x, weights), sharpness)
 
-    return finish
+    return postprocess
 
 
-def _rising(report: Report) -> Report:
-    """Never reports less than before, though a pass begins anew when memory ran out."""
+def _monotonic(report: ProgressCallback) -> ProgressCallback:
+    """Return a callback that never reports less than before, even when a pass restarts after running out of memory."""
     highest = 0.0
 
-    def rising(fraction: float) -> None:
+    def report_highest(fraction: float) -> None:
         nonlocal highest
         highest = min(1.0, max(highest, fraction))
         report(highest)
 
-    return rising
+    return report_highest
 
 
-def _refuse_broken(result: Samples, source: Samples, quality: Quality, recipe: Recipe) -> None:
-    wanted = tuple(side * recipe.scale for side in source.shape[:2])
-    if result.shape[:2] != wanted:
-        raise BadResult(f"The result has {result.shape[1]}x{result.shape[0]} pixels, not {wanted[1]}x{wanted[0]}.")
-    if not result.any() and source.max() > NOT_BLACK * np.iinfo(source.dtype).max:
+def _refuse_broken(result: ImageArray, source: ImageArray, quality: Quality, recipe: Recipe) -> None:
+    height, width = (side * recipe.scale for side in source.shape[:2])
+    if result.shape[:2] != (height, width):
+        raise BadResult(f"The result has {result.shape[1]}x{result.shape[0]} pixels, not {width}x{height}.")
+    if not result.any() and source.max() > MIN_VISIBLE * np.iinfo(source.dtype).max:
         raise BadResult("The result came out black. Check the weights, or use another device.")
-    if not quality.alive and np.ptp(source) > NOT_BLACK * np.iinfo(source.dtype).max:
+    if not quality.alive and np.ptp(source) > MIN_VISIBLE * np.iinfo(source.dtype).max:
         raise BadResult("The result came out in one colour. Check the weights, or use another device.")
     if quality.drift_db < recipe.least_drift_db:
         raise BadResult(
-            f"The result, scaled down, is {quality.drift_db:.0f} dB from the input, and {recipe.least_drift_db:g} are "
-            "the least. Use less creativity or more resemblance."
+            f"The result, scaled down, is {quality.drift_db:.0f} dB from the input; the minimum is "
+            f"{recipe.least_drift_db:g} dB. Use less creativity or more resemblance."
         )

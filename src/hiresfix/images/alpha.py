@@ -1,9 +1,9 @@
-"""Transparency around enlarging: colours under it, and the mask itself.
+"""Transparency in upscaling: the colours under transparent pixels, and the mask itself.
 
-A network that enlarges sees colour only. Whatever lies under fully transparent pixels (often black or white) would
-leak into the edge of the subject as a halo, so `bleed` first extends the visible colours there; the mask is then
-enlarged on its own by `enlarge_alpha`. Guarantees: no pixel that shows at all changes its colour, and an enlarged
-mask has no value that its neighbourhood in the source did not span, hence no ringing.
+A super-resolution network sees only colour. The colour under fully transparent pixels (often black or white) would
+leak into the edge of the subject as a halo, so `bleed` first extends the visible colours there. `upscale_alpha` then
+upscales the mask separately. Guarantees: the colour of a pixel that is visible at all never changes; an upscaled mask
+has no value outside the range of its neighbourhood in the source, so it does not ring.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hiresfix.images.values import Samples
+from hiresfix.images.image_types import PixelArray
 
 _Floats = NDArray[np.float32]
 
 _BAND = 512
-"""Rows worked on at a time, an even number: keeps the float copies of a 64 MP picture small."""
+"""Rows per step, an even number: keeps the float copies of a 64 MP image small."""
 
 
-def bleed(rgb: Samples, alpha: Samples) -> Samples:
-    """Rgb (H, W, 3) with new colours where alpha (H, W) is 0: those of visible pixels, near ones counting most.
+def bleed(rgb: PixelArray, alpha: PixelArray) -> PixelArray:
+    """Fill fully transparent pixels with the colours of visible pixels; near ones weigh most.
 
-    Push-pull on a pyramid of halved pictures, each pixel weighted by its alpha (Gortler et al., The Lumigraph, 1996,
-    section 3.4). Returns `rgb` itself when nothing, or everything, is fully transparent.
+    Push-pull on a pyramid of halved images, each pixel weighted by its alpha (Gortler et al., The Lumigraph, 1996,
+    section 3.4).
+
+    Args:
+        rgb: (H, W, 3).
+        alpha: (H, W).
+
+    Returns:
+        A changed copy, or `rgb` itself if nothing, or everything, is fully transparent.
     """
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
@@ -36,7 +43,7 @@ def bleed(rgb: Samples, alpha: Samples) -> Samples:
     result = rgb.copy()
     for rows in _bands(rgb.shape[0]):
         first, last = rows.start // 2, -(-rows.stop // 2)
-        # One coarse row more on each side, so that bands meet without a seam.
+        # One more coarse row on each side, so that bands meet without a seam.
         margin = min(1, first)
         part = _double(coarse[first - margin : last + 1])[
             2 * margin : 2 * margin + rows.stop - rows.start, : rgb.shape[1]
@@ -49,13 +56,16 @@ def _bands(height: int) -> Iterator[slice]:
     return (slice(row, min(row + _BAND, height)) for row in range(0, height, _BAND))
 
 
-def _weighted(rgb: Samples, alpha: Samples) -> tuple[_Floats, _Floats]:
+def _weighted(rgb: PixelArray, alpha: PixelArray) -> tuple[_Floats, _Floats]:
     mass = alpha[..., None].astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max)
     return rgb.astype(np.float32) * mass, mass
 
 
 def _filled(colour: _Floats, mass: _Floats) -> _Floats:
-    """Colours without holes from colours times mass; where mass is below 1 the next coarser level shines through."""
+    """Return colours without holes; where mass is below 1, the next coarser level is blended in.
+
+    `colour` is multiplied by `mass`.
+    """
     known: _Floats = np.divide(colour, np.maximum(mass, 1e-12), dtype=np.float32)
     if min(colour.shape[:2]) <= 1 and max(colour.shape[:2]) <= 1:
         return known
@@ -69,7 +79,7 @@ def _filled(colour: _Floats, mass: _Floats) -> _Floats:
 
 
 def _halve(colour: _Floats, mass: _Floats) -> tuple[_Floats, _Floats]:
-    """Sums over 2x2 pixels; an odd last row or column stands alone."""
+    """Return sums over 2x2 pixels; an odd last row or column is summed alone."""
     return _pairs(_pairs(colour, 0), 1).astype(np.float32), _pairs(_pairs(mass, 0), 1).astype(np.float32)
 
 
@@ -78,7 +88,7 @@ def _pairs(values: _Floats, axis: int) -> _Floats:
 
 
 def _double(values: _Floats) -> _Floats:
-    """Twice as large by linear interpolation between pixel centres, the border repeated."""
+    """Double the size by linear interpolation between pixel centres; the border is repeated."""
     for axis in (0, 1):
         before = np.concatenate([values.take([0], axis), values], axis).take(range(values.shape[axis]), axis)
         after = np.concatenate([values, values.take([-1], axis)], axis).take(range(1, values.shape[axis] + 1), axis)
@@ -89,10 +99,10 @@ def _double(values: _Floats) -> _Floats:
     return values
 
 
-def enlarge_alpha(alpha: Samples, width: int, height: int) -> Samples:
-    """Alpha (H, W) at (height, width), pixel centres aligned, antialiased.
+def upscale_alpha(alpha: PixelArray, width: int, height: int) -> PixelArray:
+    """Resize alpha (H, W) to (height, width), pixel centres aligned, antialiased.
 
-    Bicubic for soft edges that stay sharp, held within what the 3x3 source pixels around span.
+    Bicubic, so that soft edges stay sharp; upscaled values are clipped to the range of the 3x3 source pixels around.
     """
     if alpha.shape == (height, width):
         return alpha
@@ -108,13 +118,13 @@ def enlarge_alpha(alpha: Samples, width: int, height: int) -> Samples:
     return np.clip(np.rint(smooth), 0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
 
 
-def _resized(alpha: Samples, size: tuple[int, int], method: Image.Resampling) -> _Floats:
+def _resized(alpha: PixelArray, size: tuple[int, int], method: Image.Resampling) -> _Floats:
     return np.array(Image.fromarray(alpha.astype(np.float32)).resize(size, method), dtype=np.float32)
 
 
-def _extreme(alpha: Samples, pick: np.ufunc) -> Samples:
-    """The smallest or largest of the 3x3 pixels around each pixel."""
-    extreme: Samples = alpha
+def _extreme(alpha: PixelArray, pick: np.ufunc) -> PixelArray:
+    """Return the minimum or maximum of the 3x3 pixels around each pixel."""
+    extreme: PixelArray = alpha
     for axis in (0, 1):
         around = np.pad(extreme, [(1, 1) if side == axis else (0, 0) for side in (0, 1)], mode="edge")
         count = alpha.shape[axis]

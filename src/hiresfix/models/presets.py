@@ -1,14 +1,14 @@
-"""What `clarity-upscale` can run: the catalog's recipes, and the operator's own in `HIRESFIX_HOME/presets.toml`.
+"""Presets of `clarity-upscale`: the recipes of the catalog, and the operator's own in `HIRESFIX_HOME/presets.toml`.
 
     [portraits]
-    like = "clarity"                    # what it has in common with another preset, of ours or above it
-    checkpoint = "my-checkpoint"        # a name of `hiresfix models list`; so are those below
-    loras = { more_details = 0.5 }      # always, and how much
-    offered_loras = ["film-grain"]      # where a prompt says so: <lora:film-grain:0.7>
+    like = "clarity"                    # the preset it is based on, one of ours or one above it
+    checkpoint = "my-checkpoint"        # a name of `hiresfix models list`, as below
+    loras = { more_details = 0.5 }      # always used, with this strength
+    offered_loras = ["film-grain"]      # used where a prompt asks for it: <lora:film-grain:0.7>
 
-Guarantees: a preset is a complete recipe of settings that there are, with values of their kind and range, or a
-ConfigurationError says what is wrong with it. What callers may say themselves is no setting here. Knows no weights:
-whether a name is installed, and what a sampler is called, is seen by whoever runs it.
+Guarantees: a preset is a complete recipe, made of known settings with values of their type and range; otherwise a
+ConfigurationError says what is wrong. Parameters of callers are not settings here. This module does not read weights:
+the worker checks that a model is installed and that a sampler exists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hiresfix.errors import ConfigurationError
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.recipe import Recipe
 
 FILE = "presets.toml"
@@ -45,62 +45,72 @@ SETTINGS = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def find(model: Model, name: str, home: Path) -> Recipe:
-    """The preset of this name, where `home` is the installation's data; "" is the model's own recipe.
+def find(model: CatalogModel, name: str, home: Path) -> Recipe:
+    """Return the preset with this name; "" is the model's own recipe.
 
-    Raises ConfigurationError if there is none, or the operator's file is wrong.
+    Args:
+        model: the model that the preset is for.
+        name: name of a preset of the catalog or of the operator's file.
+        home: data directory of this installation.
+
+    Raises:
+        ConfigurationError: there is no such preset, or the operator's file is invalid.
     """
     if not name:
         return model.preset
     if name in model.presets:
         return model.presets[name]
-    offered = dict(model.presets)
-    if offered:
-        offered |= own(home / FILE, model.presets)
-    if name not in offered:
-        raise ConfigurationError(f"{model.id} has no preset {name!r}; it has these: {', '.join(offered) or 'none'}")
-    return offered[name]
+    presets = dict(model.presets)
+    if presets:
+        presets |= read_file(home / FILE, model.presets)
+    if name not in presets:
+        raise ConfigurationError(f"{model.id} has no preset {name!r}. Use one of these: {', '.join(presets) or 'none'}")
+    return presets[name]
 
 
-def own(path: Path, shipped: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """The presets in a file, by name; none if there is no file. Raises ConfigurationError if it is wrong."""
+def read_file(path: Path, shipped: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """Return the presets in a file by name; none if the file does not exist.
+
+    Raises:
+        ConfigurationError: the file cannot be read or is invalid.
+    """
     if not path.is_file():
         return {}
-    made: dict[str, Recipe] = {}
+    presets: dict[str, Recipe] = {}
     try:
         for name, settings in tomllib.loads(path.read_text(encoding="utf-8")).items():
-            made[name] = _preset(name, settings, {**shipped, **made}, taken=shipped)
+            presets[name] = _preset(name, settings, {**shipped, **presets}, reserved=shipped)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} is wrong: {error}. Correct it; docs/models.md shows how.") from error
-    return made
+        raise ConfigurationError(f"{path} is invalid: {error}. Correct it; docs/models.md shows how.") from error
+    return presets
 
 
-def _preset(name: str, settings: Any, known: Mapping[str, Recipe], *, taken: Mapping[str, Recipe]) -> Recipe:
-    if not _NAME.fullmatch(name) or name in taken:
-        raise ValueError(f"{name!r} cannot be a preset's name, or is one of ours")
+def _preset(name: str, settings: Any, known: Mapping[str, Recipe], *, reserved: Mapping[str, Recipe]) -> Recipe:
+    if not _NAME.fullmatch(name) or name in reserved:
+        raise ValueError(f"{name!r} is not a valid preset name, or it is the name of a built-in preset")
     if not isinstance(settings, dict) or settings.get("like") not in known:
-        raise ValueError(f'{name} must say what it is like: like = "{list(taken)[-1]}"')
+        raise ValueError(f'{name} must name the preset it is based on: like = "{list(reserved)[-1]}"')
     if unknown := settings.keys() - {"like", *SETTINGS}:
-        raise ValueError(f"{name} has {min(unknown)}, which is no setting; those are {', '.join(SETTINGS)}")
-    like = known[settings["like"]]
+        raise ValueError(f"{name} has an unknown setting {min(unknown)}; the settings are {', '.join(SETTINGS)}")
+    base = known[settings["like"]]
     try:
         return replace(
-            like, **{key: _value(key, settings[key], getattr(like, key)) for key in settings if key != "like"}
+            base, **{key: _value(key, settings[key], getattr(base, key)) for key in settings if key != "like"}
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _value(key: str, value: Any, like: object) -> Any:
-    """As the recipe holds it; `like` is what another recipe has there."""
+def _value(key: str, value: Any, example: object) -> Any:
+    """Return the value as `Recipe` holds it; `example` is a valid value of the same field."""
     if key == "loras":
         if isinstance(value, dict) and all(type(strength) in (int, float) for strength in value.values()):
             return tuple((name, float(strength)) for name, strength in value.items())
-    elif isinstance(like, tuple):
+    elif isinstance(example, tuple):
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return tuple(value)
-    elif isinstance(like, float) and type(value) is int:
+    elif isinstance(example, float) and type(value) is int:
         return float(value)
-    elif type(value) is type(like):
+    elif type(value) is type(example):
         return value
-    raise ValueError(f"{key} cannot be {value!r}; write it as in {SETTINGS[key]}")
+    raise ValueError(f"{key} cannot be {value!r}; write it like this: {SETTINGS[key]}")

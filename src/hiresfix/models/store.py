@@ -1,10 +1,16 @@
-"""The operator's weight files: which are on offer, which are here, fetching, adding and checking them.
+"""Store of the operator's weight files: what can be pulled, what is installed, and pulling, adding and checking files.
 
-A folder that diffusers, or our training, wrote counts as one file.
-Guarantees: a file that the store calls installed was complete when it came and hashed to what its record says; a
-pull that is cut off goes on where it stopped, and never mixes two versions of a file. A SHA-256 that nobody knew
-before is recorded at the first pull and trusted from then on. Nothing is fetched but by name, from the origin the
-lists name. Knows no engine: torch is asked only for what a pickle holds. Works beside other processes.
+A folder written by diffusers or by our training counts as one file.
+
+Guarantees:
+
+- An installed file was complete when it arrived and matched the SHA-256 in its record.
+- An interrupted pull resumes and never mixes two versions of a file.
+- An unknown SHA-256 is recorded at the first pull and required from then on.
+- Files are fetched only by name, from the origin in the lists.
+
+This module does not import the engine; torch is needed only to read pickles (the caller passes the reader). Several
+processes may use one store.
 """
 
 from __future__ import annotations
@@ -23,26 +29,24 @@ from typing import Any
 from hiresfix.errors import ConfigurationError, WeightsError
 from hiresfix.models import weight_files
 from hiresfix.models.catalog import find_weights
-from hiresfix.models.weight_files import Kind, Shapes
+from hiresfix.models.weight_files import OnBytesRead, OnTransfer, TensorShapes, WeightKind
 from hiresfix.paths import home
 
-Report = Callable[[int, int | None], None]
-"""Told the bytes that are there and, once known, how many there will be."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DIGITS = re.compile(r"[0-9a-f]{10,64}")
+_SHA256_DIGITS = re.compile(r"[0-9a-f]{10,64}")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """A file that can be pulled. `commercial` None: the terms could not be verified. Sizes are bytes.
+class ListedModel:
+    """Entry of a list: a file that can be pulled.
 
-    sha256: in hexadecimal digits, all 64 or the first ten or more.
+    `bytes` and `about` (approximate) are sizes in bytes. `sha256` has 64 hexadecimal digits, or at least the first ten.
+    `commercial` is None if the terms could not be verified.
     """
 
     name: str
-    kind: Kind
+    kind: WeightKind
     file: str
     url: str
     origin: str
@@ -55,11 +59,11 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
-    """A file that is here, as its record beside it says."""
+class InstalledModel:
+    """Installed file, as described by the record next to it."""
 
     name: str
-    kind: Kind
+    kind: WeightKind
     path: Path
     sha256: str
     bytes: int
@@ -68,68 +72,82 @@ class Installed:
     commercial: bool | None
 
 
-class Store:
-    """A folder of weight files, with one record (`NAME.json`) beside each, and the lists of what can be pulled."""
+class ModelStore:
+    """Folder of weight files with one record (`NAME.json`) next to each, and the lists of what can be pulled."""
 
-    def __init__(self, folder: Path, offers: Mapping[str, Offer]) -> None:
+    def __init__(self, folder: Path, listed: Mapping[str, ListedModel]) -> None:
         self.folder = folder
-        self.offers = offers
+        self.listed = listed
 
     @classmethod
-    def at_home(cls) -> Store:
-        """The store of this installation. Raises ConfigurationError if the operator's list is wrong."""
+    def at_home(cls) -> ModelStore:
+        """Return the store of this installation.
+
+        Raises:
+            ConfigurationError: the operator's list is invalid.
+        """
         shipped = Path(__file__).with_name("models.toml")
         own = home() / "models.toml"
-        offers = _read_list(shipped) | (_read_list(own) if own.is_file() else {})
-        return cls(home() / "models", offers)
+        listed = _read_list(shipped) | (_read_list(own) if own.is_file() else {})
+        return cls(home() / "models", listed)
 
-    def installed(self) -> dict[str, Installed]:
-        """What has a record here, by name; the file itself may have been taken away since."""
-        found = (self._read_record(path) for path in sorted(self.folder.glob("[!.]*.json")))
-        return {entry.name: entry for entry in found}
+    def installed(self) -> dict[str, InstalledModel]:
+        """Return every model with a record, by name; its file may have been deleted since."""
+        entries = (self._read_record(path) for path in sorted(self.folder.glob("[!.]*.json")))
+        return {entry.name: entry for entry in entries}
 
-    def locate(self, name: str, kind: Kind | None = None) -> Installed:
-        """The installed file of this name. Raises WeightsError if it is not here, or of another kind."""
+    def locate(self, name: str, kind: WeightKind | None = None) -> InstalledModel:
+        """Return the installed model with this name.
+
+        Raises:
+            WeightsError: it is not installed, or of another kind.
+        """
         entry = self.installed().get(name)
         if entry is None or not entry.path.exists():
-            hint = f"Fetch it: hiresfix models pull {name}" if name in self.offers else "See: hiresfix models list"
+            hint = f"Fetch it: hiresfix models pull {name}" if name in self.listed else "See: hiresfix models list"
             raise WeightsError(f"The model {name} is not installed. {hint}")
         if kind not in (None, entry.kind):
             raise WeightsError(f"The model {name} is a {entry.kind}, not a {kind}. See: hiresfix models list")
         return entry
 
-    def offer(self, name: str) -> Offer:
-        if name not in self.offers:
+    def find_listed(self, name: str) -> ListedModel:
+        if name not in self.listed:
             raise WeightsError(f"There is no model {name} to pull. See: hiresfix models list")
-        return self.offers[name]
+        return self.listed[name]
 
-    def begun(self, offer: Offer) -> int:
-        """How many bytes of it an unfinished pull has left here."""
-        part = self._part(offer)
+    def partial_bytes(self, model: ListedModel) -> int:
+        """Return how many bytes an interrupted pull has left."""
+        part = self._part(model)
         return part.stat().st_size if part.is_file() else 0
 
-    def pull(self, offer: Offer, report: Report = lambda *_: None) -> Installed:
-        """Fetch the file, or what is missing of it; the caller has shown the licence.
+    def pull(self, model: ListedModel, report: OnTransfer = lambda *_: None) -> InstalledModel:
+        """Fetch the file, or what is missing of it. The caller has shown the licence.
 
-        Raises Unreachable where trying again can help, FetchError, or WeightsError for a file that is not the right
-        one, of which nothing is kept.
+        Args:
+            model: entry of a list.
+            report: called with the bytes on disk and the total; may raise to stop.
+
+        Raises:
+            Unreachable: trying again can help.
+            FetchError: the origin refuses.
+            WeightsError: it is not the right file (nothing is kept), or the disk refuses.
         """
-        from hiresfix.models import download  # here: the engine, which only looks files up, loads no HTTP client
+        from hiresfix.models import download  # here: the engine only locates files and must not load an HTTP client
 
-        known = self.installed().get(offer.name)
+        known = self.installed().get(model.name)
         if known is not None and known.path.exists():
             return known
-        expected = offer.sha256 or (known.sha256 if known else None)
-        with _disk(self.folder), self._alone(offer.name):
-            part = self._part(offer)
-            download.fetch(offer.url, part, trusted=expected is not None, report=report)
+        expected = model.sha256 or (known.sha256 if known else None)
+        with _disk(self.folder), self._locked(model.name):
+            part = self._part(model)
+            download.fetch(model.url, part, trusted=expected is not None, report=report)
             sha256 = weight_files.digest(part)
-            problem = _problem(offer, part, sha256, expected)
-            download.forget(part)
+            problem = _problem(model, part, sha256, expected)
+            download.forget_version(part)
             if problem:
                 part.unlink()
-                raise WeightsError(f"{problem} It was thrown away; its origin is {offer.origin}.")
-            return self._install(part, offer, sha256)
+                raise WeightsError(f"{problem} The download was deleted. Check its origin: {model.origin}")
+            return self._install(part, model, sha256)
 
     def add(
         self,
@@ -139,35 +157,42 @@ class Store:
         licence: str | None,
         commercial: bool | None,
         read_pickle: Callable[[Path], Any] | None = None,
-    ) -> Installed:
-        """Take a copy of a file or folder (links where the disk allows it), under a name of the lists or a new one.
+    ) -> InstalledModel:
+        """Copy a file or folder into the store (as hard links where the disk allows it).
 
-        A folder is a model as diffusers lays it out, or a checkpoint of our own training. For a name of the lists the
-        licence is theirs. Raises WeightsError.
+        Args:
+            path: a weight file, a model folder in diffusers' layout, or a checkpoint of our own training.
+            name: a name of the lists, or a new one.
+            licence: licence of the file; for a name of the lists, theirs is used.
+            commercial: whether commercial use is allowed; likewise.
+            read_pickle: loads a `.pth`, `.pt` or `.ckpt` file safely.
+
+        Raises:
+            WeightsError: the file cannot be used, or the name is taken.
         """
-        offer = self.offers.get(name)
+        model = self.listed.get(name)
         kind = _kind(path, read_pickle)
-        if offer is None:
-            offer = _own(path, name, kind, licence, commercial)
+        if model is None:
+            model = _own_model(path, name, kind, licence=licence, commercial=commercial)
         elif path.is_dir():
-            raise WeightsError(f"The list's {name} is a file, and {path} a folder. Choose another name for it.")
+            raise WeightsError(f"{name} in the list is a file, but {path} is a folder. Choose another name for it.")
         else:
-            offer = replace(offer, file=Path(offer.file).stem + path.suffix)  # in another format, perhaps
+            model = replace(model, file=Path(model.file).stem + path.suffix)  # the format may differ
         if name in self.installed():
-            raise WeightsError(f"There is a model {name} already. Take it out first: hiresfix models remove {name}")
+            raise WeightsError(f"A model {name} already exists. Remove it first: hiresfix models remove {name}")
         sha256 = weight_files.digest(path)
-        problem = _problem(offer, path, sha256, offer.sha256, kind)
+        problem = _problem(model, path, sha256, model.sha256, kind)
         if problem:
             raise WeightsError(f"{problem} Choose another name for it.")
-        with _disk(self.folder), self._alone(name):
-            copy = self.folder / f".{offer.file}.{os.getpid()}.part"
+        with _disk(self.folder), self._locked(name):
+            copy = self.folder / f".{model.file}.{os.getpid()}.part"
             try:
                 _link_or_copy(path.resolve(), copy)
-                return self._install(copy, offer, sha256)
+                return self._install(copy, model, sha256)
             finally:
                 _delete(copy)
 
-    def remove(self, name: str) -> Installed:
+    def remove(self, name: str) -> InstalledModel:
         """Delete an installed file and its record."""
         entry = self.installed().get(name)
         if entry is None:
@@ -177,71 +202,74 @@ class Store:
                 _delete(path)
         return entry
 
-    def verify(self, entry: Installed, read: weight_files.Read = lambda _: None) -> str | None:
-        """Read the file once more; what is wrong with it, or None. `read` is told of each portion's bytes."""
+    def verify(self, entry: InstalledModel, on_read: OnBytesRead = lambda _: None) -> str | None:
+        """Read the file again and return what is wrong with it, or None."""
         if not entry.path.exists():
             return f"{entry.path} is gone. Pull or add it again."
-        if weight_files.size(entry.path) != entry.bytes or weight_files.digest(entry.path, read) != entry.sha256:
-            return f"{entry.path.name} is not what was installed. Take it out and pull or add it again."
-        offer = self.offers.get(entry.name)
-        if offer and not entry.sha256.startswith(offer.sha256 or ""):
-            return f"{entry.path.name} is not the file the list names. Take it out and pull it again."
-        weight_files.remember(entry.path, entry.sha256)
+        if (
+            weight_files.total_size(entry.path) != entry.bytes
+            or weight_files.digest(entry.path, on_read) != entry.sha256
+        ):
+            return f"{entry.path.name} is not what was installed. Remove it, then pull or add it again."
+        model = self.listed.get(entry.name)
+        if model and not entry.sha256.startswith(model.sha256 or ""):
+            return f"{entry.path.name} is not the file in the list. Remove it, then pull it again."
+        weight_files.cache_digest(entry.path, entry.sha256)
         return None
 
-    def _part(self, offer: Offer) -> Path:
-        return self.folder / f"{offer.file}.part"
+    def _part(self, model: ListedModel) -> Path:
+        return self.folder / f"{model.file}.part"
 
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _read_record(self, path: Path) -> Installed:
+    def _read_record(self, path: Path) -> InstalledModel:
         try:
             values = json.loads(path.read_text())
-            file = _plain(values.pop("file"))
-            return Installed(path=self.folder / file, **{**values, "kind": Kind(values["kind"])})
+            file = _plain_file_name(values.pop("file"))
+            return InstalledModel(path=self.folder / file, **{**values, "kind": WeightKind(values["kind"])})
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise WeightsError(f"The record {path} is damaged. Delete it and add or pull the model again.") from error
 
-    def _install(self, file: Path, offer: Offer, sha256: str) -> Installed:
-        """The file under its name, then its record: without a record it is nothing."""
-        target = self.folder / offer.file
-        if any(entry.path == target and entry.name != offer.name for entry in self.installed().values()):
-            raise WeightsError(f"Another model has the file {target} already. Take that out first.")
+    def _install(self, file: Path, model: ListedModel, sha256: str) -> InstalledModel:
+        """Rename the file into place, then write its record; a file without a record does not count."""
+        target = self.folder / model.file
+        if any(entry.path == target and entry.name != model.name for entry in self.installed().values()):
+            raise WeightsError(f"Another model already uses the file {target}. Remove that model first.")
         for part in weight_files.files_of(file):
             with part.open("rb") as opened:
                 os.fsync(opened.fileno())
         if file.is_dir():
-            _delete(target)  # nobody's: it has no record
+            _delete(target)  # left over: it has no record
         file.replace(target)
-        entry = Installed(
+        entry = InstalledModel(
             path=target,
             sha256=sha256,
-            bytes=weight_files.size(target),
-            **{key: getattr(offer, key) for key in ("name", "kind", "licence", "origin", "commercial")},
+            bytes=weight_files.total_size(target),
+            **{key: getattr(model, key) for key in ("name", "kind", "licence", "origin", "commercial")},
         )
-        weight_files.remember(target, sha256)
+        weight_files.cache_digest(target, sha256)
         record = {**asdict(entry), "file": target.name}
         del record["path"]
-        weight_files.write(self._record(offer.name), record)
+        weight_files.write_json(self._record(model.name), record)
         return entry
 
     @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """One process at a time works on one name; the kernel frees the lock of one that dies."""
+    def _locked(self, name: str) -> Iterator[None]:
+        """Let one process at a time work on a name; the kernel releases the lock of a process that dies."""
         import fcntl
 
         with (self.folder / f".{name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise WeightsError(f"Another process is at work on {name}. Wait until it has finished.") from error
+                raise WeightsError(f"Another process is working on {name}. Wait until it has finished.") from error
             yield
 
 
 @contextlib.contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """What the disk refuses is a WeightsError that says what."""
+    """Create the folder, and turn errors of the disk into a WeightsError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -251,28 +279,40 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _problem(offer: Offer, path: Path, sha256: str, expected: str | None, kind: Kind | None = None) -> str | None:
-    """Why this is not the file of the offer; a pickle's kind is left to whoever loads it, unless the caller knows."""
+def _problem(
+    model: ListedModel, path: Path, sha256: str, expected: str | None, kind: WeightKind | None = None
+) -> str | None:
+    """Return why the file does not match its entry, or None.
+
+    Args:
+        model: the entry.
+        path: the file or folder.
+        sha256: its digest.
+        expected: the digest, or its first digits, that it must have; None if unknown.
+        kind: kind of the file if the caller knows it. Without it the kind of a pickle is not checked; the code that
+            loads it does.
+    """
     if not sha256.startswith(expected or ""):
-        return f"{offer.name} is not the file that is known by that name: its SHA-256 is {sha256}, not {expected}."
-    if kind is None and offer.file.endswith(".safetensors"):
+        return f"The file is not the known {model.name}: its SHA-256 is {sha256}, not {expected}."
+    if kind is None and model.file.endswith(".safetensors"):
         kind, words = weight_files.describe(weight_files.read_header(path))
         if kind is None:
-            return f"{offer.name} seems to be {words}, not a {offer.kind}."
-    if kind not in (None, offer.kind):
-        return f"{offer.name} seems to be a {kind}, not a {offer.kind}."
+            return f"{model.name} seems to be {words}, not a {model.kind}."
+    if kind not in (None, model.kind):
+        return f"{model.name} seems to be a {kind}, not a {model.kind}."
     return None
 
 
-def _own(path: Path, name: str, kind: Kind, licence: str | None, commercial: bool | None) -> Offer:
-    """An operator's own file as if it were on a list."""
+def _own_model(path: Path, name: str, kind: WeightKind, *, licence: str | None, commercial: bool | None) -> ListedModel:
+    """Return an entry for a file of the operator that is on no list."""
     if not _NAME.fullmatch(name) or find_weights(name):
         raise WeightsError(
-            f"{name!r} cannot be a model's name. Use letters, digits, '.', '_' and '-', and none that a package brings."
+            f"{name!r} cannot be a model's name. Use letters, digits, '.', '_' and '-', "
+            "and not the name of a model that a package provides."
         )
     if licence is None or commercial is None:
-        raise WeightsError("Say the file's licence and whether it allows commercial use; you know, the file does not.")
-    return Offer(
+        raise WeightsError("The licence of the file is not known. Give --licence and --commercial or --no-commercial.")
+    return ListedModel(
         name=name,
         kind=kind,
         file=name if path.is_dir() else name + path.suffix,
@@ -283,20 +323,20 @@ def _own(path: Path, name: str, kind: Kind, licence: str | None, commercial: boo
     )
 
 
-def _kind(path: Path, read_pickle: Callable[[Path], Any] | None) -> Kind:
+def _kind(path: Path, read_pickle: Callable[[Path], Any] | None) -> WeightKind:
     if path.is_dir():
         kind, words = weight_files.describe_folder(path)
         if kind is None:
-            raise WeightsError(f"{path} seems to be {words}, which cannot be used here. Name a model's own folder.")
+            raise WeightsError(f"{path} seems to be {words}, which cannot be used here. Name the folder of a model.")
         return kind
     if not path.is_file():
         raise WeightsError(f"There is no file {path}. Check the name.")
     if path.suffix not in _SUFFIXES:
-        raise WeightsError(f"{path.name} is no weight file. Use one of {', '.join(_SUFFIXES)}.")
+        raise WeightsError(f"{path.name} is not a weight file. Use one of {', '.join(_SUFFIXES)}.")
     if path.suffix == ".safetensors":
         shapes = weight_files.read_header(path)
     elif read_pickle:
-        shapes = _pickled(read_pickle(path))
+        shapes = _tensor_shapes(read_pickle(path))
     else:
         raise WeightsError(f"{path.name} is a pickle, which cannot be read here. Use `hiresfix models add`.")
     kind, words = weight_files.describe(shapes)
@@ -305,7 +345,7 @@ def _kind(path: Path, read_pickle: Callable[[Path], Any] | None) -> Kind:
     return kind
 
 
-def _pickled(content: Any) -> Shapes:
+def _tensor_shapes(content: Any) -> TensorShapes:
     """Return names and shapes of the tensors in a pickle's content, as deep as any training script nests them."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -323,47 +363,44 @@ def _pickled(content: Any) -> Shapes:
 def _link_or_copy(source: Path, target: Path) -> None:
     _delete(target)
     for file in weight_files.files_of(source):
-        own = target / file.relative_to(source)  # of a file its own name: "."
-        own.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy_file(file.resolve(), own)
+        copy = target / file.relative_to(source)  # for a single file the relative path is "."
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        original = file.resolve()
+        try:
+            copy.hardlink_to(original)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(original, copy)
 
 
 def _delete(path: Path) -> None:
-    """A file or a folder, if it is there."""
+    """Delete a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _link_or_copy_file(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
-
-
-def _read_list(path: Path) -> dict[str, Offer]:
+def _read_list(path: Path) -> dict[str, ListedModel]:
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8")).get("model", [])
-        offers = [_offer(entry) for entry in entries]
+        models = [_listed_model(entry) for entry in entries]
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ConfigurationError(f"The list {path} is wrong: {error}. Correct it; models.toml shows how.") from error
-    return {offer.name: offer for offer in offers}
+        raise ConfigurationError(f"The list {path} is invalid: {error}. Correct it; models.toml shows how.") from error
+    return {model.name: model for model in models}
 
 
-def _offer(entry: Mapping[str, Any]) -> Offer:
+def _listed_model(entry: Mapping[str, Any]) -> ListedModel:
     if not _NAME.fullmatch(entry["name"]):
         raise ValueError(f"{entry['name']!r} cannot be a name")
     if not entry["url"].startswith(("https://", "http://")) or not entry["file"].endswith(_SUFFIXES):
         raise ValueError(f"{entry['name']} needs an http URL and a file with one of {', '.join(_SUFFIXES)}")
-    if not _DIGITS.fullmatch(entry.get("sha256", "0" * 64)):
-        raise ValueError(f"{entry['name']} needs a sha256 of 64 hexadecimal digits, or the first ten or more")
-    return Offer(**{**entry, "kind": Kind(entry["kind"]), "file": _plain(entry["file"])})
+    if not _SHA256_DIGITS.fullmatch(entry.get("sha256", "0" * 64)):
+        raise ValueError(f"{entry['name']} needs a sha256 of 64 hexadecimal digits, or at least the first ten")
+    return ListedModel(**{**entry, "kind": WeightKind(entry["kind"]), "file": _plain_file_name(entry["file"])})
 
 
-def _plain(file: str) -> str:
-    """A file name that stays in its folder."""
+def _plain_file_name(file: str) -> str:
+    """Return the name; raise ValueError if it leaves its folder or is hidden."""
     if Path(file).name != file or file.startswith("."):
-        raise ValueError(f"{file!r} is no plain file name")
+        raise ValueError(f"{file!r} is not a plain file name")
     return file

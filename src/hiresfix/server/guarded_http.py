@@ -1,20 +1,20 @@
-"""HTTP to addresses that strangers chose: fetch a file, post a message, and reach nothing that is not public.
+"""Guarded HTTP client: fetch from and post to URLs that callers chose, and reach nothing that is not public.
 
 Guarantees, for `fetch` and `post` alike:
 
-* The host name is resolved once and every address of the answer is judged; one that is not publicly routable
-  unicast refuses the whole URL. The connection then goes to the judged addresses and to no other, so a name that
-  changes its mind between check and use (DNS rebinding) gains nothing. Nothing is ever decided by how a host is
-  spelled: 2130706433, 0x7f.1 and 127.1 are resolved like any name and judged by the result.
+* The host name is resolved once and every address is checked; a single address that is not publicly routable unicast
+  refuses the whole URL. The connection goes to the checked addresses and to no other, so a name that resolves
+  differently between check and use (DNS rebinding) gains nothing. The spelling of a host decides nothing:
+  2130706433, 0x7f.1 and 127.1 are resolved like any name, and the resulting address is checked.
 * The Host header, TLS server name and certificate check still use the host name.
-* Each redirect is a new URL: parsed, resolved and judged from the start. From https to http none is followed.
-* Size is counted on the wire and again after decompression, time over the whole exchange, redirects included, so
-  neither a bomb nor a server that sends one byte a second holds more than the limits.
-* No cookies, no proxy and no .netrc from the environment, no kept connections.
+* Each redirect is a new URL: parsed, resolved and checked from the start. No redirect from https to http is followed.
+* Size is counted on the wire and again after decompression, time over the whole exchange including redirects. So
+  neither a decompression bomb nor a server that sends one byte a second exceeds the limits.
+* No cookies, no proxy and no .netrc from the environment, no connection reuse.
 
-With an egress proxy the proxy resolves names and is the guard; only literal addresses are judged here.
-Error messages are meant for whoever gave the URL: they never name an address we resolved.
-This module does not know what it fetches or why it posts.
+With an egress proxy the proxy resolves names and has to filter them; only literal addresses are checked here.
+Error messages are for the caller who gave the URL: they never name a resolved address. This module does not know
+what it fetches or why it posts.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from typing import Final, TypeAlias
 import httpcore
 import httpx
 
-from hiresfix import __version__
+from hiresfix import __version__, messages
 from hiresfix.errors import FetchError, Unreachable
+from hiresfix.units import MEBIBYTE
 
-MEBIBYTE: Final = 1024 * 1024
 USER_AGENT: Final = f"hiresfix/{__version__}"
 EXCERPT_BYTES: Final = 1024
 MAX_URL_LENGTH: Final = 8192
-MAX_DIALLED: Final = 4
+MAX_DIALED_ADDRESSES: Final = 4
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host name and port -> the textual addresses of its answer; raises OSError when there is none."""
+"""Host name and port -> its addresses as text; raises OSError when there are none."""
 
 
 def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -63,42 +63,39 @@ NOT_PUBLIC_V4: Final = (
     *_networks("192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24"),
     *_networks("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
 )
-# IPv6 is the other way round: only 2000::/3 is global unicast, and in it 2001::/23 (Teredo, ORCHID, benchmarking),
-# documentation, 6to4 and AS112 are not. All forms that embed an IPv4 address lie outside or are refused here,
-# but NAT64, through which an IPv6-only network sees every IPv4 host: there the embedded address is judged.
+# For IPv6 the list is of what is allowed: only 2000::/3 is global unicast, except 2001::/23 (Teredo, ORCHID,
+# benchmarking), documentation, 6to4 and AS112. All forms that embed an IPv4 address lie outside or are refused here,
+# except NAT64, through which an IPv6-only network reaches every IPv4 host: there the embedded address is checked.
 PUBLIC_V6: Final = IPv6Network("2000::/3")
 NOT_PUBLIC_V6: Final = _networks("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 NAT64: Final = IPv6Network("64:ff9b::/96")
 # What `allow_private` adds; the metadata services of cloud providers stay closed.
-PRIVATE: Final = (
+PRIVATE_NETWORKS: Final = (
     *_networks("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
     *_networks("::1/128", "fc00::/7"),
 )
-METADATA: Final = tuple(map(ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254")))
+METADATA_ADDRESSES: Final = tuple(
+    map(ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"))
+)
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
-PRIVATE_ADDRESS: Final = (
-    "The URL points to a private or local address, which this server does not connect to. Use a public one."
-)
-INTERRUPTED: Final = "The connection broke off before the answer was complete. Try again."
-TIMED_OUT: Final = "The URL did not answer completely in time. Try again, or use a faster host."
 
-# Names are looked up on threads of their own: a resolver that hangs must not use up those of `asyncio.to_thread`.
+# Names are resolved on separate threads: a resolver that hangs must not use up those of `asyncio.to_thread`.
 _LOOKUPS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="lookup")
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Addresses of `host` as the system resolves it, in the system's order of preference."""
+    """Return the addresses of `host` as the system resolves it, in the system's order of preference."""
     look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     answers = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, look_up)
     return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What may be reached, how much may come back and how long it may take; seconds and bytes.
+class HttpPolicy:
+    """Limits of requests: reachable addresses, size in bytes and time in seconds.
 
     `allow_private` is for development: loopback and private networks, any port, and `post` over plain http.
     `total_timeout` bounds a `fetch` with all its redirects, `post_timeout` a `post`.
@@ -114,13 +111,13 @@ class Policy:
     ports: frozenset[int] = frozenset({80, 443})
     proxy: str | None = None
     tls: ssl.SSLContext | None = None
-    """Whom to trust; without it the system's certificate authorities and those of certifi."""
+    """Trusted certificate authorities; None is those of the system and of certifi."""
     resolve: Resolve = resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A URL whose form is acceptable; its address is not judged yet. `host` is ASCII, lower case, unbracketed."""
+    """A URL of valid form, whose address is not checked yet. `host` is ASCII, lower case, without brackets."""
 
     url: httpx.URL
     host: str
@@ -128,20 +125,22 @@ class Target:
 
     @property
     def secure(self) -> bool:
+        """True for https."""
         return self.url.scheme == "https"
 
     @property
     def authority(self) -> str:
-        """The Host header: brackets around an IPv6 address, no port when it is the scheme's own."""
+        """Value of the Host header: an IPv6 address in brackets, no port if it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a `post` was answered: `seconds` until the status line, at most 1 KiB of the body as text without NULs.
+class PostResult:
+    """Response to a `post`.
 
-    `retry_after` is the wait in seconds that the answer asked for.
+    `seconds` is the time until the status line, `excerpt` at most 1 KiB of the body as text without NULs, and
+    `retry_after` the wait in seconds that the response asks for.
     """
 
     status: int
@@ -150,34 +149,34 @@ class Answer:
     retry_after: float | None
 
 
-def check_url(url: str, policy: Policy) -> Target:
-    """The URL taken apart, or FetchError naming what is wrong with its form; resolves nothing.
+def check_url(url: str, policy: HttpPolicy) -> Target:
+    """Parse the URL; raises FetchError naming what is wrong with its form. Resolves nothing.
 
-    There is one parser: what it returns is resolved, judged, connected to and sent, so no second reading of the
-    text can differ. International names become IDNA 2008, a trailing dot is dropped.
+    There is one parser: its result is resolved, checked, connected to and sent, so no second parser can read the text
+    differently. International names become IDNA 2008, a trailing dot is dropped.
     """
     if len(url) > MAX_URL_LENGTH:
-        raise FetchError(f"The URL is longer than {MAX_URL_LENGTH} characters. Use a shorter one.")
+        raise FetchError(messages.URL_TOO_LONG(limit=MAX_URL_LENGTH))
     if "\\" in url or any(character == " " or not character.isprintable() for character in url):
-        raise FetchError("The URL contains spaces, backslashes or control characters. Percent-encode them.")
+        raise FetchError(messages.URL_BAD_CHARACTERS())
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise FetchError("The URL is malformed. Use an absolute http or https URL.") from error
+        raise FetchError(messages.URL_MALFORMED()) from error
     if parsed.scheme not in ("http", "https"):
-        raise FetchError("The URL must start with http:// or https://.")
+        raise FetchError(messages.URL_SCHEME())
     if parsed.userinfo:
-        raise FetchError("The URL contains a user name or password. Remove it, or use a signed URL.")
+        raise FetchError(messages.URL_WITH_CREDENTIALS())
     port = parsed.port if parsed.port is not None else (443 if parsed.scheme == "https" else 80)
     if not 0 < port < 65536 or not (policy.allow_private or port in policy.ports):
         allowed = " or ".join(map(str, sorted(policy.ports)))
-        raise FetchError(f"The URL's port is not allowed. Use port {allowed}.")
+        raise FetchError(messages.URL_PORT_NOT_ALLOWED(ports=allowed))
     host = _host(parsed.raw_host.decode("ascii"))
     return Target(url=parsed, host=host, port=port)
 
 
 def _host(host: str) -> str:
-    """`host` without its trailing dot; FetchError unless it is a DNS name or an address without a zone."""
+    """Return `host` without its trailing dot; raises FetchError unless it is a DNS name or an address without zone."""
     if ":" in host:
         with contextlib.suppress(ValueError):
             address = IPv6Address(host)
@@ -187,18 +186,18 @@ def _host(host: str) -> str:
         name = host.removesuffix(".")
         if len(name) <= 253 and all(map(LABEL.fullmatch, name.split("."))):
             return name
-    raise FetchError("The URL has no valid host name. Use an absolute http or https URL.")
+    raise FetchError(messages.URL_HOST_INVALID())
 
 
 def may_reach(address: str, *, allow_private: bool) -> bool:
-    """Whether a connection to this textual address is allowed."""
+    """Return whether a connection to this address is allowed."""
     try:
         parsed = ip_address(address)
     except ValueError:
         return False
-    if parsed in METADATA or (isinstance(parsed, IPv6Address) and parsed.scope_id is not None):
+    if parsed in METADATA_ADDRESSES or (isinstance(parsed, IPv6Address) and parsed.scope_id is not None):
         return False
-    return _is_public(parsed) or (allow_private and any(parsed in network for network in PRIVATE))
+    return _is_public(parsed) or (allow_private and any(parsed in network for network in PRIVATE_NETWORKS))
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
@@ -209,46 +208,46 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
     return address in PUBLIC_V6 and not any(address in network for network in NOT_PUBLIC_V6)
 
 
-async def locate(target: Target, policy: Policy) -> Sequence[str]:
-    """The addresses to connect to, all of them judged.
+async def resolve_checked(target: Target, policy: HttpPolicy) -> Sequence[str]:
+    """Resolve the host and check every address.
 
-    Raises FetchError when one of them may not be reached, Unreachable when the name has none.
+    Raises FetchError when one of them may not be reached, Unreachable when the name has no address.
     """
     try:
         addresses = await policy.resolve(target.host, target.port)
     except (OSError, UnicodeError) as error:
-        raise Unreachable("The URL's host name could not be resolved. Check its spelling.") from error
+        raise Unreachable(messages.URL_HOST_UNKNOWN()) from error
     if not addresses:
-        raise Unreachable("The URL's host name has no address. Check its spelling.")
-    _judge(addresses, policy)
+        raise Unreachable(messages.URL_HOST_WITHOUT_ADDRESS())
+    _check_addresses(addresses, policy)
     return addresses
 
 
-def _judge(addresses: Sequence[str], policy: Policy) -> None:
+def _check_addresses(addresses: Sequence[str], policy: HttpPolicy) -> None:
     if not all(may_reach(address, allow_private=policy.allow_private) for address in addresses):
-        raise FetchError(PRIVATE_ADDRESS)
+        raise FetchError(messages.URL_PRIVATE_ADDRESS())
 
 
-async def check_receiver(url: str, policy: Policy) -> None:
-    """Raises FetchError if `post` would refuse this URL today; every `post` judges it again."""
+async def check_receiver(url: str, policy: HttpPolicy) -> None:
+    """Raise FetchError if `post` would refuse this URL now; every `post` checks it again."""
     target = check_url(url, policy)
     _require_tls(target, policy)
     if policy.proxy is None:
-        await locate(target, policy)
+        await resolve_checked(target, policy)
 
 
-def _require_tls(target: Target, policy: Policy) -> None:
+def _require_tls(target: Target, policy: HttpPolicy) -> None:
     if not (target.secure or policy.allow_private):
-        raise FetchError("The URL must start with https://.")
+        raise FetchError(messages.URL_NEEDS_HTTPS())
 
 
-async def fetch(url: str, policy: Policy) -> bytes:
-    """The body of a GET, decompressed, at most `policy.max_bytes`; whatever the server says it is.
+async def fetch(url: str, policy: HttpPolicy) -> bytes:
+    """Return the decompressed body of a GET, at most `policy.max_bytes`, whatever its declared type.
 
     Raises FetchError (Unreachable when trying again can help).
     """
     target = check_url(url, policy)
-    with _explained():
+    with _translated_errors():
         async with asyncio.timeout(policy.total_timeout):
             for _ in range(policy.max_redirects + 1):
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity"}
@@ -257,27 +256,27 @@ async def fetch(url: str, policy: Policy) -> bytes:
                     if response.status not in REDIRECTS or location is None:
                         return await _body(response, policy.max_bytes)
                 target = _follow(target, location, policy)
-    raise FetchError(f"The URL redirects more than {policy.max_redirects} times. Use the final URL.")
+    raise FetchError(messages.URL_TOO_MANY_REDIRECTS(limit=policy.max_redirects))
 
 
-async def post(url: str, body: bytes, headers: Mapping[str, str], policy: Policy) -> Answer:
-    """Send `body` once; any status is an answer, redirects are not followed.
+async def post(url: str, body: bytes, headers: Mapping[str, str], policy: HttpPolicy) -> PostResult:
+    """Send `body` once; every status is a result, and redirects are not followed.
 
-    The address is judged anew at each call. Raises FetchError when the URL is refused, Unreachable when no status
-    came back in time. An answer whose body is slow or broken is still an answer.
+    The address is checked at each call. Raises FetchError when the URL is refused, Unreachable when no status came
+    back in time. A response with a slow or broken body is still a result.
     """
     target = check_url(url, policy)
     _require_tls(target, policy)
     loop = asyncio.get_running_loop()
     started = loop.time()
-    with _explained():
+    with _translated_errors():
         async with asyncio.timeout(policy.post_timeout) as deadline:
-            sent = {"Accept-Encoding": "identity", **headers, "Content-Length": str(len(body))}
-            async with _exchange("POST", target, sent, body, policy) as response:
+            request_headers = {"Accept-Encoding": "identity", **headers, "Content-Length": str(len(body))}
+            async with _exchange("POST", target, request_headers, body, policy) as response:
                 seconds = loop.time() - started
-                # The status decides; from here on nothing may turn the answer into an error.
+                # The status is the result; from here on nothing may turn it into an error.
                 deadline.reschedule(None)
-                return Answer(
+                return PostResult(
                     status=response.status,
                     seconds=seconds,
                     excerpt=await _excerpt(response, started + policy.post_timeout),
@@ -286,25 +285,27 @@ async def post(url: str, body: bytes, headers: Mapping[str, str], policy: Policy
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turns what the transport raises into errors for the caller; the cause stays attached for the log."""
+def _translated_errors() -> Iterator[None]:
+    """Translate errors of the transport into errors for the caller; the cause stays attached for the log."""
     try:
         yield
     except (TimeoutError, httpcore.TimeoutException) as error:
-        raise Unreachable(TIMED_OUT) from error
+        raise Unreachable(messages.URL_TIMED_OUT()) from error
     except httpcore.ConnectError as error:
         if isinstance(error.__context__, ssl.SSLError):  # httpcore re-raises "from None", which keeps the context only
-            raise FetchError("The URL's host has no valid TLS certificate. Renew it, or use another host.") from error
-        raise Unreachable("The URL's host refused the connection. Check that it is public and running.") from error
+            raise FetchError(messages.URL_CERTIFICATE_INVALID()) from error
+        raise Unreachable(messages.URL_CONNECTION_REFUSED()) from error
     except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.ProxyError, zlib.error) as error:
-        raise Unreachable(INTERRUPTED) from error
+        raise Unreachable(messages.URL_INTERRUPTED()) from error
 
 
-class _Pinned(httpcore.AsyncNetworkBackend):
-    """Connects to the given addresses, first to answer wins, whatever host it is asked for."""
+class _PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to the given addresses in order until one answers, whatever host httpcore asks for."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses = addresses[:MAX_DIALLED]  # a name with a thousand addresses shall not make us scan them
+        self._addresses = addresses[
+            :MAX_DIALED_ADDRESSES
+        ]  # a name with a thousand addresses must not make us scan them
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -326,95 +327,102 @@ class _Pinned(httpcore.AsyncNetworkBackend):
 
 
 @functools.cache
-def _authorities() -> ssl.SSLContext:
+def _default_tls() -> ssl.SSLContext:
     return httpcore.default_ssl_context()
 
 
-async def _pool(target: Target, policy: Policy) -> httpcore.AsyncConnectionPool:
-    """A pool for one exchange: straight to the judged addresses, or to the proxy."""
-    tls = (policy.tls or _authorities()) if target.secure else None
+async def _pool(target: Target, policy: HttpPolicy) -> httpcore.AsyncConnectionPool:
+    """Return a pool for one exchange: directly to the checked addresses, or through the proxy."""
+    tls = (policy.tls or _default_tls()) if target.secure else None
     if policy.proxy is None:
-        pinned = _Pinned(await locate(target, policy))
-        return httpcore.AsyncConnectionPool(ssl_context=tls, max_connections=1, network_backend=pinned)
+        backend = _PinnedBackend(await resolve_checked(target, policy))
+        return httpcore.AsyncConnectionPool(ssl_context=tls, max_connections=1, network_backend=backend)
     with contextlib.suppress(OSError):
-        # inet_aton reads every spelling of an IPv4 address that a proxy's resolver might read as one.
-        _judge([target.host if ":" in target.host else socket.inet_ntoa(socket.inet_aton(target.host))], policy)
+        # inet_aton accepts every spelling of an IPv4 address that a proxy's resolver might accept.
+        _check_addresses(
+            [target.host if ":" in target.host else socket.inet_ntoa(socket.inet_aton(target.host))], policy
+        )
     return httpcore.AsyncHTTPProxy(policy.proxy, ssl_context=tls, max_connections=1)
 
 
 @contextlib.asynccontextmanager
 async def _exchange(
-    method: str, target: Target, headers: Mapping[str, str], body: bytes | None, policy: Policy
+    method: str, target: Target, headers: Mapping[str, str], body: bytes | None, policy: HttpPolicy
 ) -> AsyncIterator[httpcore.Response]:
-    """One request and the head of its response, on a connection of its own that is closed afterwards."""
+    """Send one request on a new connection, which is closed afterwards; yield the response without its body.
+
+    Args:
+        method: GET or POST.
+        target: Where to.
+        headers: Headers besides Host, User-Agent and Connection.
+        body: Body of a POST.
+        policy: Limits of the request.
+    """
     url = httpcore.URL(
         scheme=target.url.raw_scheme, host=target.host.encode("ascii"), port=target.port, target=target.url.raw_path
     )
     fields = {"Host": target.authority, "User-Agent": USER_AGENT, "Connection": "close", **headers}
-    patience = {"connect": policy.connect_timeout}
+    timeout = {"connect": policy.connect_timeout}
     async with (
         await _pool(target, policy) as pool,
         pool.stream(
-            method, url, headers=list(fields.items()), content=body, extensions={"timeout": patience}
+            method, url, headers=list(fields.items()), content=body, extensions={"timeout": timeout}
         ) as response,
     ):
         yield response
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:
-    """The last header of that lower-case name, as text."""
+    """Return the last header with that lower-case name, as text."""
     values = [value for field, value in response.headers if field.lower() == name]
     return values[-1].decode("utf-8", "replace").strip() if values else None
 
 
-def _follow(target: Target, location: str, policy: Policy) -> Target:
+def _follow(target: Target, location: str, policy: HttpPolicy) -> Target:
     try:
         url = str(target.url.join(location))
     except (httpx.InvalidURL, ValueError) as error:
-        raise FetchError("The URL redirects to a malformed URL. Use the final URL.") from error
+        raise FetchError(messages.URL_REDIRECT_MALFORMED()) from error
     new = check_url(url, policy)
     if target.secure and not new.secure:
-        raise FetchError("The URL redirects from https to http, which is not followed. Use the final URL.")
+        raise FetchError(messages.URL_REDIRECT_TO_HTTP())
     return new
 
 
 async def _body(response: httpcore.Response, limit: int) -> bytes:
-    """The decompressed body; FetchError when the status is not 2xx or either size is over `limit`."""
+    """Return the decompressed body; raises FetchError for a status that is not 2xx or a size above `limit`."""
     if not 200 <= response.status < 300:
-        kind = Unreachable if response.status >= 500 or response.status in (408, 425, 429) else FetchError
-        raise kind(f"The URL answered {response.status}. Check that it is public and still exists.")
-    too_large = FetchError(f"The file is larger than {_size(limit)}. Send a smaller one.")
+        error_type = Unreachable if response.status >= 500 or response.status in (408, 425, 429) else FetchError
+        raise error_type(messages.URL_STATUS(status=response.status))
+    size = f"{limit // MEBIBYTE} MiB" if limit >= MEBIBYTE else f"{limit} bytes"
+    too_large = FetchError(messages.URL_FILE_TOO_LARGE(limit=size))
     declared = _header(response, b"content-length")
     if declared is not None and int(declared) > limit:
         raise too_large
     inflate = _decompressor(_header(response, b"content-encoding"))
-    wire, body = 0, bytearray()
+    wire_bytes, body = 0, bytearray()
     async for chunk in response.aiter_stream():
-        wire += len(chunk)
-        # One byte of room beyond the limit tells a full file from one that goes on.
+        wire_bytes += len(chunk)
+        # One byte beyond the limit distinguishes a file of exactly that size from a longer one.
         body += chunk if inflate is None else inflate.decompress(chunk, limit + 1 - len(body))
-        if max(wire, len(body)) > limit:
+        if max(wire_bytes, len(body)) > limit:
             raise too_large
     if inflate is not None and not inflate.eof:
-        raise Unreachable(INTERRUPTED)
+        raise Unreachable(messages.URL_INTERRUPTED())
     return bytes(body)
 
 
 def _decompressor(encoding: str | None) -> zlib._Decompress | None:
-    """For the encodings that some servers apply unasked."""
+    """Return a decompressor for the encodings that some servers apply although they were not requested."""
     if encoding is None or encoding.lower() in ("", "identity"):
         return None
     if encoding.lower() in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out by itself whether gzip or zlib
-    raise FetchError("The URL answered in a compression that was not asked for. Serve the file uncompressed.")
-
-
-def _size(count: int) -> str:
-    return f"{count // MEBIBYTE} MiB" if count >= MEBIBYTE else f"{count} bytes"
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # detects gzip or zlib by itself
+    raise FetchError(messages.URL_COMPRESSED())
 
 
 async def _excerpt(response: httpcore.Response, deadline: float) -> str:
-    """What arrives of the first KiB of the body before `deadline` (loop time); never raises for a broken body."""
+    """Return what arrives of the body's first KiB before `deadline` (loop time); never raises for a broken body."""
     received = bytearray()
     with contextlib.suppress(TimeoutError, httpcore.NetworkError, httpcore.RemoteProtocolError):
         async with asyncio.timeout_at(deadline):
@@ -422,12 +430,12 @@ async def _excerpt(response: httpcore.Response, deadline: float) -> str:
                 received += chunk
                 if len(received) >= EXCERPT_BYTES:
                     break
-    # PostgreSQL's text holds no NUL.
+    # PostgreSQL cannot store NUL in text.
     return received[:EXCERPT_BYTES].decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _retry_after(response: httpcore.Response) -> float | None:
-    """Retry-After (RFC 9110 10.2.3) in seconds from now; None when absent or unreadable."""
+    """Return Retry-After (RFC 9110 10.2.3) in seconds from now; None when absent or invalid."""
     value = _header(response, b"retry-after")
     if value is None:
         return None
@@ -435,6 +443,6 @@ def _retry_after(response: httpcore.Response) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value).astimezone(UTC)
-    except (ValueError, OverflowError):  # the latter for dates that no calendar of ours reaches
+    except (ValueError, OverflowError):  # OverflowError for dates outside of Python's calendar
         return None
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())

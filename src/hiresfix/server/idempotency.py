@@ -1,11 +1,7 @@
-"""What every request passes before it does anything: whose it is, whether too many came, whether it was answered.
+"""Idempotency keys: find the job or upload that an earlier request with the same key created.
 
-Each request counts against one quota (`Bucket`): its key's or, if its key is wrong, its address's. A right key works
-from everywhere, also from an address that tries wrong ones: a key holds 160 random bits, so no rate of guessing finds
-one, while a lock on the address would let one broken client shut out everybody behind the same router.
-
-The idempotency rows live here. A row appears in the transaction of the job it names (contract.md 13), so
-after a crash between commit and answer the retry finds the job, and a refused request leaves its key unused.
+Guarantees: a row is written in the transaction of the job or upload it names (contract.md 13). So after a crash
+between commit and response the retry finds it, and a refused request leaves its key unused.
 """
 
 from __future__ import annotations
@@ -14,27 +10,27 @@ from uuid import UUID
 
 import psycopg
 
+from hiresfix import messages
 from hiresfix.errors import Conflict, Unavailable
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 WINDOW = "24 hours"
-REUSED = "Idempotency-Key was already used with a different request"
 
 
 class Replayed(Exception):
-    """A request with the same key and fingerprint made `made` before, a job or an upload; roll back, answer with it."""
+    """Raised when an equal request with the same key created a job or upload before: roll back, and answer with it."""
 
-    def __init__(self, made: UUID) -> None:
-        super().__init__(str(made))
-        self.made = made
+    def __init__(self, result_id: UUID) -> None:
+        super().__init__(str(result_id))
+        self.result_id = result_id
 
 
-async def recall(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint: bytes) -> UUID | None:
-    """The job, or the upload that is not expired, that this request made before, if it did.
+async def find_result(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint: bytes) -> UUID | None:
+    """Return the job or unexpired upload that this request created before; None if there is none.
 
-    Raises Conflict if the key stands for another request.
+    Raises Conflict if the key belongs to another request.
     """
     row = await (
         await tx.execute(
@@ -46,14 +42,14 @@ async def recall(tx: Tx, caller: Caller, *, route: str, key: str, fingerprint: b
     ).fetchone()
     if row is None:
         return None
-    made, first = row
-    if first != fingerprint:
-        raise Conflict(REUSED)
-    assert isinstance(made, UUID)
-    return made
+    result_id, first_fingerprint = row
+    if first_fingerprint != fingerprint:
+        raise Conflict(messages.IDEMPOTENCY_KEY_REUSED())
+    assert isinstance(result_id, UUID)
+    return result_id
 
 
-async def remember(
+async def bind(
     tx: Tx,
     caller: Caller,
     *,
@@ -63,10 +59,19 @@ async def remember(
     job: UUID | None = None,
     upload: UUID | None = None,
 ) -> None:
-    """Bind the key to the job or upload that this transaction is about to make. Call it before anything is locked.
+    """Bind the key to the job or upload that this transaction is about to create. Call it before taking any lock.
 
-    Of requests that race with one key, the unique index lets one through; the others wait here for its end
-    (for `db.LOCK_TIMEOUT` at most, then Unavailable) and either take its place or raise Replayed or Conflict.
+    Of requests that race with one key, the unique index lets one through. The others wait here until it ends, for
+    `pool.LOCK_TIMEOUT` at most, and then raise Unavailable, take its place, or raise Replayed or Conflict.
+
+    Args:
+        tx: Transaction that creates the job or upload.
+        caller: Sender; keys of different users are independent.
+        route: Route of the request; keys of different routes are independent.
+        key: The Idempotency-Key.
+        fingerprint: Hash of the request; the same key with another fingerprint is a Conflict.
+        job: Job that is created.
+        upload: Upload that is created instead.
     """
     try:
         await query.execute(
@@ -94,14 +99,14 @@ async def remember(
     except psycopg.errors.LockNotAvailable as error:
         raise Unavailable from error
     if not bound:
-        first = await recall(tx, caller, route=route, key=key, fingerprint=fingerprint)
-        if first is None:
+        first_result = await find_result(tx, caller, route=route, key=key, fingerprint=fingerprint)
+        if first_result is None:
             raise Unavailable
-        raise Replayed(first)
+        raise Replayed(first_result)
 
 
-async def forget_old(tx: Tx) -> int:
-    """Drop rows whose window has passed; returns how many."""
+async def delete_expired(tx: Tx) -> int:
+    """Delete rows older than `WINDOW`; return their number."""
     return await query.execute(
         tx, "delete from idempotency_keys where created_at <= now() - %(window)s::interval", window=WINDOW
     )

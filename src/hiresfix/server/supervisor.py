@@ -1,9 +1,8 @@
-"""`hiresfix serve` and `worker --devices`: API and workers as processes of their own, started, watched and stopped
-together.
+"""Supervise the processes of `hiresfix serve` and `worker --devices`: start, watch and stop API and workers together.
 
-Guarantees: a process that dies is started again (at once, then with growing pauses); SIGTERM or Ctrl-C stops
-everything in order, workers draining first; a supervisor that is killed takes its children with it, because
-each of them watches the pipe it got as standard input. It loads neither torch nor the web framework.
+A process that dies is started again, at once and then with growing pauses. SIGTERM or Ctrl-C stops everything in order,
+workers draining first. A supervisor that is killed takes its children with it, because each of them watches the pipe on
+its standard input. This module loads neither torch nor the web framework.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from hiresfix.errors import ConfigurationError, HiresfixError
 from hiresfix.server.database import embedded
 from hiresfix.server.platform import hardware
 from hiresfix.server.platform.hardware import Device
-from hiresfix.server.settings import Settings
+from hiresfix.server.settings import Settings, with_current_names
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.2
-LONGEST_PAUSE = 30.0
-DATABASE_SECONDS = 5.0
-"""Between two looks at the embedded database."""
-SETTLED_SECONDS = 60.0
-"""A child that lived so long starts again without a pause."""
+MAX_RESTART_PAUSE = 30.0
+DATABASE_CHECK_SECONDS = 5.0
+"""Time between two checks of the embedded database."""
+STABLE_SECONDS = 60.0
+"""A child that ran this long restarts without a pause."""
 BACKLOG = 2048
 """Connections that may wait to be accepted; the kernel may allow fewer."""
 GRACE_SECONDS = 10.0
-"""What stopping may take beyond the workers' drain."""
+"""Time that stopping may take after the workers have drained."""
 
 
 @contextlib.contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """The URL of the operator's database, or of the embedded one, kept from stopping for the length of the block."""
+    """Yield the URL of the operator's database, or of the embedded one, which keeps running during the block."""
     if settings.database_url:
         yield settings.database_url
         return
@@ -53,12 +52,12 @@ def database(settings: Settings) -> Iterator[str]:
 
 
 def revive_database(settings: Settings) -> None:
-    """Start the embedded PostgreSQL again if it died (an operator's own is the operator's)."""
+    """Restart the embedded PostgreSQL if it died; a database of the operator is left alone."""
     if settings.database_url or embedded.is_running(settings.home):
         return
     log.error("database.died")
     try:
-        # The share is given back at once: the one that `database` holds keeps the server running.
+        # Released at once: the share that `database` holds keeps the server running.
         embedded.acquire(settings.home).release()
     except HiresfixError as error:
         log.error("database.not_revived", reason=error.message)
@@ -71,38 +70,39 @@ class Child:
     name: str
     arguments: list[str]
     inherits: tuple[int, ...] = ()
-    """Descriptors of ours that it gets under the same numbers."""
+    """Our file descriptors that it gets under the same numbers."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     next_start: float = 0.0
     failures: int = 0
     environment: dict[str, str] = field(default_factory=dict)
-    """What is set for this child alone."""
+    """Environment variables for this child alone."""
 
     def try_to_start(self, environment: dict[str, str]) -> None:
-        """Start it; when the machine has no room for a process, later."""
+        """Start it; if the machine cannot start a process now, try again later."""
         self.started = time.monotonic()
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hiresfix", *self.arguments],
                 env={**environment, **self.environment},
-                stdin=subprocess.PIPE,  # its end tells the child that we are gone
+                stdin=subprocess.PIPE,  # its end tells the child that the supervisor is gone
                 pass_fds=self.inherits,
-                start_new_session=True,  # Ctrl-C reaches us alone; we stop the children in order
+                start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops the children in order
             )
         except OSError as error:
-            self.next_start = self.started + LONGEST_PAUSE
+            self.next_start = self.started + MAX_RESTART_PAUSE
             log.error("process.not_started", name=self.name, reason=error.strerror)
 
     def is_running(self) -> bool:
+        """Return whether the process is alive."""
         return self.process is not None and self.process.poll() is None
 
     def note_death(self) -> None:
-        """Choose when to start again."""
+        """Schedule the restart of a process that died."""
         assert self.process is not None
-        lived = time.monotonic() - self.started
-        self.failures = 0 if lived > SETTLED_SECONDS else self.failures + 1
-        pause = min(LONGEST_PAUSE, 2.0 ** min(self.failures, 10)) if self.failures > 1 else 0.0
+        uptime = time.monotonic() - self.started
+        self.failures = 0 if uptime > STABLE_SECONDS else self.failures + 1
+        pause = min(MAX_RESTART_PAUSE, 2.0 ** min(self.failures, 10)) if self.failures > 1 else 0.0
         self.next_start = time.monotonic() + pause
         log.error("process.died", name=self.name, exit_code=self.process.returncode, restart_in=pause)
         self.process = None
@@ -110,7 +110,7 @@ class Child:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Runs the children until told to stop."""
+    """Runs the children until it is told to stop."""
 
     settings: Settings
     database_url: str
@@ -118,24 +118,24 @@ class Supervisor:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Blocks until SIGTERM, SIGINT or `stopping`; then stops every child."""
+        """Block until SIGTERM, SIGINT or `stopping`; then stop every child."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
         environment = {
-            **os.environ,
+            **with_current_names(os.environ),
             "HIRESFIX_HOME": str(self.settings.home),
             "HIRESFIX_DATABASE_URL": self.database_url,
             "HIRESFIX_PUBLIC_URL": self.settings.public_url,
             "HIRESFIX_API_PROCESSES": str(sum(child.arguments[0] == "api" for child in self.children) or 1),
             SUPERVISED: "1",
         }
-        self._give_ports()
-        next_look = time.monotonic() + DATABASE_SECONDS
+        self._assign_metrics_ports()
+        next_check = time.monotonic() + DATABASE_CHECK_SECONDS
         try:
             while not self.stopping.is_set():
-                if time.monotonic() >= next_look:
+                if time.monotonic() >= next_check:
                     revive_database(self.settings)
-                    next_look = time.monotonic() + DATABASE_SECONDS
+                    next_check = time.monotonic() + DATABASE_CHECK_SECONDS
                 for child in self.children:
                     if child.process is not None and not child.is_running():
                         child.note_death()
@@ -145,8 +145,8 @@ class Supervisor:
         finally:
             self._stop_children()
 
-    def _give_ports(self) -> None:
-        """A port for the figures of each process, from the one that is set on: two cannot listen on one."""
+    def _assign_metrics_ports(self) -> None:
+        """Give each process a metrics port of its own, counting up from the configured one."""
         first = self.settings.metrics_port
         if first is not None:
             for port, child in enumerate(self.children, first):
@@ -176,17 +176,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def stop_on_signals() -> None:
-    """Until `Supervisor.run` takes over: a signal ends the process by an exception, so that what was started stops."""
+    """Make signals end the process by an exception, so that cleanup runs, until `Supervisor.run` takes over."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_process(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     for number in STOP_SIGNALS:
-        signal.signal(number, leave)
+        signal.signal(number, exit_process)
 
 
 def follow_supervisor() -> bool:
-    """In a child: end like on SIGTERM when the supervisor is gone. False in a process started by hand."""
+    """In a child process, stop as on SIGTERM when the supervisor is gone; return False in one started by hand."""
     if not os.environ.get(SUPERVISED):
         return False
 
@@ -199,8 +199,8 @@ def follow_supervisor() -> bool:
     return True
 
 
-def children(settings: Settings, listening: socket.socket, *, processes: int, workers: int) -> list[Child]:
-    """So many API processes, which take turns in accepting what arrives at one socket, and worker processes."""
+def child_processes(settings: Settings, listening: socket.socket, *, processes: int, workers: int) -> list[Child]:
+    """Return the API processes, which accept connections on one shared socket, and the worker processes."""
     descriptor = listening.fileno()
     apis = [
         Child(name=f"api-{number}", arguments=["api", "--fd", str(descriptor)], inherits=(descriptor,))
@@ -208,12 +208,12 @@ def children(settings: Settings, listening: socket.socket, *, processes: int, wo
     ]
     return [
         *apis,
-        *workers_on([Device(name=str(number), environment={}) for number in range(1, workers + 1)], settings),
+        *worker_processes([Device(name=str(number), environment={}) for number in range(1, workers + 1)], settings),
     ]
 
 
-def workers_on(devices: Sequence[Device], settings: Settings) -> list[Child]:
-    """One worker process a device. They share the host's memory, unless the operator has said what each may have."""
+def worker_processes(devices: Sequence[Device], settings: Settings) -> list[Child]:
+    """Return one worker process per device. They share the host's memory equally, unless the operator set a limit."""
     share = settings.worker_memory_bytes or hardware.host_bytes() // max(1, len(devices))
     return [
         Child(
@@ -226,9 +226,9 @@ def workers_on(devices: Sequence[Device], settings: Settings) -> list[Child]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that outlives the API processes: while one is started again, connections wait in it.
+    """Return a listening socket that outlives the API processes: connections wait in it while one restarts.
 
-    Raises ConfigurationError if nobody can listen there, before anything is started.
+    Raises ConfigurationError if the address cannot be used, before anything is started.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -239,6 +239,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ConfigurationError(
-            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another with --port."
+            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another port with --port."
         ) from error
     return listening

@@ -1,11 +1,12 @@
-"""The public contract as pure functions: nobody else knows a JSON name, a default path or an error's shape.
+"""The public contract as pure functions: no other package knows a JSON name, a path or an error's shape.
 
-Reading (`parse_upscale`, `data_uri`, `own_result`, ...) turns what strangers send into canonical values or
-InvalidRequest; writing (`job`, `hook_body`, `error_body`, ...) turns values into what the contract promises.
-No I/O, no clock, no randomness, no framework. Both sides are made from `hiresfix.models.catalog`: another model is an
-entry there and nothing here.
+Reading (`parse_upscale`, `data_uri`, `own_result`, ...) turns what clients send into canonical values or
+InvalidRequest; writing (`job`, `hook_body`, `error_body`, ...) turns values into what the contract promises. No I/O, no
+clock, no randomness, no framework. Both sides are made from `hiresfix.models.catalog`: another model is an entry there
+and needs no change here.
 """
 
+from hiresfix.wire.error_response import error_body, error_headers, invalid_param, quota_headers
 from hiresfix.wire.locations import (
     data_uri,
     own_result,
@@ -16,10 +17,10 @@ from hiresfix.wire.locations import (
     result_path,
 )
 from hiresfix.wire.params import json_schema
-from hiresfix.wire.parse import EVENTS, Hook, UpscaleRequest, idempotency_key, parse_upscale, stored_input
+from hiresfix.wire.parse import EVENTS, UpscaleRequest, WebhookTarget, idempotency_key, parse_upscale, stored_input
 from hiresfix.wire.queries import (
     JobQuery,
-    Place,
+    PagePosition,
     cursor,
     parse_dry_run,
     parse_job_query,
@@ -32,29 +33,25 @@ from hiresfix.wire.render import (
     RESPONSE_HEADERS,
     JobView,
     accepted,
-    error_body,
-    error_headers,
     finished,
     hook_body,
-    invalid_param,
     job,
     job_list,
     preview,
-    quota_headers,
     timestamp,
-    upload,
 )
 from hiresfix.wire.service_info import me, model_entry, readiness
+from hiresfix.wire.uploads import upload
 
 __all__ = [
     "EVENTS",
     "REQUEST_HEADERS",
     "RESPONSE_HEADERS",
-    "Hook",
     "JobQuery",
     "JobView",
-    "Place",
+    "PagePosition",
     "UpscaleRequest",
+    "WebhookTarget",
     "accepted",
     "cursor",
     "data_uri",

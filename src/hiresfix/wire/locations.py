@@ -1,7 +1,7 @@
-"""Where pictures are: URLs and data URIs as clients send them, and the addresses of our own results.
+"""Locations of images: URLs and data URIs as clients send them, and the addresses of our own files.
 
-Decides by form alone. Whether a host may be reached is for the outbound guard, which resolves it; whether the
-bytes are a picture is for `hiresfix.images`.
+Decides by form alone. Whether a host may be reached is decided by the guarded HTTP client, which resolves it; whether
+the bytes are an image, by `hiresfix.images`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from hiresfix.errors import PictureError
+from hiresfix import messages
+from hiresfix.errors import ImageError
+from hiresfix.messages import MessageTemplate
 from hiresfix.recipe import OutputFormat
-from hiresfix.wire.problems import Wrong
+from hiresfix.wire.problems import InvalidValue
 
 MAX_URL = 8192
 """Characters; signed storage URLs stay below 3000."""
@@ -34,48 +36,47 @@ _UPLOAD_PATH = re.compile(r"/files/uploads/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def canonical_url(value: Any, *, expected: str = "Expected an http(s) URL") -> str:
-    """An absolute http(s) URL as one writes it: trimmed, blanks as %20, otherwise untouched.
+def canonical_url(value: Any, *, expected: MessageTemplate = messages.EXPECTED_URL) -> str:
+    """Return an absolute http(s) URL: trimmed, spaces as %20, otherwise untouched.
 
-    Raises Wrong: `expected` for what is no such URL, and its own words for a host or port that cannot be, a
-    user name or password, control characters or more than MAX_URL characters.
+    Raises InvalidValue: `expected` for anything else, and messages of their own for an invalid host or port, a user
+    name or password, control characters, and more than MAX_URL characters.
     """
     if not isinstance(value, str):
-        raise Wrong(expected)
+        raise InvalidValue(expected())
     url = value.strip().replace(" ", "%20")
     if len(url) > MAX_URL:
-        raise Wrong(f"Must be at most {MAX_URL} characters")
+        raise InvalidValue(messages.AT_MOST_CHARACTERS(limit=MAX_URL))
     if _CONTROL.search(url):
-        raise Wrong("Must not contain control characters")
+        raise InvalidValue(messages.CONTROL_CHARACTERS())
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port  # reading the port checks it
     except ValueError as error:
-        raise Wrong("Must have a valid host and port") from error
+        raise InvalidValue(messages.HOST_OR_PORT_INVALID()) from error
     if parts.scheme not in _DEFAULT_PORTS:
-        raise Wrong(expected)
+        raise InvalidValue(expected())
     if "@" in parts.netloc:
-        raise Wrong("Must not contain a user name or password")
+        raise InvalidValue(messages.CREDENTIALS_IN_URL())
     if not _HOST.fullmatch(host):
-        raise Wrong("Must have a valid host and port")
+        raise InvalidValue(messages.HOST_OR_PORT_INVALID())
     return url
 
 
-def canonical_picture(value: Any) -> str:
-    """A picture's http(s) URL, or its data URI as `data:image/<type>;base64,<padded standard base64>`.
+def canonical_image(value: Any) -> str:
+    """Return an image's http(s) URL, or its data URI as `data:image/<type>;base64,<padded standard base64>`.
 
-    In data URIs whitespace, the URL-safe alphabet, missing padding and further media type parameters are
-    tolerated, so equal bytes of one type give equal text. Raises Wrong.
+    In data URIs whitespace, the URL-safe alphabet, missing padding and further media type parameters are tolerated, so
+    equal bytes of one type give equal text. Raises InvalidValue.
     """
-    expected = "Expected an http(s) URL or data:image/...;base64,..."
     if not isinstance(value, str):
-        raise Wrong(expected)
+        raise InvalidValue(messages.EXPECTED_IMAGE_URL())
     text = value.strip()
     if text[:5].lower() != "data:":
-        return canonical_url(text, expected=expected)
+        return canonical_url(text, expected=messages.EXPECTED_IMAGE_URL)
     head = _DATA_HEAD.match(text, 0, _MAX_HEAD)
     if head is None:
-        raise Wrong(expected)
+        raise InvalidValue(messages.EXPECTED_IMAGE_URL())
     return f"data:{head[1].lower()};base64,{_canonical_base64(text[head.end() :])}"
 
 
@@ -83,36 +84,36 @@ def _canonical_base64(payload: str) -> str:
     try:
         symbols = payload.encode("ascii").translate(_FROM_URL_SAFE, _WHITESPACE)
     except UnicodeEncodeError as error:
-        raise Wrong("The data URI holds characters that are not base64") from error
+        raise InvalidValue(messages.DATA_URI_NOT_BASE64()) from error
     if not symbols:
-        raise Wrong("The data URI holds no picture")
+        raise InvalidValue(messages.DATA_URI_EMPTY())
     if not symbols.endswith(b"="):
         symbols += b"=" * (-len(symbols) % 4)
     padding = symbols.translate(None, _BASE64)
     if len(symbols) % 4 or padding not in (b"", b"=", b"==") or not symbols.endswith(padding):
-        raise Wrong("The data URI is damaged: its base64 does not decode")
+        raise InvalidValue(messages.DATA_URI_UNDECODABLE())
     return symbols.decode()
 
 
 def data_uri(image: str, *, max_bytes: int | None = None) -> bytes | None:
-    """The picture's bytes out of a canonical data URI; None if `image` is a URL.
+    """Return the image's bytes from a canonical data URI; None if `image` is a URL.
 
-    Raises PictureError, before decoding, for more than `max_bytes`, and for base64 that does not decode.
+    Raises ImageError for more than `max_bytes`, before decoding, and for base64 that does not decode.
     """
     if not image.startswith("data:"):
         return None
     payload = image.partition(",")[2]
     size = _decoded_size(payload)
     if max_bytes is not None and size > max_bytes:
-        raise PictureError(f"The picture has {size} bytes; the limit is {max_bytes}. Send a smaller file.")
+        raise ImageError(messages.DATA_URI_TOO_LARGE(size=size, limit=max_bytes))
     try:
         return binascii.a2b_base64(payload, strict_mode=True)
     except ValueError as error:
-        raise PictureError("The data URI is damaged: its base64 does not decode. Encode the file again.") from error
+        raise ImageError(messages.DATA_URI_DAMAGED()) from error
 
 
 def placeholder(image: str) -> str:
-    """A URL as it is; a data URI with its size in place of its payload, as `Job.input` shows it."""
+    """Return the image's location as `Job.input` shows it: a data URI has its size in place of its payload."""
     head, comma, payload = image.partition(",")
     return f"{head},<{_decoded_size(payload)} bytes>" if head.startswith("data:") and comma else image
 
@@ -122,48 +123,48 @@ def _decoded_size(base64: str) -> int:
 
 
 def result_name(job_id: UUID, extension: str) -> str:
-    """What a job's result is called when it is saved."""
+    """Return the file name under which a job's result is saved."""
     return f"{job_id}-1.{extension}"
 
 
 def result_path(job_id: UUID, extension: str) -> str:
-    """Where a job's result is served, below the public URL."""
+    """Return the path of a job's result, below the public URL."""
     return f"/files/images/{result_name(job_id, extension)}"
 
 
 def parse_result_path(path: str) -> tuple[UUID, OutputFormat] | None:
-    """Job and format of a path that `result_path` makes; None for any other."""
-    found = _RESULT_PATH.fullmatch(path)
-    return (UUID(found[1]), OutputFormat(found[2])) if found else None
+    """Return job and format of a path that `result_path` makes; None for any other."""
+    match = _RESULT_PATH.fullmatch(path)
+    return (UUID(match[1]), OutputFormat(match[2])) if match else None
 
 
 def upload_path(upload_id: UUID, extension: str) -> str:
-    """Where an upload is served, below the public URL."""
+    """Return the path of an upload, below the public URL."""
     return f"/files/uploads/{upload_id}.{extension}"
 
 
 def parse_upload_path(path: str) -> tuple[UUID, str] | None:
-    """Upload and extension of a path that `upload_path` makes; None for any other."""
-    found = _UPLOAD_PATH.fullmatch(path)
-    return (UUID(found[1]), found[2]) if found else None
+    """Return upload and extension of a path that `upload_path` makes; None for any other."""
+    match = _UPLOAD_PATH.fullmatch(path)
+    return (UUID(match[1]), match[2]) if match else None
 
 
 def own_upload(url: str, public_url: str) -> UUID | None:
-    """The upload this URL of ours names, whatever its query; None for every other URL."""
+    """Return the upload that this URL of ours names, whatever its query; None for every other URL."""
     origin = _origin(url)
     if origin is None or origin != _origin(public_url):
         return None
-    found = parse_upload_path(urlsplit(url).path)
-    return found[0] if found else None
+    named = parse_upload_path(urlsplit(url).path)
+    return named[0] if named else None
 
 
 def own_result(url: str, public_url: str) -> UUID | None:
-    """The job whose result this URL of ours names, whatever its query; None for every other URL."""
+    """Return the job whose result this URL of ours names, whatever its query; None for every other URL."""
     origin = _origin(url)
     if origin is None or origin != _origin(public_url):
         return None
-    found = parse_result_path(urlsplit(url).path)
-    return found[0] if found else None
+    named = parse_result_path(urlsplit(url).path)
+    return named[0] if named else None
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:

@@ -1,7 +1,7 @@
-"""One parameter between what clients write and its canonical value, led by the catalog's facts alone.
+"""Convert one parameter from what clients write to its canonical value, using only the catalog's facts.
 
-Tolerant where the meaning is certain (numeric strings, integral floats, any case of an enumeration, `2x`),
-strict where it is not. Knows no model and no place in the request.
+Tolerant where the meaning is certain (numeric strings, integral floats, any case of an enumeration, `2x`), strict
+where it is not. Knows no model and no place in the request.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import math
 import re
 from typing import Any, TypeAlias
 
-from hiresfix.models.catalog import Model, Param
-from hiresfix.wire.locations import canonical_picture
-from hiresfix.wire.problems import Wrong
+from hiresfix import messages
+from hiresfix.messages import Message
+from hiresfix.models.catalog import CatalogModel, Param
+from hiresfix.wire.locations import canonical_image
+from hiresfix.wire.problems import InvalidValue
 
 Value: TypeAlias = str | int | float
 
@@ -21,27 +23,27 @@ _MAX_NUMERAL = 64
 
 
 def camel(name: str) -> str:
-    """`scale_factor` to `scaleFactor`."""
+    """Convert `scale_factor` to `scaleFactor`."""
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
 
 def spellings(param: Param) -> tuple[str, ...]:
-    """Every accepted name, the canonical one first: that is the order in which they win."""
+    """Return every accepted name in order of precedence, the canonical one first."""
     names = (param.name, *param.aliases)
     return tuple(dict.fromkeys((*names, *map(camel, names))))
 
 
 def canonical(param: Param, raw: Any) -> Value | None:
-    """The canonical value of what a client sent; None if it means "not sent". Raises Wrong.
+    """Return the canonical value of what a client sent; None if it counts as not sent. Raises InvalidValue.
 
-    null and "" are not sent; for anything but free text, blanks are not either. Free text stays as it came,
-    so that a single blank can say "no prompt" where leaving it out means the default.
+    null and "" count as not sent; except for free text, so do blanks. Free text stays as it came, so that a single
+    blank can mean "no prompt" where leaving it out means the default.
     """
     if raw is None or raw == "" or (isinstance(raw, str) and not _is_free_text(param) and not raw.strip()):
         return None
     if param.kind == "uri":
-        return canonical_picture(raw)
+        return canonical_image(raw)
     if _is_free_text(param):
         return _free_text(param, raw)
     if isinstance(raw, str):
@@ -52,7 +54,7 @@ def canonical(param: Param, raw: Any) -> Value | None:
 
 
 def default(param: Param) -> Value | None:
-    """The canonical value that stands in for one not sent; None if the parameter is then absent."""
+    """Return the canonical default; None if a parameter that was not sent stays absent."""
     return canonical(param, param.default)
 
 
@@ -62,55 +64,55 @@ def _is_free_text(param: Param) -> bool:
 
 def _free_text(param: Param, raw: Any) -> str:
     if not isinstance(raw, str):
-        raise Wrong("Expected a string")
+        raise InvalidValue(messages.EXPECTED_STRING())
     if param.max_length is not None and len(raw) > param.max_length:
-        raise Wrong(f"Must be at most {param.max_length} characters")
+        raise InvalidValue(messages.AT_MOST_CHARACTERS(limit=param.max_length))
     if "\0" in raw:  # PostgreSQL stores neither this nor half a surrogate pair
-        raise Wrong("Must not contain the NUL character")
+        raise InvalidValue(messages.NUL_CHARACTER())
     if any("\ud800" <= character <= "\udfff" for character in raw):
-        raise Wrong("Must be valid Unicode: it holds half of a surrogate pair")
+        raise InvalidValue(messages.LONE_SURROGATE())
     return raw
 
 
 def _choice(param: Param, raw: Any) -> Value:
-    wanted: Value | None
+    choice: Value | None
     if param.kind == "string":
-        choices: dict[Value, Value] = {str(choice).lower(): str(choice) for choice in param.choices}
-        wanted = raw.lower() if isinstance(raw, str) else None
+        choices: dict[Value, Value] = {str(value).lower(): str(value) for value in param.choices}
+        choice = raw.lower() if isinstance(raw, str) else None
     else:
-        choices = {choice: choice for choice in param.choices}
-        wanted = _number(raw)
-    if wanted not in choices:
-        raise Wrong(f"Expected one of {', '.join(map(str, param.choices))}")
-    return choices[wanted]
+        choices = {value: value for value in param.choices}
+        choice = _number(raw)
+    if choice not in choices:
+        raise InvalidValue(messages.EXPECTED_CHOICE(choices=", ".join(map(str, param.choices))))
+    return choices[choice]
 
 
 def _bounded(param: Param, raw: Any) -> int | float | None:
-    expected = "Expected an integer" if param.kind == "integer" else "Expected a number"
+    expected = messages.EXPECTED_INTEGER if param.kind == "integer" else messages.EXPECTED_NUMBER
     number = _number(raw)
     if number is None:
-        raise Wrong(expected)
+        raise InvalidValue(expected())
     if number in param.absent:
         return None
     if math.isfinite(number) and param.kind == "integer" and number != int(number):
-        raise Wrong(expected)
+        raise InvalidValue(expected())
     low = -math.inf if param.minimum is None else param.minimum
     high = math.inf if param.maximum is None else param.maximum
     if not (math.isfinite(number) and low <= number <= high):
-        raise Wrong(_bounds(param))
+        raise InvalidValue(_bounds_message(param))
     return int(number) if param.kind == "integer" else float(number) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
-def _bounds(param: Param) -> str:
+def _bounds_message(param: Param) -> Message:
     if param.minimum is not None and param.maximum is not None:
-        return f"Must be between {param.minimum} and {param.maximum}"
+        return messages.BETWEEN(minimum=param.minimum, maximum=param.maximum)
     if param.minimum is not None:
-        return f"Must be at least {param.minimum}"
-    return "Must be finite" if param.maximum is None else f"Must be at most {param.maximum}"
+        return messages.AT_LEAST(minimum=param.minimum)
+    return messages.FINITE() if param.maximum is None else messages.AT_MOST(maximum=param.maximum)
 
 
 def _number(raw: Any) -> int | float | None:
-    """The number that a JSON number or a numeral in a string stands for; None for everything else."""
+    """Return the value of a JSON number or of a numeral in a string; None for everything else."""
     if isinstance(raw, bool):
         return None
     if isinstance(raw, int | float):
@@ -120,8 +122,8 @@ def _number(raw: Any) -> int | float | None:
     return int(raw) if raw.lstrip("+-").isdecimal() else float(raw)
 
 
-def json_schema(model: Model) -> dict[str, Any]:
-    """JSON Schema (2020-12) of the canonical params object; what is tolerated besides is not in it."""
+def json_schema(model: CatalogModel) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the canonical params object, without tolerated spellings."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",

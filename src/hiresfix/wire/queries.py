@@ -1,7 +1,6 @@
-"""Reading query strings and the Prefer header; all problems of a query at once, by the parameter's name.
+"""Read query strings, ids in paths and the Prefer header; report all problems of a query at once, by parameter name.
 
-Parameters nobody knows are ignored, an empty one counts as not sent. The table of parameters is also what
-the OpenAPI document says of them.
+Unknown parameters are ignored, an empty one counts as not sent. The OpenAPI document is made from the same tables.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from hiresfix import messages
 from hiresfix.errors import InvalidRequest
-from hiresfix.wire.problems import Problems, Wrong
+from hiresfix.states import JobState
+from hiresfix.wire.problems import InvalidValue, ProblemCollector
 
-STATES = ("QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED")
 MODALITIES = ("image", "video", "music")
 SCOPES = ("user", "team")
 DEFAULT_LIMIT = 20
@@ -27,19 +27,19 @@ MAX_LIMIT = 100
 _MAX_MODEL_LENGTH = 100
 
 JOB_QUERY: Mapping[str, Mapping[str, Any]] = {
-    "status": {"type": "string", "enum": list(STATES), "description": "Only jobs in this state."},
+    "status": {"type": "string", "enum": list(JobState), "description": "Only jobs in this state."},
     "model": {"type": "string", "maxLength": _MAX_MODEL_LENGTH, "description": "Only jobs of the model with this id."},
     "limit": {
         "type": "integer",
         "minimum": 1,
         "maximum": MAX_LIMIT,
-        "description": f"Jobs on a page; {DEFAULT_LIMIT} unless given.",
+        "description": f"Jobs on a page; default {DEFAULT_LIMIT}.",
     },
-    "cursor": {"type": "string", "description": "`nextCursor` of the page before."},
+    "cursor": {"type": "string", "description": "`nextCursor` of the previous page."},
     "scope": {
         "type": "string",
         "enum": list(SCOPES),
-        "description": "`user` (what you get without it): your own jobs. `team`: your team's, for owners and admins.",
+        "description": "`user` (default): your own jobs. `team`: your team's, for owners and admins.",
     },
     "search": {"type": "string", "format": "uuid", "description": "Only the job with this id."},
     "include_models": {"type": "boolean", "description": "Also list the models of all jobs in scope."},
@@ -52,14 +52,24 @@ MODEL_QUERY: Mapping[str, Mapping[str, Any]] = {
 """JSON Schema of each parameter of `GET /v2/models`."""
 
 UPSCALE_QUERY: Mapping[str, Mapping[str, Any]] = {
-    "dryRun": {"type": "boolean", "description": "Only check the request and tell what it would cost."},
+    "dryRun": {"type": "boolean", "description": "Only check the request and return its price."},
 }
 """JSON Schema of each parameter of `POST /v2/images/upscale`."""
 
 
+SCOPE: Mapping[str, Any] = {"type": "string", "enum": list(SCOPES)}
+"""JSON Schema of `scope` in the lists of a team's records, without its description."""
+
+PAGE: Mapping[str, Mapping[str, Any]] = {
+    "limit": {**JOB_QUERY["limit"], "description": f"Rows on a page; default {DEFAULT_LIMIT}."},
+    "cursor": JOB_QUERY["cursor"],
+}
+"""JSON Schema of the parameters that every paged list has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in a list of jobs a page begins: after the job with these two."""
+class PagePosition:
+    """Position in a list of rows by time and id: a page begins after the row with these two."""
 
     created_at: datetime
     id: UUID
@@ -67,63 +77,101 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
-    """A valid `GET /v2/jobs`; None: any."""
+    """A valid `GET /v2/jobs`; None means any."""
 
     status: str | None = None
     model: str | None = None
     limit: int = DEFAULT_LIMIT
-    after: Place | None = None
+    after: PagePosition | None = None
     team: bool = False
     search: UUID | None = None
     include_models: bool = False
 
 
-def parse_job_query(sent: Mapping[str, str]) -> JobQuery:
-    """Raises InvalidRequest."""
-    problems = Problems()
-    given = {name: value for name, value in sent.items() if value}
+class QueryReader:
+    """Reads the parameters of one query string that were sent and not empty, and collects their problems."""
 
-    def choice(name: str, choices: tuple[str, ...]) -> str | None:
-        return problems.catch(name, choice_of, given[name], choices) if name in given else None
+    def __init__(self, query: Mapping[str, str]) -> None:
+        self._sent = {name: value for name, value in query.items() if value}
+        self.problems = ProblemCollector()
 
-    query = JobQuery(
-        status=choice("status", STATES),
-        model=problems.catch("model", _model, given["model"]) if "model" in given else None,
-        limit=(problems.catch("limit", page_size, given["limit"]) if "limit" in given else None) or DEFAULT_LIMIT,
-        after=problems.catch("cursor", place_of, given["cursor"]) if "cursor" in given else None,
-        team=choice("scope", SCOPES) == "team",
-        search=problems.catch("search", job_id, given["search"]) if "search" in given else None,
-        include_models=choice("include_models", ("true", "false")) == "true",
+    def team(self) -> bool:
+        """Return whether `scope` asks for the whole team's records."""
+        return self.choice("scope", SCOPES) == "team"
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str | None:
+        """Return the parameter's value, one of `choices`."""
+        return self.problems.catch(name, choice_of, self._sent[name], choices) if name in self._sent else None
+
+    def job(self, name: str) -> UUID | None:
+        """Return the job id in the parameter."""
+        return self.problems.catch(name, job_id, self._sent[name]) if name in self._sent else None
+
+    def model(self) -> str | None:
+        """Return the model id in `model`."""
+        return self.problems.catch("model", _model, self._sent["model"]) if "model" in self._sent else None
+
+    def limit(self) -> int:
+        """Return the page size."""
+        size = self.problems.catch("limit", page_size, self._sent["limit"]) if "limit" in self._sent else None
+        return size or DEFAULT_LIMIT
+
+    def after(self, *, of: str = "") -> PagePosition | None:
+        """Return the position in `cursor`; `of` names the list."""
+        if "cursor" not in self._sent:
+            return None
+        return self.problems.catch("cursor", parse_cursor, self._sent["cursor"], of=of)
+
+
+def parse_job_query(query: Mapping[str, str]) -> JobQuery:
+    """Return the query of `GET /v2/jobs`. Raises InvalidRequest."""
+    reader = QueryReader(query)
+    parsed = JobQuery(
+        status=reader.choice("status", tuple(JobState)),
+        model=reader.model(),
+        limit=reader.limit(),
+        after=reader.after(),
+        team=reader.team(),
+        search=reader.job("search"),
+        include_models=reader.choice("include_models", ("true", "false")) == "true",
     )
-    problems.raise_if_any()
-    return query
+    reader.problems.raise_if_any()
+    return parsed
 
 
 _FLAGS = {"false": False, "0": False, "true": True, "1": True}
 
 
 def parse_dry_run(query: Iterable[tuple[str, str]]) -> bool:
-    """Whether `dryRun`, also spelled `dry_run` or `dryrun`, is set among the query's names and values.
+    """Return whether `dryRun` is set, in any spelling: `dry_run`, `dryrun`.
 
-    Anything unclear (empty, twice and different) raises InvalidRequest: what only meant to ask would be charged.
+    Anything unclear (empty, or twice with different values) raises InvalidRequest: a caller who wanted a dry run must
+    not be charged.
     """
     flags = {_FLAGS.get(value.lower()) for name, value in query if name.lower().replace("_", "") == "dryrun"}
     if None in flags or len(flags) > 1:
-        raise InvalidRequest({"dryRun": ["Expected true or false"]})
+        raise InvalidRequest({"dryRun": [messages.EXPECTED_BOOLEAN()]})
     return True in flags
 
 
-def parse_modality(sent: Mapping[str, str]) -> str | None:
-    """The modality asked for, if one was. Raises InvalidRequest."""
-    problems = Problems()
-    given = sent.get("modality")
-    modality = problems.catch("modality", choice_of, given, MODALITIES) if given else None
-    problems.raise_if_any()
+def parse_modality(query: Mapping[str, str]) -> str | None:
+    """Return the requested modality, if any. Raises InvalidRequest."""
+    reader = QueryReader(query)
+    modality = reader.choice("modality", MODALITIES)
+    reader.problems.raise_if_any()
     return modality
 
 
+def parse_id(text: str, *, name: str) -> UUID:
+    """Return a UUID in a path; raise InvalidRequest under the path parameter's name."""
+    parsed = uuid(text)
+    if parsed is None:
+        raise InvalidRequest({name: [messages.EXPECTED_UUID()]})
+    return parsed
+
+
 def uuid(text: str) -> UUID | None:
-    """The UUID in its usual form of 36 characters, in any case; None for everything else."""
+    """Return the UUID in its usual form of 36 characters, in any case; None for everything else."""
     try:
         parsed = UUID(text)
     except ValueError:
@@ -132,44 +180,44 @@ def uuid(text: str) -> UUID | None:
 
 
 def choice_of(value: str, choices: tuple[str, ...]) -> str:
-    """One of `choices`, as it is written there; raises Wrong."""
+    """Return the value if it is one of `choices`; raise InvalidValue otherwise."""
     if value not in choices:
-        raise Wrong(f"Expected one of {', '.join(choices)}")
+        raise InvalidValue(messages.EXPECTED_CHOICE(choices=", ".join(choices)))
     return value
 
 
 def _model(value: str) -> str:
     if len(value) > _MAX_MODEL_LENGTH or "\0" in value:
-        raise Wrong("Expected the id of a model")
+        raise InvalidValue(messages.EXPECTED_MODEL_ID())
     return value
 
 
 def page_size(value: str) -> int:
-    """How many a page is to have; raises Wrong."""
+    """Return the number of rows on a page; raise InvalidValue."""
     if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not 1 <= int(value) <= MAX_LIMIT:
-        raise Wrong(f"Must be an integer between 1 and {MAX_LIMIT}")
+        raise InvalidValue(messages.EXPECTED_PAGE_SIZE(minimum=1, maximum=MAX_LIMIT))
     return int(value)
 
 
 def job_id(value: str) -> UUID:
-    """Raises Wrong."""
+    """Return the job id; raise InvalidValue."""
     parsed = uuid(value)
     if parsed is None:
-        raise Wrong("Expected a job id (a UUID)")
+        raise InvalidValue(messages.EXPECTED_JOB_ID())
     return parsed
 
 
-# A cursor is time and id of the last job shown, and a check that both came from here. The check has no secret: who
-# forges a cursor gets to another place of a list that is theirs anyway.
+# A cursor is time and id of the last row shown, and a checksum. The checksum has no secret: a forged cursor only leads
+# to another position in a list that the caller may read anyway.
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PLACE = struct.Struct(">q16s")
-_CHECK_BYTES = 6  # 30 bytes in all: base64 of them has neither padding nor spare bits
+_POSITION = struct.Struct(">q16s")
+_CHECK_BYTES = 6  # 30 bytes in all: their base64 has neither padding nor spare bits
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{40}")
 
 
-def cursor(place: Place, *, of: str = "") -> str:
-    """The opaque text by which a client asks for what comes after `place`; `of` tells lists apart."""
-    packed = _PLACE.pack((place.created_at - _EPOCH) // timedelta(microseconds=1), place.id.bytes)
+def cursor(position: PagePosition, *, of: str = "") -> str:
+    """Return the opaque text that asks for the rows after `position`; `of` tells lists apart."""
+    packed = _POSITION.pack((position.created_at - _EPOCH) // timedelta(microseconds=1), position.id.bytes)
     return base64.urlsafe_b64encode(packed + _check(packed, of)).decode()
 
 
@@ -178,26 +226,26 @@ def _check(packed: bytes, of: str) -> bytes:
     return check.digest()
 
 
-def place_of(text: str, *, of: str = "") -> Place:
-    """What `cursor` made of a place in this list; raises Wrong."""
-    wrong = Wrong("Not a cursor of this list. Use nextCursor of the page before, or start without one.")
+def parse_cursor(text: str, *, of: str = "") -> PagePosition:
+    """Return the position that `cursor` made the text of, for the same list; raise InvalidValue."""
+    invalid = InvalidValue(messages.INVALID_CURSOR())
     if not _CURSOR.fullmatch(text):
-        raise wrong
+        raise invalid
     raw = base64.urlsafe_b64decode(text)
-    packed, check = raw[: _PLACE.size], raw[_PLACE.size :]
+    packed, check = raw[: _POSITION.size], raw[_POSITION.size :]
     if check != _check(packed, of):
-        raise wrong
-    microseconds, identity = _PLACE.unpack(packed)
+        raise invalid
+    microseconds, identity = _POSITION.unpack(packed)
     try:
-        return Place(created_at=_EPOCH + timedelta(microseconds=microseconds), id=UUID(bytes=identity))
+        return PagePosition(created_at=_EPOCH + timedelta(microseconds=microseconds), id=UUID(bytes=identity))
     except OverflowError as error:
-        raise wrong from error
+        raise invalid from error
 
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.ASCII | re.IGNORECASE | re.DOTALL)
 
 
 def preferred_wait(prefer: Iterable[str]) -> int | None:
-    """Seconds of the first `wait=N` in the Prefer headers (RFC 7240, 4.3); None: none that can be read."""
-    found = (_WAIT.fullmatch(preference) for header in prefer for preference in header.split(","))
-    return next((int(match[1]) for match in found if match), None)
+    """Return the seconds of the first readable `wait=N` in the Prefer headers (RFC 7240, 4.3); None without one."""
+    matches = (_WAIT.fullmatch(preference) for header in prefer for preference in header.split(","))
+    return next((int(match[1]) for match in matches if match), None)

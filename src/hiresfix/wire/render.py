@@ -1,8 +1,7 @@
-"""Writing answers: jobs, errors and webhook bodies in the contract's names and formats.
+"""Write jobs, pages, dry runs and webhook bodies in the contract's names and formats.
 
-Guarantees the rules that hold between fields (progress 100 only when COMPLETED, nothing charged for a job that
-failed, a result only for one that did not) whatever a row says, and that no 500 tells what went wrong inside.
-Renders what it is shown; reads no database and no clock.
+Enforces the rules between fields whatever a row says: progress 100 only when COMPLETED, nothing charged for a failed
+job, a result only for a completed one. Reads no database and no clock.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from hiresfix.errors import HiresfixError, InsufficientCredits, InvalidRequest, OverBudget, RateLimited, Unavailable
-from hiresfix.models.catalog import Model
-from hiresfix.wire.locations import result_path, upload_path
-from hiresfix.wire.queries import Place, cursor
+from hiresfix.models.catalog import CatalogModel
+from hiresfix.states import JobState
+from hiresfix.wire.locations import result_path
+from hiresfix.wire.queries import PagePosition, cursor
 
 REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Range", "X-API-Key", "X-Request-Id")
-"""What a page of another origin may send us."""
+"""Request headers that pages of other origins may send."""
 RESPONSE_HEADERS = (
     "Content-Disposition", "ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit",
     "RateLimit-Policy", "Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
     "X-Request-Id",
 )  # fmt: skip
-"""What it may read of our answers, beside what browsers always show."""
+"""Response headers that such pages may read, besides those that browsers always show."""
 
-_UNPAID = ("FAILED", "CANCELLED")
+_UNPAID = (JobState.FAILED, JobState.CANCELLED)
 
 
 class JobView(Protocol):
-    """What rendering reads of a job. `state` is one of the contract's five; `cost` is the price before refunds."""
+    """Fields of a job that rendering reads. `state` is a JobState; `cost` is the price before refunds."""
 
     @property
     def id(self) -> UUID: ...
@@ -71,24 +70,34 @@ class JobView(Protocol):
 
 
 def timestamp(moment: datetime) -> str:
-    """`2026-03-15T10:00:00.000Z`; raises ValueError for a datetime without a zone."""
+    """Format as `2026-03-15T10:00:00.000Z`. Raises ValueError for a datetime without a zone."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone. Pass an aware datetime.")
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def accepted(job_id: UUID, state: str = "QUEUED") -> dict[str, Any]:
-    """The body of a 202. A replay passes the current state; CANCELLED, unknown to that body, reads FAILED."""
-    return {"jobId": str(job_id), "status": "FAILED" if state == "CANCELLED" else state}
+def optional_timestamp(moment: datetime | None) -> str | None:
+    """Format a time like `timestamp`; None stays None."""
+    return None if moment is None else timestamp(moment)
+
+
+def page(name: str, rows: Sequence[Any], after: PagePosition | None, *, of: str = "") -> dict[str, Any]:
+    """Return a page of `rows` under `name`; `after`: position of the next page, None on the last."""
+    return {name: list(rows), "nextCursor": cursor(after, of=of) if after else None, "hasMore": after is not None}
+
+
+def accepted(job_id: UUID, state: str = JobState.QUEUED) -> dict[str, Any]:
+    """Return the body of a 202. A replay passes the current state; that body has no CANCELLED, so it says FAILED."""
+    return {"jobId": str(job_id), "status": JobState.FAILED if state == JobState.CANCELLED else state}
 
 
 def finished(view: JobView, *, public_url: str, kept_for: timedelta | None = None) -> dict[str, Any]:
-    """The body of a 200 to a submission that waited: the Job object and, as in a 202, its id as `jobId`."""
+    """Return the body of a 200 to a submission that waited: the Job object and, as in a 202, its id as `jobId`."""
     return {"jobId": str(view.id), **job(view, public_url=public_url, kept_for=kept_for)}
 
 
 class ForecastView(Protocol):
-    """What rendering reads of a forecast: `position` in the queue, `seconds` until the job is done; None: unknown."""
+    """Fields of a forecast that rendering reads: queue `position`, `seconds` until the job is done; None: unknown."""
 
     @property
     def position(self) -> int | None: ...
@@ -104,11 +113,16 @@ def job(
     forecast: ForecastView | None = None,
     kept_for: timedelta | None = None,
 ) -> dict[str, Any]:
-    """The Job object; lists leave `input` out. A forecast is shown for an unfinished job only.
+    """Return the Job object.
 
-    kept_for: how long results are kept, from which follows when this one goes; None: not known.
+    A job that is queued again after losing its worker keeps its progress: it never moves backwards for a client.
 
-    A job that waits again after losing its worker keeps its progress: it never moves backwards for a client.
+    Args:
+        view: The job.
+        public_url: Base of the result's URL.
+        with_input: False in lists, which leave `input` out.
+        forecast: Shown for an unfinished job only.
+        kept_for: How long results are kept, for `expiresAt`; None if unknown.
     """
     expected = forecast if view.completed_at is None else None
     body = {
@@ -121,8 +135,8 @@ def job(
         "creditCost": _credit_cost(view),
         "webhookStatus": view.webhook_status,
         "createdAt": timestamp(view.created_at),
-        "startedAt": _optional_timestamp(view.started_at),
-        "completedAt": _optional_timestamp(view.completed_at),
+        "startedAt": optional_timestamp(view.started_at),
+        "completedAt": optional_timestamp(view.completed_at),
         "expired": view.expired,
         "expiresAt": _expires_at(view, kept_for),
         "queuePosition": expected and expected.position,
@@ -135,46 +149,25 @@ def job(
     return {**body, "input": dict(view.input)} if with_input else body
 
 
-def job_list(jobs: Sequence[Mapping[str, Any]], after: Place | None, models: Sequence[str] | None) -> dict[str, Any]:
-    """A page of Job objects; `after`: where the next one begins, None on the last."""
-    body = {"jobs": list(jobs), "nextCursor": cursor(after) if after else None, "hasMore": after is not None}
+def job_list(
+    jobs: Sequence[Mapping[str, Any]], after: PagePosition | None, models: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return a page of Job objects; `after`: position of the next page, None on the last."""
+    body = page("jobs", jobs, after)
     return body if models is None else {**body, "models": list(models)}
 
 
-class UploadView(Protocol):
-    """What rendering reads of an upload."""
-
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def extension(self) -> str: ...
-    @property
-    def media_type(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def expires_at(self) -> datetime: ...
-
-
-def upload(view: UploadView, *, public_url: str) -> dict[str, Any]:
-    """The Upload object."""
-    return {
-        "id": str(view.id),
-        "url": public_url.rstrip("/") + upload_path(view.id, view.extension),
-        "kind": "image",
-        "contentType": view.media_type,
-        "byteSize": view.bytes,
-        "expiresAt": timestamp(view.expires_at),
-    }
-
-
 def hook_body(event: str, view: JobView, public_url: str) -> bytes:
-    """The bytes of a webhook request, to be signed and sent as they are.
+    """Return the bytes of a webhook request, to be signed and sent as they are.
 
-    event: progress, completed or failed (which also tells of a cancelled job). Raises ValueError where the job's
-    state contradicts the event.
+    `event` is progress, completed or failed (also for a cancelled job). Raises ValueError if the job's state
+    contradicts the event.
     """
-    states = {"progress": ("PROCESSING",), "completed": ("COMPLETED",), "failed": _UNPAID}
+    states: Mapping[str, tuple[JobState, ...]] = {
+        "progress": (JobState.PROCESSING,),
+        "completed": (JobState.COMPLETED,),
+        "failed": _UNPAID,
+    }
     if view.state not in states.get(event, ()):
         raise ValueError(f"A job that is {view.state} has no '{event}' event. Build the body in that state.")
     body: dict[str, Any] = {"event": event, "type": event, "jobId": str(view.id), "status": view.state}
@@ -188,29 +181,29 @@ def hook_body(event: str, view: JobView, public_url: str) -> bytes:
         body |= {
             "model": view.model,
             "creditCost": _credit_cost(view),
-            "completedAt": _optional_timestamp(view.completed_at),
+            "completedAt": optional_timestamp(view.completed_at),
         }
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _progress(view: JobView) -> int:
-    if view.state == "COMPLETED":
+    if view.state == JobState.COMPLETED:
         return 100
     if view.state in _UNPAID:
         return 0
-    return min(max(view.progress, 1 if view.state == "PROCESSING" else 0), 99)
+    return min(max(view.progress, 1 if view.state == JobState.PROCESSING else 0), 99)
 
 
 def _result(view: JobView, public_url: str) -> dict[str, list[str]] | None:
-    if view.state != "COMPLETED":
+    if view.state != JobState.COMPLETED:
         return None
     return {"images": [public_url.rstrip("/") + result_path(view.id, view.output_format)]}
 
 
 def _error(view: JobView) -> str | None:
-    if view.state == "CANCELLED":
+    if view.state == JobState.CANCELLED:
         return "Job was cancelled"
-    return (view.error or "Job failed") if view.state == "FAILED" else None
+    return (view.error or "Job failed") if view.state == JobState.FAILED else None
 
 
 def _credit_cost(view: JobView) -> int:
@@ -218,50 +211,13 @@ def _credit_cost(view: JobView) -> int:
 
 
 def _expires_at(view: JobView, kept_for: timedelta | None) -> str | None:
-    if view.state != "COMPLETED" or view.expired or view.completed_at is None or kept_for is None:
+    if view.state != JobState.COMPLETED or view.expired or view.completed_at is None or kept_for is None:
         return None
     return timestamp(view.completed_at + kept_for)
 
 
-def _optional_timestamp(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
-
-
-def error_body(error: HiresfixError, *, request_id: str) -> dict[str, Any]:
-    """The body of an error answer. Errors of status 500 say nothing of their cause; the log does."""
-    hidden = error.status == HiresfixError.status
-    body: dict[str, Any] = {"error": "Internal server error" if hidden else error.message}
-    if isinstance(error, InvalidRequest):
-        body["details"] = error.details
-    elif isinstance(error, InsufficientCredits):
-        body |= {"creditsRequired": error.required, "creditsAvailable": error.available}
-    elif isinstance(error, OverBudget):
-        body |= {"creditsRequired": error.required, "monthlyBudget": error.budget, "monthlySpent": error.spent}
-    return {**body, "code": HiresfixError.code if hidden else error.code, "requestId": request_id}
-
-
-def error_headers(error: HiresfixError) -> dict[str, str]:
-    """Headers that belong to an error answer: `Retry-After` in whole seconds where trying again can help."""
-    return {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited | Unavailable) else {}
-
-
-def quota_headers(name: str, *, limit: int, seconds: int, remaining: int, wait: int, now: float) -> dict[str, str]:
-    """Where a caller stands: `limit` requests in any `seconds`, `remaining` left, one more in `wait` seconds.
-
-    Both in use: `X-RateLimit-*`, and the fields of draft-ietf-httpapi-ratelimit-headers-10. With a moving window the
-    reset is when the oldest request is forgotten, and not when all are.
-    """
-    return {
-        "X-RateLimit-Limit": str(limit),
-        "X-RateLimit-Remaining": str(remaining),
-        "X-RateLimit-Reset": str(math.ceil(now) + wait),
-        "RateLimit": f'"{name}";r={remaining};t={wait}',
-        "RateLimit-Policy": f'"{name}";q={limit};w={seconds}',
-    }
-
-
 def preview(
-    model: Model,
+    model: CatalogModel,
     *,
     cost: int,
     available: int,
@@ -270,9 +226,18 @@ def preview(
     output: tuple[int, int],
     seconds_per_megapixel: float | None,
 ) -> dict[str, Any]:
-    """The body of a dry run's answer. `source` and `output` are (width, height); `budget_left` None: no budget.
+    """Return the body of a dry run's answer.
 
-    `estimatedSeconds` is the work alone, without what waits before it; null where nothing was measured of late.
+    `estimatedSeconds` covers the work alone, without the time in the queue; null without recent measurements.
+
+    Args:
+        model: The requested model.
+        cost: Price in credits.
+        available: The team's credits.
+        budget_left: What is left of the key's monthly budget; None if it has none.
+        source: Width and height of the image.
+        output: Width and height of the result.
+        seconds_per_megapixel: Measured on recent jobs; None if there were none.
     """
     megapixels = output[0] * output[1] / 1e6
     return {
@@ -286,8 +251,3 @@ def preview(
         "output": {"width": output[0], "height": output[1], "megapixels": round(megapixels, 2)},
         "estimatedSeconds": None if seconds_per_megapixel is None else math.ceil(megapixels * seconds_per_megapixel),
     }
-
-
-def invalid_param(model: Model, name: str, message: str) -> InvalidRequest:
-    """The error for a parameter whose fault shows only later: a picture that cannot be had, a result too large."""
-    return InvalidRequest({f"{model.params_key}.{model.param(name).name}": [message]})

@@ -1,11 +1,11 @@
-"""What the contract's bodies look like, as the `components.schemas` of an OpenAPI 3.1 document.
+"""Schemas of the contract's bodies, as the `components.schemas` of an OpenAPI 3.1 document.
 
-Requests are made from the catalog by the same `json_schema` that `GET /v2/models` shows; answers are written down
-here beside the functions that render them, and tests hold real answers against them. Schemas are closed and name
-every field, so that types generated from them say neither too little nor too much.
+Requests are made from the catalog by the same `json_schema` that `GET /v2/models` shows. Answers are written down here,
+and tests check real answers against them. Schemas are closed and name every field, so that types generated from them
+are exact.
 
-A parameter's default is told in its description and not by `default`: type generators take a property that has
-one for a property that is always there, and would demand all eleven of whoever sends two.
+A parameter's default is in its description and not in `default`: type generators treat a property with a default as
+always present, and would demand all parameters from a caller that sends two.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hiresfix.models import catalog
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
+from hiresfix.states import JobState
+from hiresfix.wire.api_keys import MAX_BUDGET, MAX_NAME
+from hiresfix.wire.login_links import MAX_TOKEN
 from hiresfix.wire.params import json_schema
 from hiresfix.wire.parse import DEFAULT_EVENTS, EVENTS
-from hiresfix.wire.queries import MODALITIES, STATES
-from hiresfix.wire.records import DELIVERY_STATES, MAX_BUDGET, MAX_NAME, MAX_TOKEN
+from hiresfix.wire.queries import MODALITIES
+from hiresfix.wire.webhook_deliveries import DELIVERY_STATES
 
 Schema = dict[str, Any]
 
@@ -33,15 +36,18 @@ _SHOWN_ONCE: Schema = {"type": "string", "description": "Shown in this answer on
 
 
 def ref(name: str) -> Schema:
+    """Return a reference to a schema of `components`."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def components() -> dict[str, Schema]:
-    """Every schema of the contract by the name that published types have for it."""
+    """Return every schema of the contract by its name in the published types."""
     return {
         **_requests(),
         "Job": _closed(_JOB, optional={"input": _nullable({"type": "object"})}),
-        "JobAccepted": _closed({"jobId": _UUID, "status": _one_of(*STATES[:-1])}),
+        "JobAccepted": _closed(
+            {"jobId": _UUID, "status": _one_of(*(state for state in JobState if state is not JobState.CANCELLED))}
+        ),
         "JobFinished": _closed({"jobId": _UUID, **_JOB, "input": _nullable({"type": "object"})}),
         "JobList": _closed(
             {"jobs": _many(ref("Job")), "nextCursor": _nullable(_TEXT), "hasMore": {"type": "boolean"}},
@@ -103,7 +109,7 @@ def _paged(name: str, row: Schema) -> Schema:
 
 _JOB: Mapping[str, Schema] = {
     "id": _UUID,
-    "status": _one_of(*STATES),
+    "status": _one_of(*JobState),
     "model": _TEXT,
     "progress": {"type": "integer", "minimum": 0, "maximum": 100},
     "result": _nullable(_closed({"images": {**_many(_URI), "minItems": 1, "maxItems": 1}})),
@@ -115,14 +121,14 @@ _JOB: Mapping[str, Schema] = {
     "completedAt": _nullable(_MOMENT),
     "expired": {"type": "boolean", "description": "The files of this job have been deleted."},
     "expiresAt": {**_nullable(_MOMENT), "description": "When the files of a completed job will be deleted."},
-    "queuePosition": {**_nullable(_POSITIVE), "description": "Place in the queue while it waits; an estimate."},
-    "etaSeconds": {**_nullable(_POSITIVE), "description": "Seconds until it is done, as far as can be told."},
+    "queuePosition": {**_nullable(_POSITIVE), "description": "Position in the queue while it waits; an estimate."},
+    "etaSeconds": {**_nullable(_POSITIVE), "description": "Estimated seconds until it is done."},
     "seed": _nullable(_WHOLE),
     "width": _nullable(_POSITIVE),
     "height": _nullable(_POSITIVE),
     "metadata": _nullable({"type": "object"}),
 }
-"""The Job object but for `input`, which lists leave out."""
+"""The Job object without `input`, which lists leave out."""
 
 _PREVIEW = _closed(
     {
@@ -130,11 +136,14 @@ _PREVIEW = _closed(
         "model": _TEXT,
         "creditCost": _WHOLE,
         "creditsAvailable": _WHOLE,
-        "budgetAvailable": {**_nullable(_WHOLE), "description": "What is left of this key's monthly budget."},
+        "budgetAvailable": {**_nullable(_WHOLE), "description": "Credits left of this key's monthly budget."},
         "sufficient": {"type": "boolean"},
         "input": _closed({"width": _POSITIVE, "height": _POSITIVE}),
         "output": _closed({"width": _POSITIVE, "height": _POSITIVE, "megapixels": {"type": "number", "minimum": 0}}),
-        "estimatedSeconds": {**_nullable(_WHOLE), "description": "Of the work alone; null where nothing was measured."},
+        "estimatedSeconds": {
+            **_nullable(_WHOLE),
+            "description": "The work alone, without the queue; null without recent measurements.",
+        },
     }
 )
 
@@ -187,12 +196,12 @@ _KEY: Mapping[str, Schema] = {
     "id": _UUID,
     "name": _TEXT,
     "prefix": _TEXT,
-    "user": {**_TEXT, "description": "E-mail address of whose it is."},
+    "user": {**_TEXT, "description": "E-mail address of its user."},
     "active": {"type": "boolean", "description": "False while the operator has suspended it."},
     "monthlyBudget": _nullable(_WHOLE),
     "createdAt": _MOMENT,
     "lastUsedAt": _nullable(_MOMENT),
-    "expiresAt": {**_nullable(_MOMENT), "description": "When it ends by itself; null: never."},
+    "expiresAt": {**_nullable(_MOMENT), "description": "When it stops working by itself; null: never."},
     "revokedAt": _nullable(_MOMENT),
 }
 
@@ -217,7 +226,7 @@ _DELIVERY: Mapping[str, Schema] = {
     "lastStatus": _nullable({"type": "integer"}),
     "lastError": _nullable(_TEXT),
     "createdAt": _MOMENT,
-    "nextAttemptAt": {**_nullable(_MOMENT), "description": "While it is pending."},
+    "nextAttemptAt": {**_nullable(_MOMENT), "description": "Only while it is pending."},
     "finishedAt": _nullable(_MOMENT),
 }
 
@@ -225,7 +234,7 @@ _ATTEMPT = _closed(
     {
         "number": _POSITIVE,
         "startedAt": _MOMENT,
-        "milliseconds": {**_nullable(_WHOLE), "description": "Null while it is being made."},
+        "milliseconds": {**_nullable(_WHOLE), "description": "Null while it is in progress."},
         "status": _nullable({"type": "integer"}),
         "error": _nullable(_TEXT),
         "answer": {**_nullable(_TEXT), "description": "The first KiB."},
@@ -256,21 +265,35 @@ _MODEL = _closed(
         "params": {"type": "object", "description": "JSON Schema of the params object."},
         "presets": {
             **_many(_closed({"id": _TEXT, "label": _TEXT, "description": _TEXT, "params": {"type": "object"}})),
-            "description": "Parameters that suit a kind of picture: where to begin.",
+            "description": "Parameters that suit a kind of image, as a starting point.",
         },
     },
     optional={"avgSeconds": {**_SECONDS, "description": "Measured on recent jobs; absent without any."}},
 )
 
 
+_REASON: Schema = {"type": "string", "description": "Stable name of the sentence, more specific than `code`."}
+_PARAMS: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number"]},
+    "description": "Variable parts of the sentence by name.",
+}
+
+
 def _errors() -> dict[str, Schema]:
     identity = {"code": _TEXT, "requestId": _TEXT}
     return {
-        "ErrorResponse": _closed({"error": _TEXT, **identity}),
+        "ErrorResponse": _closed({"error": _TEXT, **identity}, optional={"reason": _REASON, "params": _PARAMS}),
         "ValidationError": _closed(
             {
                 "error": {"const": "Validation error"},
                 "details": {"type": "object", "additionalProperties": _many(_TEXT)},
+                "problems": {
+                    **_many(
+                        _closed({"path": _TEXT, "message": _TEXT, "reason": _nullable(_REASON), "params": _PARAMS})
+                    ),
+                    "description": "The messages of `details` with what is needed to translate them.",
+                },
                 **identity,
             }
         ),
@@ -289,36 +312,36 @@ def _errors() -> dict[str, Schema]:
 
 
 def _requests() -> dict[str, Schema]:
-    """One request for each model, told apart by `model`, and their union."""
-    found: dict[str, Schema] = {}
+    """Return one request schema per model, discriminated by `model`, and their union."""
+    schemas: dict[str, Schema] = {}
     mapping: dict[str, str] = {}
     for model in catalog.MODELS:
         params = model.params_key[0].upper() + model.params_key[1:]
         request = params.removesuffix("Params") + "Request"
-        found[params] = _params(model)
-        found[request] = _request(model, params)
+        schemas[params] = _params(model)
+        schemas[request] = _request(model, params)
         mapping[model.id] = ref(request)["$ref"]
     union = {
         "oneOf": [{"$ref": target} for target in mapping.values()],
         "discriminator": {"propertyName": "model", "mapping": mapping},
     }
-    return {"ImageUpscaleRequest": union, **found}
+    return {"ImageUpscaleRequest": union, **schemas}
 
 
-def _request(model: Model, params: str) -> Schema:
+def _request(model: CatalogModel, params: str) -> Schema:
     events = {**_many(_one_of(*EVENTS)), "minItems": 1, "uniqueItems": True}
     return _closed(
         {"model": _one_of(model.id), model.params_key: ref(params)},
         optional={
-            "webhookUrl": {**_URI, "description": "Where this job's events are posted to."},
-            "webhookEvents": {**events, "description": f"{' and '.join(DEFAULT_EVENTS)} unless given."},
+            "webhookUrl": {**_URI, "description": "URL that this job's events are posted to."},
+            "webhookEvents": {**events, "description": f"Default: {' and '.join(DEFAULT_EVENTS)}."},
         },
     )
 
 
-def _params(model: Model) -> Schema:
+def _params(model: CatalogModel) -> Schema:
     schema = json_schema(model)
-    del schema["$schema"]  # the document says it for all
+    del schema["$schema"]  # the document declares it once
     for name, facts in schema["properties"].items():
         if "default" in facts:
             default = facts.pop("default")

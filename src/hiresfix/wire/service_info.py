@@ -1,4 +1,4 @@
-"""Writing what the server says of itself and of its caller: `GET /v2/models`, `GET /v2/me`, `GET /readyz`."""
+"""Write what the server says about itself and its caller: `GET /v2/models`, `GET /v2/me`, `GET /readyz`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import UUID
 
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.models.pricing import Price
 from hiresfix.wire.params import json_schema
 
 
-def model_entry(model: Model, *, price: Price, max_megapixels: float, seconds: float | None) -> dict[str, Any]:
-    """A model as `GET /v2/models` lists it.
+def model_entry(model: CatalogModel, *, price: Price, max_megapixels: float, seconds: float | None) -> dict[str, Any]:
+    """Return a model as `GET /v2/models` lists it.
 
-    price: the operator's; max_megapixels: of the largest result it makes.
-    seconds: what its jobs took of late, measured; without it `avgSeconds` is left out, since a client may take
-    any number there for a measurement and null for none of its types.
+    Args:
+        model: The model of the catalog.
+        price: The operator's price.
+        max_megapixels: Size of the largest result.
+        seconds: Average of recent jobs. Without it `avgSeconds` is left out, because clients take any number for a
+            measurement and may not accept null.
     """
     entry: dict[str, Any] = {
         "id": model.id,
@@ -24,22 +27,22 @@ def model_entry(model: Model, *, price: Price, max_megapixels: float, seconds: f
         "modality": "image",
         "description": model.description,
         "pricingMode": price.mode,
-        "costMin": price.least,
-        "costMax": price.most(max_megapixels),
+        "costMin": price.minimum,
+        "costMax": price.maximum(max_megapixels),
         "provider": model.provider,
         "endpoint": "POST /v2/images/upscale",
         "paramsKey": model.params_key,
         "params": json_schema(model),
         "presets": [
             {"id": subject.id, "label": subject.label, "description": subject.help, "params": dict(subject.values)}
-            for subject in model.subjects
+            for subject in model.param_presets
         ],
     }
     return entry if seconds is None else {**entry, "avgSeconds": round(seconds, 1)}
 
 
 class ProfileView(Protocol):
-    """What rendering reads of a caller's profile. `credits` are whole and not negative."""
+    """Fields of a caller's profile that rendering reads. `credits` are whole and not negative."""
 
     @property
     def user_id(self) -> UUID: ...
@@ -66,7 +69,7 @@ class ProfileView(Protocol):
 
 
 def me(profile: ProfileView) -> dict[str, Any]:
-    """The body of `GET /v2/me`: the fields of every published version of it (contract.md D15)."""
+    """Return the body of `GET /v2/me`, with the fields of every published version of it (contract.md D15)."""
     return {
         "user": {"id": str(profile.user_id), "email": profile.email, "role": profile.role},
         "team": {
@@ -81,8 +84,8 @@ def me(profile: ProfileView) -> dict[str, Any]:
     }
 
 
-class FindingView(Protocol):
-    """What rendering reads of a readiness check: `problem` is None where all is well."""
+class CheckView(Protocol):
+    """Fields of a readiness check that rendering reads: `problem` is None if it passed."""
 
     @property
     def problem(self) -> str | None: ...
@@ -90,17 +93,17 @@ class FindingView(Protocol):
     def milliseconds(self) -> int: ...
 
 
-def readiness(findings: Mapping[str, FindingView], *, can_serve: bool) -> dict[str, Any]:
-    """`ok`, `degraded` where something is wrong that the process can serve without, else `unavailable`."""
-    well = all(finding.problem is None for finding in findings.values())
+def readiness(checks: Mapping[str, CheckView], *, can_serve: bool) -> dict[str, Any]:
+    """Return the body of `/readyz`: `degraded` if a check failed that the process can serve without."""
+    all_passed = all(check.problem is None for check in checks.values())
     return {
-        "status": "ok" if well else "degraded" if can_serve else "unavailable",
+        "status": "ok" if all_passed else "degraded" if can_serve else "unavailable",
         "checks": {
             name: {
-                "status": "ok" if finding.problem is None else "failed",
-                "problem": finding.problem,
-                "milliseconds": finding.milliseconds,
+                "status": "ok" if check.problem is None else "failed",
+                "problem": check.problem,
+                "milliseconds": check.milliseconds,
             }
-            for name, finding in findings.items()
+            for name, check in checks.items()
         },
     }

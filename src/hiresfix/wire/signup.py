@@ -1,6 +1,6 @@
-"""Signing up: reading the request and writing the answer (a route of our own; contract.md 14).
+"""Sign-up on the wire: the request and the new account (a route of our own; contract.md 10.4).
 
-Apart from the rest of `wire` because the library that knows e-mail addresses comes with the server only.
+Not imported by the rest of `wire`, because the library that checks e-mail addresses is installed with the server only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 
-from hiresfix.wire.body import json_object
-from hiresfix.wire.problems import ROOT, Problems, Wrong, shown
+from hiresfix import messages
+from hiresfix.wire.body import known_fields
+from hiresfix.wire.problems import InvalidValue
 
 MAX_NAME = 100
 FIELDS = ("email", "name", "teamName", "inviteCode")
@@ -28,8 +29,8 @@ class SignUp:
     invite: str | None
 
 
-class Welcome(Protocol):
-    """What a new account consists of; `key` is the API key itself."""
+class NewAccountView(Protocol):
+    """Fields of a new account that rendering reads; `key` is the API key itself."""
 
     @property
     def user(self) -> UUID: ...
@@ -43,14 +44,9 @@ class Welcome(Protocol):
     def key(self) -> str: ...
 
 
-def parse(body: bytes, content_type: str | None) -> SignUp:
-    """Raises InvalidRequest with everything that is wrong."""
-    problems = Problems()
-    fields = problems.catch(ROOT, json_object, body, content_type) or {}
-    problems.raise_if_any()
-    if unknown := sorted(fields.keys() - set(FIELDS)):
-        names = ", ".join(f"'{shown(key)}'" for key in unknown)
-        problems.add(ROOT, f"Unrecognized key(s): {names}. Known are {', '.join(FIELDS)}.")
+def parse_sign_up(body: bytes, content_type: str | None) -> SignUp:
+    """Return the request to sign up. Raises InvalidRequest with all problems."""
+    problems, fields = known_fields(body, content_type, known=FIELDS)
     email = problems.catch("email", canonical_email, fields.get("email"))
     name, team_name, invite = (problems.catch(key, _line, fields.get(key)) for key in FIELDS[1:])
     problems.raise_if_any()
@@ -58,34 +54,34 @@ def parse(body: bytes, content_type: str | None) -> SignUp:
 
 
 def canonical_email(value: Any) -> str:
-    """An address of acceptable form, its domain in lower case; raises Wrong. Nothing is looked up."""
+    """Return an address of acceptable form, its domain in lower case; raise InvalidValue. Nothing is looked up."""
     if value is None:
-        raise Wrong("Required")
+        raise InvalidValue(messages.REQUIRED())
     if not isinstance(value, str):
-        raise Wrong("Expected an e-mail address")
+        raise InvalidValue(messages.EXPECTED_EMAIL())
     try:
         return validate_email(value.strip(), check_deliverability=False, strict=True).normalized
     except EmailNotValidError as error:
-        raise Wrong(f"Expected an e-mail address. {error}") from error
+        raise InvalidValue(messages.INVALID_EMAIL(problem=str(error))) from error
 
 
 def _line(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Wrong("Expected a string")
+        raise InvalidValue(messages.EXPECTED_STRING())
     text = value.strip()
     if len(text) > MAX_NAME:
-        raise Wrong(f"Must be at most {MAX_NAME} characters")
+        raise InvalidValue(messages.AT_MOST_CHARACTERS(limit=MAX_NAME))
     if not text.isprintable():
-        raise Wrong("Must not contain control characters")
+        raise InvalidValue(messages.CONTROL_CHARACTERS())
     return text
 
 
-def welcome(new: Welcome, asked: SignUp) -> dict[str, Any]:
-    """The body of a 201. The key is in no other answer, ever."""
+def new_account(account: NewAccountView, request: SignUp) -> dict[str, Any]:
+    """Return the body of a 201. No other answer ever contains the key."""
     return {
-        "user": {"id": str(new.user), "email": asked.email, "role": "OWNER"},
-        "team": {"id": str(new.team), "name": new.team_name, "credits": new.credits},
-        "apiKey": new.key,
+        "user": {"id": str(account.user), "email": request.email, "role": "OWNER"},
+        "team": {"id": str(account.team), "name": account.team_name, "credits": account.credits},
+        "apiKey": account.key,
     }

@@ -1,4 +1,4 @@
-"""What a job asks of a GPU, walked through on one that is not there: nothing in the loop may wait for it."""
+"""Device traffic of a job, recorded on a phantom GPU: the sampling loop must never wait for the device."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hiresfix.engine.analysis import metrics
 from hiresfix.engine.diffusion import guidance, multidiffusion, pipeline
 from hiresfix.engine.diffusion.compact.preconditioning import Preconditioning
 from hiresfix.engine.diffusion.guidance import Conditioning
-from hiresfix.engine.diffusion.pipeline import Model
-from hiresfix.engine.diffusion.prompts import Conditioner
+from hiresfix.engine.diffusion.pipeline import DiffusionModel
+from hiresfix.engine.diffusion.prompts import PromptEncoder
 from hiresfix.engine.diffusion.sampling import Noise, NoiseTable, Sampler, dpmpp_3m_sde
 from hiresfix.engine.diffusion.vae import Autoencoder
 from hiresfix.engine.superres.networks import SRVGGNetCompact
 from hiresfix.models.catalog import CLARITY
 from tests.engine import phantom
 from tests.engine.diffusion.test_pipeline import text_encoder
-from tests.engine.phantom import Event, Walk
+from tests.engine.phantom import Event, Recording
 from tests.engine.weights.test_checkpoints import controlnet, unet, vae
 from tests.sample_images import photo
 
 FACTOR = 4
-HEIGHT, WIDTH = 24, 40  # of the picture; its latent of 12 x 20 has two tiles
+HEIGHT, WIDTH = 24, 40  # of the image; its latent of 12 x 20 has two tiles
 EVALUATIONS = 2
 MATRICES = {
     "linear",
@@ -46,63 +46,67 @@ MATRICES = {
 @pytest.fixture(scope="module")
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "QUEUING", (phantom.NAME,))
+        patch.setattr(devices, "ASYNC_COPY_DEVICES", (phantom.DEVICE_NAME,))
         yield patch
 
 
 @pytest.fixture(scope="module")
-def job(patch: pytest.MonkeyPatch) -> Walk:
-    """A picture from bytes to bytes, at stages encode, sample, decode and measure; the UNet's calls are events, too."""
+def job(patch: pytest.MonkeyPatch) -> Recording:
+    """Record one job in the stages encode, sample, decode and measure; calls of the UNet are events too."""
     networks = [copy.deepcopy(network) for network in (unet(), controlnet(), text_encoder(), vae())]
-    enlarger = SRVGGNetCompact(convs=1, features=8)
+    upscale_network = SRVGGNetCompact(convs=1, features=8)
     recipe = replace(CLARITY.presets["clarity"], loras=(), embeddings=(), seed=3, steps=3, sharpen=1.0)
     recipe = replace(recipe, tile_height=16, tile_width=16)
     table = NoiseTable.scaled_linear()
-    with phantom.walk() as walk:
-        patch.setattr(NoiseTable, "scaled_linear", lambda half: table)  # its numbers are needed
+    with phantom.record() as walk:
+        patch.setattr(NoiseTable, "scaled_linear", lambda half: table)  # the table's values must be real
         for owner, name, stage in (
             (Sampler, "run", "sample"),
             (Autoencoder, "encode", "encode"),
             (Autoencoder, "decode", "decode"),
         ):
-            patch.setattr(owner, name, staged(walk, stage, getattr(owner, name)))
-        network, control, text, autoencoder = (phantom.onto(each, torch.float16) for each in networks)
-        model = Model(
-            unet=noted(walk, network),
+            patch.setattr(owner, name, in_stage(walk, stage, getattr(owner, name)))
+        network, control, text, autoencoder = (phantom.move_to_phantom(item, torch.float16) for item in networks)
+        model = DiffusionModel(
+            unet=record_calls(walk, network),
             controlnet=control,
-            conditioner=Conditioner(text),
+            prompt_encoder=PromptEncoder(text),
             codec=Autoencoder(network=autoencoder),
             batch=4,
         )
-        made = pipeline.run(
-            model, phantom.onto(enlarger, torch.float16), photo(WIDTH, HEIGHT), recipe, lambda done: None
+        result = pipeline.run(
+            model,
+            phantom.move_to_phantom(upscale_network, torch.float16),
+            photo(WIDTH, HEIGHT),
+            recipe,
+            lambda done: None,
         )
         with walk.at("measure"):
-            metrics.measure(made.rgb, photo(WIDTH, HEIGHT), device=phantom.device())
-    assert made.rgb.shape == (2 * HEIGHT, 2 * WIDTH, 3)
+            metrics.measure(result.rgb, photo(WIDTH, HEIGHT), device=phantom.device())
+    assert result.rgb.shape == (2 * HEIGHT, 2 * WIDTH, 3)
     return walk
 
 
-def staged(walk: Walk, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    def at_stage(*given: Any, **named: Any) -> Any:
+def in_stage(walk: Recording, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def at_stage(*args: Any, **kwargs: Any) -> Any:
         with walk.at(stage):
-            return work(*given, **named)
+            return work(*args, **kwargs)
 
     return at_stage
 
 
-def noted(walk: Walk, network: Any) -> Any:
-    def note(module: Any, given: Sequence[Any]) -> None:
-        sample, text = given[0], given[2]
-        facts = tuple((each.device.type, each.dtype, tuple(each.shape)) for each in (sample, text))
-        walk.events.append(Event(stage=walk.stage, name="unet", tensors=facts))
+def record_calls(walk: Recording, network: Any) -> Any:
+    def note(module: Any, args: Sequence[Any]) -> None:
+        sample, text = args[0], args[2]
+        tensors = tuple((item.device.type, item.dtype, tuple(item.shape)) for item in (sample, text))
+        walk.events.append(Event(stage=walk.stage, name="unet", tensors=tensors))
 
     network.register_forward_pre_hook(note)
     return network
 
 
-def test_the_phantom_raises_where_operands_are_on_two_devices_and_notes_what_waits() -> None:
-    with phantom.walk() as walk:
+def test_phantom_rejects_mixed_devices_and_records_waits() -> None:
+    with phantom.record() as walk:
         x = torch.ones(2, device=phantom.device())
         with pytest.raises(RuntimeError, match="on the same device"):
             x + torch.ones(2)
@@ -114,13 +118,13 @@ def test_the_phantom_raises_where_operands_are_on_two_devices_and_notes_what_wai
         assert not walk.events[-1].waits
 
 
-def test_the_sampling_loop_reads_nothing_from_the_device_and_never_waits_for_it(job: Walk) -> None:
+def test_sampling_loop_never_reads_or_waits(job: Recording) -> None:
     loop = job.of("sample")
     assert [event.name for event in loop].count("unet") == EVALUATIONS
     assert [event for event in loop if event.leaves or event.waits] == []
 
 
-def test_what_goes_to_the_device_in_the_loop_is_the_hint_the_tiles_weights_and_each_steps_noise(job: Walk) -> None:
+def test_loop_sends_only_control_image_weights_and_noise(job: Recording) -> None:
     sent = [event.tensors[0][1:] for event in job.of("sample") if event.arrives]
     latent = (1, 4, 2 * HEIGHT // FACTOR, 2 * WIDTH // FACTOR)
     assert sent == [
@@ -130,14 +134,14 @@ def test_what_goes_to_the_device_in_the_loop_is_the_hint_the_tiles_weights_and_e
     ]
 
 
-def test_tying_sharpening_and_measuring_leave_no_work_on_whole_pictures_to_the_host(job: Walk) -> None:
+def test_work_on_whole_images_stays_on_device(job: Recording) -> None:
     work = ("_upsample_bicubic2d_aa", "avg_pool2d", "max_pool2d", "index_select")
     places = {(event.name, event.tensors[0][0]) for event in job.of("", "measure") if event.name in work}
-    assert places == {(name, phantom.NAME) for name in work}
+    assert places == {(name, phantom.DEVICE_NAME) for name in work}
 
 
-def test_networks_compute_in_half_precision_by_fused_attention_and_nothing_in_double(job: Walk) -> None:
-    on_device = [event for event in job.events if any(device == phantom.NAME for device, _, _ in event.tensors)]
+def test_networks_use_half_precision_and_fused_attention(job: Recording) -> None:
+    on_device = [event for event in job.events if any(device == phantom.DEVICE_NAME for device, _, _ in event.tensors)]
     assert not [event for event in on_device if any(dtype == torch.float64 for _, dtype, _ in event.tensors)]
     computed = [event for event in on_device if event.name in MATRICES and event.stage not in ("", "measure")]
     assert len(computed) > 200
@@ -148,42 +152,42 @@ def test_networks_compute_in_half_precision_by_fused_attention_and_nothing_in_do
         assert not {"softmax", "_softmax", "bmm", "baddbmm"} & set(names)
 
 
-def test_both_halves_of_all_tiles_are_one_call(job: Walk) -> None:
+def test_both_halves_of_all_tiles_share_one_call(job: Recording) -> None:
     calls = [event.tensors for event in job.of("sample") if event.name == "unet"]
     assert {(sample[2], text[2]) for sample, text in calls} == {((4, 4, 12, 16), (4, 77, 64))}
 
 
-def test_the_autoencoder_waits_once_for_each_statistic_and_once_for_each_piece(job: Walk) -> None:
+def test_autoencoder_waits_once_per_statistic_and_piece(job: Recording) -> None:
     reads = {
         stage: [event.name for event in job.of(stage) if event.waits and event.leaves] for stage in ("encode", "decode")
     }
-    # The statistics before attention, whether all are numbers, and, of the decoder, the pixels.
+    # The statistics before attention, the check for finite values, and the decoder's pixels.
     assert reads == {"encode": ["to", "is_nonzero"], "decode": ["to", "is_nonzero", "to"]}
 
 
-def test_pictures_go_to_the_device_and_back_in_eight_bits(job: Walk) -> None:
-    making = [event for event in job.events if event.stage != "measure"]  # which reads what it found
-    moved = [event for event in making if event.arrives + event.leaves >= 3 * HEIGHT * WIDTH]
-    pictures = [event.tensors[0][1] for event in moved if 3 in event.tensors[0][2]]
-    assert len(pictures) >= 6
-    assert set(pictures) == {torch.uint8}
+def test_images_cross_to_and_from_device_as_uint8(job: Recording) -> None:
+    events = [event for event in job.events if event.stage != "measure"]  # measuring reads its results
+    moved = [event for event in events if event.arrives + event.leaves >= 3 * HEIGHT * WIDTH]
+    dtypes = [event.tensors[0][1] for event in moved if 3 in event.tensors[0][2]]
+    assert len(dtypes) >= 6
+    assert set(dtypes) == {torch.uint8}
 
 
-def test_a_classic_grid_and_an_anchored_checkpoint_never_wait_either(patch: pytest.MonkeyPatch) -> None:
+def test_classic_grid_and_anchored_checkpoint_never_wait(patch: pytest.MonkeyPatch) -> None:
     networks = [copy.deepcopy(network) for network in (unet(), controlnet())]
-    known = Preconditioning(variance=(1.0,) * 4, regression=(0.5,) * 4, residual=(0.5,) * 4)
+    statistics = Preconditioning(variance=(1.0,) * 4, regression=(0.5,) * 4, residual=(0.5,) * 4)
     grid = multidiffusion.classic_grid(12, 20, tile_height=12, tile_width=12)
-    with phantom.walk() as walk:
-        network, control = (phantom.onto(each, torch.float16) for each in networks)
+    with phantom.record() as walk:
+        network, control = (phantom.move_to_phantom(item, torch.float16) for item in networks)
         text = torch.empty(1, 77, 64, device=phantom.device())
         x = torch.empty(1, 4, 12, 20, device=phantom.device())
-        tile_denoise = guidance.guided(
+        tile_denoise = guidance.guided_denoiser(
             network, control, Conditioning(cond=text, uncond=text), torch.empty(1, 3, 48, 80, dtype=torch.uint8),
             resemblance=0.6, dynamic=6.0, timestep=lambda sigma: 1.5, factor=FACTOR, anchor=x,
-            scaling=lambda sigma: known.scaling(sigma, 0.6, x.device),
+            scaling=lambda sigma: statistics.scaling(sigma, 0.6, x.device),
         )  # fmt: skip
-        denoise = multidiffusion.tiled(tile_denoise, grid, batch=2)
-        known.scaling(1.0, 1.0, x.device)  # from the first use on, what was measured is on the device
+        denoise = multidiffusion.tiled_denoiser(tile_denoise, grid, batch=2)
+        statistics.scaling(1.0, 1.0, x.device)  # the first use copies the statistics to the device
         with walk.at("sample"):
             noise = Noise(seed=1, shape=tuple(x.shape), device=x.device)
             dpmpp_3m_sde(denoise, x, (2.0, 1.0, 0.0), noise.step)

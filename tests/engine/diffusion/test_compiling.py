@@ -1,4 +1,4 @@
-"""Compiled networks: what they compute, how often they are compiled, and what becomes of a compiler that fails."""
+"""Compiled networks: results, number of compilations, and failing compilers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SHAPE: dict[str, Any] = {
 Networks = tuple[UNet2DConditionModel, ControlNetModel]
 
 
-class Counting:
-    """A compiler that goes all the way but for writing and compiling code."""
+class CountingCompiler:
+    """A compiler that does everything except generating code."""
 
     def __init__(self) -> None:
         self.graphs = 0
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
-        made: Compiled = torch._dynamo.lookup_backend("aot_eager")(graph, list(inputs))
-        self.graphs += 1  # those that ask for another graph do not come here
-        return made
+        compiled: Compiled = torch._dynamo.lookup_backend("aot_eager")(graph, list(inputs))
+        self.graphs += 1  # not reached by a request for another graph
+        return compiled
 
 
 @pytest.fixture
@@ -47,37 +47,37 @@ def networks() -> Networks:
     controlnet: Any = ControlNetModel(**SHAPE, conditioning_embedding_out_channels=(4, 4))
     for network in (unet, controlnet):
         for parameter in network.eval().requires_grad_(False).parameters():
-            parameter += 0.1 * torch.randn_like(parameter)  # some begin as zeros
+            parameter += 0.1 * torch.randn_like(parameter)  # some start as zeros
     return unet, controlnet
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
-    counting = Counting()
-    monkeypatch.setattr(compiling, "_backend", compiling._Backend(counting))
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingCompiler]:
+    compiler = CountingCompiler()
+    monkeypatch.setattr(compiling, "_backend", compiling._Backend(compiler))
     torch._dynamo.reset()
-    yield counting
+    yield compiler
     torch._dynamo.reset()
 
 
 @torch.inference_mode()
 def evaluation(networks: Networks, height: int, width: int, tiles: int = 1, chunks: int = 1) -> Tensor:
-    made = torch.Generator().manual_seed(height * width)
-    text = torch.randn(1, 77, TEXT, generator=made)
+    random = torch.Generator().manual_seed(height * width)
+    text = torch.randn(1, 77, TEXT, generator=random)
     conditioning = Conditioning(cond=text.repeat(1, chunks, 1) + 1, uncond=text)
-    hint = torch.rand(1, 3, 2 * height, 2 * width * tiles, generator=made)
-    denoise = guidance.guided(
-        *networks, conditioning, hint, resemblance=0.6, dynamic=6.0, timestep=lambda sigma: 100.5, factor=2
+    control_image = torch.rand(1, 3, 2 * height, 2 * width * tiles, generator=random)
+    denoise = guidance.guided_denoiser(
+        *networks, conditioning, control_image, resemblance=0.6, dynamic=6.0, timestep=lambda sigma: 100.5, factor=2
     )  # fmt: skip
-    places = [Tile(top=0, left=width * number, height=height, width=width) for number in range(tiles)]
-    return denoise(torch.randn(tiles, 4, height, width, generator=made), 0.6, places)
+    positions = [Tile(top=0, left=width * number, height=height, width=width) for number in range(tiles)]
+    return denoise(torch.randn(tiles, 4, height, width, generator=random), 0.6, positions)
 
 
-def test_what_the_self_test_compiled_serves_every_picture_lora_and_move(networks: Networks, compiler: Counting) -> None:
+def test_self_test_compilation_serves_all_later_jobs(networks: Networks, compiler: CountingCompiler) -> None:
     plain = copy.deepcopy(networks)
-    # A part of both, with the same blocks: each kind takes seconds.
-    compiling.prepare(*(network.get_submodule("mid_block") for network in networks))
-    first = (self_test.GENERAL_SIDES[0] * self_test.SCALE // 8, self_test.GENERAL_SIDES[1] * self_test.SCALE // 8)
+    # Only the middle blocks of both, because each kind takes seconds to compile.
+    compiling.compile_blocks(*(network.get_submodule("mid_block") for network in networks))
+    first = (self_test.DISTINCT_SIDES[0] * self_test.SCALE // 8, self_test.DISTINCT_SIDES[1] * self_test.SCALE // 8)
     torch.testing.assert_close(evaluation(networks, *first), evaluation(plain, *first))
     graphs = compiler.graphs
     assert graphs >= 2
@@ -87,17 +87,17 @@ def test_what_the_self_test_compiled_serves_every_picture_lora_and_move(networks
     before = evaluation(networks, *first)
     for unet, _ in (networks, plain):
         weight = unet.get_parameter("mid_block.resnets.0.conv1.weight")
-        weight.mul_(2.0)  # as LoRAs are merged
+        weight.mul_(2.0)  # like a merged LoRA
         weight = unet.get_parameter("mid_block.attentions.0.proj_in.weight")
-        weight.data = (weight + 0.1).clone()  # as networks are moved
+        weight.data = (weight + 0.1).clone()  # like a moved network
     after = evaluation(networks, *first)
     torch.testing.assert_close(after, evaluation(plain, *first))
     assert (after - before).abs().max() > 1e-3
     assert compiler.graphs == graphs
 
 
-def test_a_compiler_that_fails_is_told_of_once_and_the_picture_is_made_without_it(
-    networks: Networks, compiler: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_failing_compiler_warns_once_and_falls_back(
+    networks: Networks, compiler: CountingCompiler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts = []
 
@@ -108,24 +108,24 @@ def test_a_compiler_that_fails_is_told_of_once_and_the_picture_is_made_without_i
     plain = copy.deepcopy(networks)
     monkeypatch.setattr(compiling, "_backend", compiling._Backend(broken))
     with caplog.at_level(logging.WARNING, logger=compiling.__name__):
-        compiling.prepare(networks[0].get_submodule("mid_block"))
+        compiling.compile_blocks(networks[0].get_submodule("mid_block"))
         torch.testing.assert_close(evaluation(networks, 8, 16), evaluation(plain, 8, 16))
     assert len(attempts) == 1
     (warning,) = caplog.messages
-    assert "used as they stand: No working C++ compiler found. Install" in warning
+    assert "run uncompiled: No working C++ compiler found. Install" in warning
 
 
-def test_running_out_of_memory_in_a_compiled_block_is_still_running_out_of_memory(
-    networks: Networks, compiler: Counting, monkeypatch: pytest.MonkeyPatch
+def test_compiled_block_passes_out_of_memory_error_on(
+    networks: Networks, compiler: CountingCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def narrow(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
-        def full(*given: Any) -> Any:
+    def out_of_memory(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
+        def full(*args: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         return full
 
-    monkeypatch.setattr(compiling, "_backend", compiling._Backend(narrow))
-    compiling.prepare(networks[0].get_submodule("mid_block"))
-    with pytest.raises(torch.OutOfMemoryError) as caught:
+    monkeypatch.setattr(compiling, "_backend", compiling._Backend(out_of_memory))
+    compiling.compile_blocks(networks[0].get_submodule("mid_block"))
+    with pytest.raises(torch.OutOfMemoryError) as error_info:
         evaluation(networks, 8, 16)
-    assert devices.is_out_of_memory(caught.value)
+    assert devices.is_out_of_memory(error_info.value)

@@ -1,4 +1,4 @@
-"""Prompts: ids, emphasis, chunks, embeddings, tags, and what the text encoder makes of them."""
+"""Prompts: token ids, emphasis, chunks, embeddings, tags, and encoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hiresfix.engine.diffusion import clip_tokenizer, prompts
-from hiresfix.engine.diffusion.prompts import Chunk, Conditioner, LoraTag, Piece
+from hiresfix.engine.diffusion.prompts import Chunk, LoraTag, PromptEncoder, WeightedText
 from hiresfix.engine.diffusion.textual_inversion import Embedding
 from hiresfix.errors import PromptError
 from hiresfix.models.catalog import CLARITY
@@ -32,7 +32,7 @@ NEGATIVE_NAME_IDS = [669, 12367, 5955, 83, 8869, 268, 557, 326]
 
 
 def text_encoder(*, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    """CLIP's own class and vocabulary with few random weights; `attention` names transformers' implementation."""
+    """Create a small random CLIP text encoder; `attention` names transformers' implementation."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -47,7 +47,7 @@ def text_encoder(*, attention: str = "sdpa", dtype: torch.dtype = torch.float32)
     torch.manual_seed(0)
     encoder = CLIPTextModel(config)
     encoder.set_attn_implementation(attention)
-    for parameter in encoder.parameters():  # far from the near-zero start, so that every layer matters
+    for parameter in encoder.parameters():  # large weights, so that every layer matters
         torch.nn.init.normal_(parameter, std=0.3)
     encoder.requires_grad_(requires_grad=False)
     torch.nn.Module.to(encoder, dtype)
@@ -59,8 +59,8 @@ def encoder() -> CLIPTextModel:
     return text_encoder()
 
 
-def plain(encoder: CLIPTextModel, chunks: tuple[Chunk, ...]) -> Tensor:
-    """What transformers itself computes for the ids, one chunk after another: (chunks, 77, width)."""
+def encode_with_transformers(encoder: CLIPTextModel, chunks: tuple[Chunk, ...]) -> Tensor:
+    """Encode the ids with transformers' own forward pass, chunk by chunk: (chunks, 77, width)."""
     return torch.cat([encoder(input_ids=torch.tensor([chunk.ids])).last_hidden_state for chunk in chunks])
 
 
@@ -69,8 +69,8 @@ def embedding(name: str, count: int, *, seed: int = 5) -> Embedding:
     return Embedding(name=name, vectors=vectors)
 
 
-def content(chunk: Chunk) -> list[int]:
-    """The ids between the special tokens."""
+def inner_ids(chunk: Chunk) -> list[int]:
+    """Return the ids between the special tokens."""
     return [token for token in chunk.ids if token not in (clip_tokenizer.START, clip_tokenizer.END)]
 
 
@@ -98,22 +98,22 @@ def content(chunk: Chunk) -> list[int]:
         (" \t\n ", []),
     ],
 )
-def test_text_has_the_ids_that_clip_was_trained_on(text: str, ids: list[int]) -> None:
+def test_token_ids_match_clip(text: str, ids: list[int]) -> None:
     assert clip_tokenizer.token_ids(text) == ids
 
 
-def test_accents_mean_the_same_however_they_are_written() -> None:
+def test_composed_and_decomposed_accents_are_equal() -> None:
     assert clip_tokenizer.token_ids("cafe\u0301") == clip_tokenizer.token_ids("café")
 
 
 @pytest.mark.parametrize("text", ["<|endoftext|>", "<|startoftext|> cat", "&lt;|endoftext|&gt;"])
-def test_nothing_typed_becomes_a_special_token(text: str) -> None:
+def test_text_never_becomes_a_special_token(text: str) -> None:
     assert not {clip_tokenizer.START, clip_tokenizer.END} & set(clip_tokenizer.token_ids(text))
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(), max_size=60))
-def test_any_string_has_ids_even_with_broken_surrogates(text: str) -> None:
+def test_any_string_has_ids(text: str) -> None:
     ids = clip_tokenizer.token_ids(text)
     assert all(0 <= token < clip_tokenizer.START for token in ids)
     assert clip_tokenizer.token_ids(text.upper() if text.isascii() else text) == ids
@@ -141,14 +141,14 @@ def test_any_string_has_ids_even_with_broken_surrogates(text: str) -> None:
         ("((a:1.2) b:1.5)", [("a", 1.8), (" b", 1.5)]),
         ("(a (b [c:d]:2) e)", [("a ", UP), ("b ", 2 * UP), ("c:d", 2), (" e", UP)]),
         ("(a [b) c] d", [("a ", UP), ("b", 1), (" c", DOWN), (" d", 1)]),
-        # Open to the end, or never opened
+        # Never closed, or never opened
         ("a (b", [("a ", 1), ("b", UP)]),
         ("a ((b", [("a ", 1), ("b", UP * UP)]),
         ("a [b", [("a ", 1), ("b", DOWN)]),
         ("(a) b)", [("a", UP), (" b)", 1)]),
         ("a:1.3)", [("a:1.3)", 1)]),
         ("a]", [("a]", 1)]),
-        # No numbers
+        # Not numbers
         ("(a:b)", [("a:b", UP)]),
         ("(a:)", [("a:", UP)]),
         ("(a:1.2.3)", [("a:1.2.3", UP)]),
@@ -163,30 +163,32 @@ def test_any_string_has_ids_even_with_broken_surrogates(text: str) -> None:
         (r"a\\(b)", [("a\\", 1), ("b", UP)]),
         (r"a\b", [("ab", 1)]),
         ("a\\", [("a", 1)]),
-        # Neighbours of one weight are read as one text
+        # Neighbours of equal weight are joined
         ("(hel)(lo)", [("hello", UP)]),
         ("()", []),
         ("a()b", [("ab", 1)]),
     ],
 )
 def test_emphasis(prompt: str, expected: list[tuple[str, float]]) -> None:
-    (section,) = prompts.parse(prompt)
+    (section,) = prompts.parse_emphasis(prompt)
     assert [piece.text for piece in section] == [text for text, _ in expected]
     assert [piece.weight for piece in section] == pytest.approx([weight for _, weight in expected])
 
 
-def test_the_default_negative_prompt_weighs_its_eight_words_twice() -> None:
+def test_default_negative_prompt_has_weight_two() -> None:
     negative = CLARITY.preset.negative_prompt
-    assert prompts.parse(negative) == ((Piece(text="worst quality, low quality, normal quality", weight=2.0),),)
-    (chunk,) = prompts.chunks(negative)
-    assert content(chunk) == [5719, 3027, 267, 1042, 3027, 267, 5967, 3027]
+    assert prompts.parse_emphasis(negative) == (
+        (WeightedText(text="worst quality, low quality, normal quality", weight=2.0),),
+    )
+    (chunk,) = prompts.split_chunks(negative)
+    assert inner_ids(chunk) == [5719, 3027, 267, 1042, 3027, 267, 5967, 3027]
     assert chunk.weights == (1.0, *[2.0] * 8, *[1.0] * 68)
 
 
-def test_weights_stay_within_ten_whatever_is_typed() -> None:
+def test_weights_are_clamped_to_ten() -> None:
     for prompt in ("(a:99999)", f"(a:{'9' * 5000})", "(" * 2000 + "a", "((a:9):9)", f"((a:{'9' * 400}):0)"):
-        assert abs(prompts.parse(prompt)[0][0].weight) <= 10
-    assert prompts.parse("(a:-99999)")[0][0].weight == -10
+        assert abs(prompts.parse_emphasis(prompt)[0][0].weight) <= 10
+    assert prompts.parse_emphasis("(a:-99999)")[0][0].weight == -10
 
 
 @pytest.mark.parametrize(
@@ -200,8 +202,8 @@ def test_weights_stay_within_ten_whatever_is_typed() -> None:
         ("(a BREAK b:1.5) c", [["a "], [" b", " c"]]),
     ],
 )
-def test_break_ends_a_section_also_between_brackets(prompt: str, sections: list[list[str]]) -> None:
-    parsed = prompts.parse(prompt)
+def test_break_ends_a_section(prompt: str, sections: list[list[str]]) -> None:
+    parsed = prompts.parse_emphasis(prompt)
     assert [[piece.text for piece in section] for section in parsed] == sections
     if "1.5" in prompt:
         assert [[piece.weight for piece in section] for section in parsed] == [[1.5], [1.5, 1.0]]
@@ -215,36 +217,36 @@ PROMPTS = st.one_of(st.text(st.characters(), max_size=80), st.lists(MARKS, max_s
 
 @settings(deadline=None, max_examples=300)
 @given(PROMPTS)
-def test_any_text_parses_and_only_marks_are_lost(prompt: str) -> None:
-    sections = prompts.parse(prompt)
+def test_parsing_loses_only_marks(prompt: str) -> None:
+    sections = prompts.parse_emphasis(prompt)
     for section in sections:
         assert all(piece.text and abs(piece.weight) <= 10 for piece in section)
         assert all(left.weight != right.weight for left, right in itertools.pairwise(section))
-    kept = "".join(piece.text for section in sections for piece in section)
+    remaining = "".join(piece.text for section in sections for piece in section)
     strip = re.compile(r"[()\[\]\\:.\-+\s0-9]|BREAK")
-    assert strip.sub("", kept) == strip.sub("", prompt)
+    assert strip.sub("", remaining) == strip.sub("", prompt)
 
 
 @settings(deadline=None)
 @given(PROMPTS.filter(lambda text: not re.search(r"[()\[\]\\]|BREAK", text)))
-def test_text_without_marks_is_one_piece_as_it_is(prompt: str) -> None:
-    assert prompts.parse(prompt) == ((Piece(text=prompt, weight=1.0),) if prompt else (),)
+def test_text_without_marks_is_unchanged(prompt: str) -> None:
+    assert prompts.parse_emphasis(prompt) == ((WeightedText(text=prompt, weight=1.0),) if prompt else (),)
 
 
 # --- Chunks
 
 
-def lengths(cut: tuple[Chunk, ...]) -> list[int]:
-    return [len(content(chunk)) for chunk in cut]
+def lengths(chunks: tuple[Chunk, ...]) -> list[int]:
+    return [len(inner_ids(chunk)) for chunk in chunks]
 
 
-def test_an_empty_prompt_is_one_chunk_of_padding() -> None:
-    assert prompts.chunks("") == (Chunk(ids=(49406, *[49407] * 76), weights=(1.0,) * 77),)
+def test_empty_prompt_is_one_padded_chunk() -> None:
+    assert prompts.split_chunks("") == (Chunk(ids=(49406, *[49407] * 76), weights=(1.0,) * 77),)
 
 
-def test_seventy_five_tokens_fill_a_chunk_and_one_more_begins_another() -> None:
-    assert [chunk.ids for chunk in prompts.chunks("cat " * 75)] == [(49406, *[CAT] * 75, 49407)]
-    first, second = prompts.chunks("cat " * 76)
+def test_76th_token_starts_a_second_chunk() -> None:
+    assert [chunk.ids for chunk in prompts.split_chunks("cat " * 75)] == [(49406, *[CAT] * 75, 49407)]
+    first, second = prompts.split_chunks("cat " * 76)
     assert first.ids == (49406, *[CAT] * 75, 49407)
     assert second.ids == (49406, CAT, *[49407] * 75)
 
@@ -253,29 +255,27 @@ def test_seventy_five_tokens_fill_a_chunk_and_one_more_begins_another() -> None:
     ("before", "after", "expected"),
     [
         (55, 30, [56, 30]),  # the comma is the 20th token from the end
-        (54, 30, [75, 10]),  # one too far back
+        (54, 30, [75, 10]),  # the comma is one token too far back
         (74, 30, [75, 30]),  # the comma is the last token
-        (75, 30, [75, 31]),  # the comma itself begins the next chunk: nothing is torn
+        (75, 30, [75, 31]),  # the comma itself starts the next chunk: nothing moves
         (60, 14, [75]),  # nothing follows the full chunk
         (60, 15, [61, 15]),
     ],
 )
-def test_a_full_chunk_is_cut_at_a_comma_within_its_last_twenty_tokens(
-    before: int, after: int, expected: list[int]
-) -> None:
-    cut = prompts.chunks("cat " * before + "," + " dog" * after)
-    assert lengths(cut) == expected
-    assert [token for chunk in cut for token in content(chunk)] == [CAT] * before + [COMMA] + [DOG] * after
+def test_full_chunk_splits_at_recent_comma(before: int, after: int, expected: list[int]) -> None:
+    chunks = prompts.split_chunks("cat " * before + "," + " dog" * after)
+    assert lengths(chunks) == expected
+    assert [token for chunk in chunks for token in inner_ids(chunk)] == [CAT] * before + [COMMA] + [DOG] * after
 
 
-def test_a_phrase_that_ends_with_the_chunk_stays_whole_where_a_comma_follows() -> None:
-    first, second = prompts.chunks("cat " * 60 + "," + " dog" * 14 + ", cat")
-    assert content(first) == [CAT] * 60 + [COMMA] + [DOG] * 14
-    assert content(second) == [COMMA, CAT]
+def test_comma_after_full_chunk_keeps_phrase_whole() -> None:
+    first, second = prompts.split_chunks("cat " * 60 + "," + " dog" * 14 + ", cat")
+    assert inner_ids(first) == [CAT] * 60 + [COMMA] + [DOG] * 14
+    assert inner_ids(second) == [COMMA, CAT]
 
 
-def test_what_moves_behind_a_comma_keeps_its_weight() -> None:
-    first, second = prompts.chunks("cat " * 60 + ",(" + " dog" * 15 + ":1.5)")
+def test_moved_tokens_keep_their_weight() -> None:
+    first, second = prompts.split_chunks("cat " * 60 + ",(" + " dog" * 15 + ":1.5)")
     assert first.weights == (1.0,) * 77
     assert second.weights == (1.0, *[1.5] * 15, *[1.0] * 61)
 
@@ -290,25 +290,25 @@ def test_what_moves_behind_a_comma_keeps_its_weight() -> None:
         ("(cat BREAK dog:1.4)", [[CAT], [DOG]]),
     ],
 )
-def test_break_begins_a_chunk(prompt: str, expected: list[list[int]]) -> None:
-    assert [content(chunk) for chunk in prompts.chunks(prompt)] == expected
+def test_break_starts_a_chunk(prompt: str, expected: list[list[int]]) -> None:
+    assert [inner_ids(chunk) for chunk in prompts.split_chunks(prompt)] == expected
 
 
 @settings(deadline=None, max_examples=200)
 @given(PROMPTS, st.integers(1, 30), st.integers(0, 75))
-def test_chunks_are_of_77_and_hold_every_token_once_in_order(prompt: str, times: int, vectors: int) -> None:
+def test_chunks_contain_every_token_in_order(prompt: str, times: int, vectors: int) -> None:
     prompt *= times
     known = [embedding("cat", vectors)] if vectors else []
     try:
-        cut = prompts.chunks(prompt, known)
+        chunks = prompts.split_chunks(prompt, known)
     except PromptError:
-        # A chunk is left with fewer than 56 tokens only by a BREAK or before an embedding.
+        # Only a BREAK or an embedding leaves a chunk with fewer than 56 tokens.
         left = prompt.count("BREAK") + 2 * len(re.findall("cat", prompt, re.IGNORECASE)) * bool(known)
         assert 1 + left + len(clip_tokenizer.token_ids(prompt)) / 56 > prompts.MAX_CHUNKS
         return
-    assert 1 <= len(cut) <= prompts.MAX_CHUNKS
+    assert 1 <= len(chunks) <= prompts.MAX_CHUNKS
     inside: list[int] = []
-    for chunk in cut:
+    for chunk in chunks:
         assert len(chunk.ids) == len(chunk.weights) == 77
         assert (chunk.ids[0], chunk.ids[-1], chunk.weights[0], chunk.weights[-1]) == (
             clip_tokenizer.START,
@@ -318,103 +318,103 @@ def test_chunks_are_of_77_and_hold_every_token_once_in_order(prompt: str, times:
         )
         end = chunk.ids.index(clip_tokenizer.END)
         assert set(chunk.ids[end:]) == {clip_tokenizer.END}
-        assert all(1 <= position <= end - vectors for position, _ in chunk.placed)
+        assert all(1 <= position <= end - vectors for position, _ in chunk.placed_embeddings)
         ids = list(chunk.ids[1:end])
-        for position, _ in reversed(chunk.placed):
+        for position, _ in reversed(chunk.placed_embeddings):
             ids[position - 1 : position - 1 + vectors] = [CAT]
         inside += ids
     expected = [
         token
-        for section in prompts.parse(prompt)
+        for section in prompts.parse_emphasis(prompt)
         for piece in section
         for token in clip_tokenizer.token_ids(piece.text)
     ]
     assert inside == expected
 
 
-def test_ten_thousand_letters_are_read_and_an_endless_prompt_is_refused_with_advice() -> None:
-    cut = prompts.chunks(("a photograph of a lighthouse in a storm, " * 250)[:10_000])
-    assert 30 < len(cut) <= prompts.MAX_CHUNKS
-    assert len(prompts.chunks("高" * 2000)) <= prompts.MAX_CHUNKS
+def test_long_prompts_work_and_endless_ones_are_rejected() -> None:
+    chunks = prompts.split_chunks(("a photograph of a lighthouse in a storm, " * 250)[:10_000])
+    assert 30 < len(chunks) <= prompts.MAX_CHUNKS
+    assert len(prompts.split_chunks("高" * 2000)) <= prompts.MAX_CHUNKS
     for prompt in ("cat " * 75 * 129, "cat BREAK " * 129, "(" * 100_000 + "cat " * 10_000):
         with pytest.raises(PromptError, match=r"at most 128 are read\. Shorten it"):
-            prompts.chunks(prompt)
-    assert len(prompts.chunks("cat " * 75 * 128)) == 128
+            prompts.split_chunks(prompt)
+    assert len(prompts.split_chunks("cat " * 75 * 128)) == 128
 
 
 # --- Textual inversion
 
 
-def test_an_embedding_takes_the_place_of_the_tokens_of_its_name() -> None:
+def test_embedding_replaces_tokens_of_its_name() -> None:
     known = embedding(NEGATIVE_NAME, 5)
-    (chunk,) = prompts.chunks(f"(cat:2) {NEGATIVE_NAME.upper()}, dog", [known])
-    assert chunk.placed == ((2, known),)
+    (chunk,) = prompts.split_chunks(f"(cat:2) {NEGATIVE_NAME.upper()}, dog", [known])
+    assert chunk.placed_embeddings == ((2, known),)
     assert (chunk.ids[1], chunk.ids[7:9]) == (CAT, (COMMA, DOG))
     assert chunk.ids[9:] == (clip_tokenizer.END,) * 68
     assert chunk.weights == (1.0, 2.0, *[1.0] * 75)
 
 
-def test_the_weight_of_the_brackets_applies_to_every_vector() -> None:
-    (chunk,) = prompts.chunks("cat (style:1.5) dog", [embedding("style", 3)])
+def test_emphasis_applies_to_every_vector() -> None:
+    (chunk,) = prompts.split_chunks("cat (style:1.5) dog", [embedding("style", 3)])
     assert chunk.weights[:7] == (1.0, 1.0, 1.5, 1.5, 1.5, 1.0, 1.0)
 
 
-def test_the_longest_name_is_tried_first_and_of_equal_names_the_first_counts() -> None:
+def test_longest_embedding_name_wins() -> None:
     short, long, other = embedding("bad", 1), embedding("bad hands", 2), embedding("BAD", 3)
-    (chunk,) = prompts.chunks("bad hands, bad", [short, other, long])
-    assert chunk.placed == ((1, long), (4, short))
+    (chunk,) = prompts.split_chunks("bad hands, bad", [short, other, long])
+    assert chunk.placed_embeddings == ((1, long), (4, short))
 
 
-def test_a_name_is_found_by_its_tokens_as_often_as_they_occur() -> None:
+def test_embedding_name_matches_whole_tokens_repeatedly() -> None:
     known = embedding("cat", 2)
-    (chunk,) = prompts.chunks("cats cat cat bobcat", [known])
-    assert [position for position, _ in chunk.placed] == [2, 4]
-    assert content(chunk) == [*clip_tokenizer.token_ids("cats"), 0, 0, 0, 0, *clip_tokenizer.token_ids("bobcat")]
+    (chunk,) = prompts.split_chunks("cats cat cat bobcat", [known])
+    assert [position for position, _ in chunk.placed_embeddings] == [2, 4]
+    assert inner_ids(chunk) == [*clip_tokenizer.token_ids("cats"), 0, 0, 0, 0, *clip_tokenizer.token_ids("bobcat")]
 
 
-def test_a_name_without_tokens_calls_nothing() -> None:
-    (chunk,) = prompts.chunks("cat", [embedding(" ", 2)])
-    assert (content(chunk), chunk.placed) == ([CAT], ())
+def test_embedding_name_without_tokens_never_matches() -> None:
+    (chunk,) = prompts.split_chunks("cat", [embedding(" ", 2)])
+    assert (inner_ids(chunk), chunk.placed_embeddings) == ([CAT], ())
 
 
-def test_an_embedding_is_never_cut_by_the_end_of_a_chunk() -> None:
+def test_embedding_is_never_split_between_chunks() -> None:
     known = embedding("style", 4)
-    first, second = prompts.chunks("cat " * 72 + "style dog", [known])
-    assert (len(content(first)), first.placed) == (72, ())
-    assert (second.placed, second.ids[5]) == (((1, known),), DOG)
-    (only,) = prompts.chunks("cat " * 71 + "style", [known])
-    assert only.placed == ((72, known),)
+    first, second = prompts.split_chunks("cat " * 72 + "style dog", [known])
+    assert (len(inner_ids(first)), first.placed_embeddings) == (72, ())
+    assert (second.placed_embeddings, second.ids[5]) == (((1, known),), DOG)
+    (only,) = prompts.split_chunks("cat " * 71 + "style", [known])
+    assert only.placed_embeddings == ((72, known),)
 
 
-def test_an_embedding_moves_with_what_follows_a_comma() -> None:
+def test_embedding_moves_with_tokens_after_comma() -> None:
     known = embedding("style", 4)
-    first, second = prompts.chunks("cat " * 60 + ", dog style " + "cat " * 10, [known])
-    assert (lengths((first,)), first.placed) == ([61], ())
-    assert second.placed == ((2, known),)
-    assert content(second) == [DOG, *[0] * 4, *[CAT] * 10]
+    first, second = prompts.split_chunks("cat " * 60 + ", dog style " + "cat " * 10, [known])
+    assert (lengths((first,)), first.placed_embeddings) == ([61], ())
+    assert second.placed_embeddings == ((2, known),)
+    assert inner_ids(second) == [DOG, *[0] * 4, *[CAT] * 10]
 
 
-def test_an_embedding_of_75_vectors_fills_a_chunk_of_its_own() -> None:
+def test_embedding_of_75_vectors_fills_a_chunk() -> None:
     known = embedding("style", 75)
-    cut = prompts.chunks("cat, style dog", [known])
-    assert [chunk.placed for chunk in cut] == [(), ((1, known),), ()]
-    assert cut[1].ids[-1] == clip_tokenizer.END
+    chunks = prompts.split_chunks("cat, style dog", [known])
+    assert [chunk.placed_embeddings for chunk in chunks] == [(), ((1, known),), ()]
+    assert chunks[1].ids[-1] == clip_tokenizer.END
 
 
 # --- Tags
 
 
-def test_the_tags_of_the_original_prompt_are_taken_out_with_their_multipliers() -> None:
-    tagged = prompts.take_tags(
+def test_original_prompt_tags_are_extracted() -> None:
+    tags = prompts.extract_tags(
         "masterpiece, best quality, highres, <lora:more_details:0.5> <lora:SDXLrender_v2.0:1>",
         {"more_details", "SDXLrender_v2.0"},
     )
-    assert tagged.prompt == "masterpiece, best quality, highres,  "
-    assert tagged.loras == (
+    assert tags.prompt == "masterpiece, best quality, highres,  "
+    assert tags.loras == (
         LoraTag(name="more_details", text_encoder=0.5, unet=0.5),
         LoraTag(name="SDXLrender_v2.0", text_encoder=1.0, unet=1.0),
     )
-    assert tagged.warnings == ()
+    assert tags.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -430,10 +430,10 @@ def test_the_tags_of_the_original_prompt_are_taken_out_with_their_multipliers() 
         ("<lyco:a:0.5:dyn=4>", 0.5, 0.5),
     ],
 )
-def test_multipliers_may_be_given_in_order_or_by_name(tag: str, text_encoder: float, unet: float) -> None:
-    tagged = prompts.take_tags(f"x{tag}y", ["a"])
-    assert tagged.prompt == "xy"
-    assert tagged.loras == (LoraTag(name="a", text_encoder=text_encoder, unet=unet),)
+def test_lora_multipliers_by_position_or_name(tag: str, text_encoder: float, unet: float) -> None:
+    tags = prompts.extract_tags(f"x{tag}y", ["a"])
+    assert tags.prompt == "xy"
+    assert tags.loras == (LoraTag(name="a", text_encoder=text_encoder, unet=unet),)
 
 
 @pytest.mark.parametrize(
@@ -442,29 +442,29 @@ def test_multipliers_may_be_given_in_order_or_by_name(tag: str, text_encoder: fl
         ("<lora:stranger:1>", "The LoRA stranger was ignored: it is not offered here."),
         ("<lora:../../etc/passwd:1>", "The LoRA ../../etc/passwd was ignored: it is not offered here."),
         ("<hypernet:a:1>", "The tag <hypernet:a:1> was ignored: only lora tags are known."),
-        ("<lora:a:much>", "The tag <lora:a:much> was ignored: 'much' is no number between -10 and 10."),
-        ("<lora:a:nan>", "'nan' is no number"),
-        ("<lora:a:1:1e9>", "'1e9' is no number"),
-        ("<lora::1>", "it names no LoRA"),
-        ("<lora:te=1>", "it names no LoRA"),
+        ("<lora:a:much>", "The tag <lora:a:much> was ignored: 'much' is not a number between -10 and 10."),
+        ("<lora:a:nan>", "'nan' is not a number"),
+        ("<lora:a:1:1e9>", "'1e9' is not a number"),
+        ("<lora::1>", "it does not name a LoRA"),
+        ("<lora:te=1>", "it does not name a LoRA"),
     ],
 )
-def test_a_tag_that_is_not_followed_is_taken_out_with_a_warning(tag: str, reason: str) -> None:
-    tagged = prompts.take_tags(f"cat {tag}", ["a"])
-    assert (tagged.prompt, tagged.loras) == ("cat ", ())
-    (warning,) = tagged.warnings
+def test_ignored_tag_is_removed_with_warning(tag: str, reason: str) -> None:
+    tags = prompts.extract_tags(f"cat {tag}", ["a"])
+    assert (tags.prompt, tags.loras) == ("cat ", ())
+    (warning,) = tags.warnings
     assert reason in warning
 
 
 @pytest.mark.parametrize("prompt", ["a < b > c", "<3", "<lora>", "<lora:>", "<lora:a:1", "lora:a:1>"])
-def test_what_is_no_tag_stays_text(prompt: str) -> None:
-    assert prompts.take_tags(prompt, ["a"]) == prompts.Tagged(prompt=prompt, loras=(), warnings=())
+def test_text_that_is_not_a_tag_stays(prompt: str) -> None:
+    assert prompts.extract_tags(prompt, ["a"]) == prompts.ExtractedTags(prompt=prompt, loras=(), warnings=())
 
 
-def test_a_tag_in_a_negative_prompt_is_read_as_words() -> None:
-    (chunk,) = prompts.chunks("<lora:cat:1>")
+def test_tag_in_negative_prompt_is_words() -> None:
+    (chunk,) = prompts.split_chunks("<lora:cat:1>")
     assert CAT in chunk.ids
-    assert content(chunk) == clip_tokenizer.token_ids("<lora:cat:1>")
+    assert inner_ids(chunk) == clip_tokenizer.token_ids("<lora:cat:1>")
 
 
 # --- The text encoder
@@ -472,29 +472,31 @@ def test_a_tag_in_a_negative_prompt_is_read_as_words() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("prompt", ["", CLARITY.preset.prompt, "a red fox, " * 40, "cat BREAK dog"])
-def test_without_emphasis_it_is_what_transformers_computes(attention: str, prompt: str) -> None:
+def test_plain_prompt_equals_transformers(attention: str, prompt: str) -> None:
     encoder = text_encoder(attention=attention)
-    cut = prompts.chunks(prompt)
+    chunks = prompts.split_chunks(prompt)
     encoded = prompts.encode(prompt, encoder)
-    assert encoded.shape == (1, 77 * len(cut), WIDTH)
-    torch.testing.assert_close(encoded.view(len(cut), 77, WIDTH), plain(encoder, cut), rtol=1e-5, atol=1e-5)
+    assert encoded.shape == (1, 77 * len(chunks), WIDTH)
+    torch.testing.assert_close(
+        encoded.view(len(chunks), 77, WIDTH), encode_with_transformers(encoder, chunks), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_result_has_the_dtype_of_the_encoder_and_weights_of_one_change_no_bit(dtype: torch.dtype) -> None:
+def test_result_has_encoder_dtype_and_exact_bits(dtype: torch.dtype) -> None:
     encoder = text_encoder(dtype=dtype)
     encoded = prompts.encode("a cat", encoder)
     assert (encoded.dtype, encoded.requires_grad) == (dtype, False)
-    assert torch.equal(encoded, plain(encoder, prompts.chunks("a cat")))
+    assert torch.equal(encoded, encode_with_transformers(encoder, prompts.split_chunks("a cat")))
 
 
-def test_weights_scale_their_tokens_and_the_mean_of_each_chunk_stays(encoder: CLIPTextModel) -> None:
+def test_weights_scale_tokens_and_keep_chunk_mean(encoder: CLIPTextModel) -> None:
     prompt = "a (red:1.6) fox, [blurry] (sky:-0.4) BREAK plain words BREAK (all of it:2)"
-    cut = prompts.chunks(prompt)
-    before, after = plain(encoder, cut), prompts.encode(prompt, encoder).view(3, 77, WIDTH)
+    chunks = prompts.split_chunks(prompt)
+    before, after = encode_with_transformers(encoder, chunks), prompts.encode(prompt, encoder).view(3, 77, WIDTH)
     torch.testing.assert_close(after.mean((1, 2)), before.mean((1, 2)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(after[1], before[1], rtol=1e-5, atol=1e-5)
-    weights = torch.tensor([chunk.weights for chunk in cut]).unsqueeze(-1)
+    weights = torch.tensor([chunk.weights for chunk in chunks]).unsqueeze(-1)
     weighted = before * weights
     restored = weighted * (before.mean((1, 2)) / weighted.mean((1, 2))).view(3, 1, 1)
     torch.testing.assert_close(after, restored, rtol=1e-4, atol=1e-4)
@@ -503,41 +505,41 @@ def test_weights_scale_their_tokens_and_the_mean_of_each_chunk_stays(encoder: CL
 
 @pytest.mark.parametrize("weight", ["0", "-1", "10", "-10", "1e9", "0.0000001"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_no_weight_gives_numbers_that_are_not_finite(weight: str, dtype: torch.dtype) -> None:
+def test_any_weight_gives_finite_values(weight: str, dtype: torch.dtype) -> None:
     encoder = text_encoder(dtype=dtype)
     assert bool(prompts.encode("(" + "cat " * 75 + f":{weight})", encoder).isfinite().all())
 
 
-def test_a_mean_that_cannot_be_restored_leaves_finite_numbers() -> None:
+def test_zero_mean_gives_finite_values() -> None:
     hidden = torch.tensor([[[1.0, 1.0], [2.0, 2.0]], [[1.0, -1.0], [3.0, -3.0]]])
-    weighted = prompts._weighted(hidden, torch.tensor([[2.0, -1.0], [5.0, 1.0]]))
+    weighted = prompts._apply_weights(hidden, torch.tensor([[2.0, -1.0], [5.0, 1.0]]))
     assert bool(weighted.isfinite().all())
-    # The second chunk had no mean to restore: its weights apply as they are.
+    # The second chunk has no mean to restore, so its weights apply directly.
     assert torch.equal(weighted[1], torch.tensor([[5.0, -5.0], [3.0, -3.0]]))
 
 
-def test_vectors_of_an_embedding_are_seen_where_the_name_stood(encoder: CLIPTextModel) -> None:
-    """An encoder whose table holds the vectors as extra tokens is the oracle."""
+def test_embedding_vectors_replace_the_name(encoder: CLIPTextModel) -> None:
+    """Compare with an encoder whose table has the vectors as extra tokens."""
     known = embedding(NEGATIVE_NAME, 5)
     prompt = f"(bad:1.5) {NEGATIVE_NAME}, cat BREAK {NEGATIVE_NAME}"
     taught = copy.deepcopy(encoder)
     unused = range(30_000, 30_005)
     taught.embeddings.token_embedding.weight[list(unused)] = known.vectors
-    cut = prompts.chunks(prompt, [known])
+    chunks = prompts.split_chunks(prompt, [known])
     spelt = []
-    for chunk in cut:
+    for chunk in chunks:
         ids = list(chunk.ids)
-        for position, _ in chunk.placed:
+        for position, _ in chunk.placed_embeddings:
             ids[position : position + 5] = unused
         spelt.append(Chunk(ids=tuple(ids), weights=chunk.weights))
-    before = plain(taught, tuple(spelt))
-    weighted = before * torch.tensor([chunk.weights for chunk in cut]).unsqueeze(-1)
+    before = encode_with_transformers(taught, tuple(spelt))
+    weighted = before * torch.tensor([chunk.weights for chunk in chunks]).unsqueeze(-1)
     expected = weighted * (before.mean((1, 2)) / weighted.mean((1, 2))).view(2, 1, 1)
     encoded = prompts.encode(prompt, encoder, [known]).view(2, 77, WIDTH)
     torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_embedding_of_the_tokens_own_vectors_changes_nothing(encoder: CLIPTextModel) -> None:
+def test_embedding_of_own_token_vectors_changes_nothing(encoder: CLIPTextModel) -> None:
     own = encoder.embeddings.token_embedding.weight[[CAT, DOG]].clone()
     known = Embedding(name="pets", vectors=own)
     torch.testing.assert_close(
@@ -545,7 +547,7 @@ def test_an_embedding_of_the_tokens_own_vectors_changes_nothing(encoder: CLIPTex
     )
 
 
-def test_the_encoder_is_only_read_also_by_several_threads_at_once(encoder: CLIPTextModel) -> None:
+def test_encoder_is_shared_by_threads_unchanged(encoder: CLIPTextModel) -> None:
     untouched = copy.deepcopy(encoder.state_dict())
     styles = [embedding("style", 2, seed=seed) for seed in range(4)]
     alone = [prompts.encode("a style, cat", encoder, [style]) for style in styles]
@@ -556,12 +558,12 @@ def test_the_encoder_is_only_read_also_by_several_threads_at_once(encoder: CLIPT
     torch.testing.assert_close(encoder.state_dict(), untouched, rtol=0, atol=0)
 
 
-# --- Remembering
+# --- Cache
 
 
 @pytest.fixture
 def passes(encoder: CLIPTextModel) -> Iterator[Callable[[], int]]:
-    """How often the encoder was run."""
+    """Return a function that counts the runs of the encoder."""
     count = 0
 
     def add(*_: object) -> None:
@@ -573,40 +575,38 @@ def passes(encoder: CLIPTextModel) -> Iterator[Callable[[], int]]:
     hook.remove()
 
 
-def test_a_prompt_is_encoded_once_for_each_set_of_loras(encoder: CLIPTextModel, passes: Callable[[], int]) -> None:
-    conditioner = Conditioner(encoder, [embedding("style", 2)])
-    first = conditioner("cat, style")
-    assert conditioner("cat, style") is first
+def test_prompt_is_encoded_once_per_lora_set(encoder: CLIPTextModel, passes: Callable[[], int]) -> None:
+    prompt_encoder = PromptEncoder(encoder, [embedding("style", 2)])
+    first = prompt_encoder("cat, style")
+    assert prompt_encoder("cat, style") is first
     assert passes() == 1
     torch.testing.assert_close(first, prompts.encode("cat, style", encoder, [embedding("style", 2)]))
     assert passes() == 2
     lora = LoraTag(name="a", text_encoder=1.0, unet=1.0)
     for loras in ((), (lora,), (LoraTag(name="a", text_encoder=0.5, unet=1.0),), (lora,)):
-        conditioner("dog", loras)
+        prompt_encoder("dog", loras)
     assert passes() == 5
 
 
-def test_an_encoder_of_another_dtype_is_another_encoder() -> None:
+def test_dtype_change_invalidates_cache() -> None:
     encoder = text_encoder()
-    conditioner = Conditioner(encoder)
-    assert conditioner("cat").dtype == torch.float32
+    prompt_encoder = PromptEncoder(encoder)
+    assert prompt_encoder("cat").dtype == torch.float32
     torch.nn.Module.to(encoder, torch.float64)
-    assert conditioner("cat").dtype == torch.float64
+    assert prompt_encoder("cat").dtype == torch.float64
 
 
-def test_few_and_only_short_prompts_are_remembered_and_the_latest_used_stay(
-    encoder: CLIPTextModel, passes: Callable[[], int]
-) -> None:
-    conditioner = Conditioner(encoder)
-    default = conditioner("default")
+def test_cache_keeps_recent_short_prompts(encoder: CLIPTextModel, passes: Callable[[], int]) -> None:
+    prompt_encoder = PromptEncoder(encoder)
+    default = prompt_encoder("default")
     for number in range(40):
-        conditioner(f"prompt {number}")
-        assert conditioner("default") is default
+        prompt_encoder(f"prompt {number}")
+        assert prompt_encoder("default") is default
     assert passes() == 41
-    conditioner("prompt 39")
+    prompt_encoder("prompt 39")
     assert passes() == 41
-    conditioner("prompt 0")
+    prompt_encoder("prompt 0")
     assert passes() == 42
     for _ in range(2):
-        conditioner("cat BREAK " * 9)
+        prompt_encoder("cat BREAK " * 9)
     assert passes() == 44

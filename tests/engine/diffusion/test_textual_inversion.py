@@ -1,4 +1,4 @@
-"""Textual inversion files: the layouts there are, and every way a file can be wrong."""
+"""Textual inversion files: all supported layouts, and all kinds of wrong files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def vectors(count: int = 3, width: int = WIDTH) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(count))
 
 
-def trained(tensor: Tensor) -> dict[str, object]:
-    """As training writes it: the vectors, and what they were made with."""
+def trained_dict(tensor: Tensor) -> dict[str, object]:
+    """Return the dictionary that training tools write: the vectors and details of the training."""
     return {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": tensor},
@@ -54,17 +54,17 @@ def layout(suffix: str) -> Callable[[Callable[[Path, Tensor], None]], None]:
 
 @layout(".pt")
 def trained_dictionary(path: Path, tensor: Tensor) -> None:
-    torch.save(trained(tensor), path)
+    torch.save(trained_dict(tensor), path)
 
 
 @layout(".pt")
 def trained_parameter(path: Path, tensor: Tensor) -> None:
-    torch.save(trained(torch.nn.Parameter(tensor)), path)
+    torch.save(trained_dict(torch.nn.Parameter(tensor)), path)
 
 
 @layout(".pt")
-def trained_dictionary_of_old_torch(path: Path, tensor: Tensor) -> None:
-    torch.save(trained(tensor), path, _use_new_zipfile_serialization=False)
+def dictionary_of_old_torch(path: Path, tensor: Tensor) -> None:
+    torch.save(trained_dict(tensor), path, _use_new_zipfile_serialization=False)
 
 
 @layout(".bin")
@@ -79,9 +79,7 @@ def safe_tensors(path: Path, tensor: Tensor) -> None:
 
 @pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_layout_gives_the_vectors_under_the_name_of_the_file(
-    tmp_path: Path, write: Callable[[Path, Tensor], Path], dtype: torch.dtype
-) -> None:
+def test_every_file_layout_loads(tmp_path: Path, write: Callable[[Path, Tensor], Path], dtype: torch.dtype) -> None:
     written = vectors().to(dtype)
     embedding = textual_inversion.load(write(tmp_path, written), width=WIDTH)
     assert embedding.name == "My-Style v1.3"
@@ -91,7 +89,7 @@ def test_every_layout_gives_the_vectors_under_the_name_of_the_file(
 
 
 @pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_single_vector_may_come_without_its_first_axis(tmp_path: Path, write: Callable[[Path, Tensor], Path]) -> None:
+def test_single_vector_may_be_one_dimensional(tmp_path: Path, write: Callable[[Path, Tensor], Path]) -> None:
     embedding = textual_inversion.load(write(tmp_path, vectors(1)[0]), width=WIDTH)
     torch.testing.assert_close(embedding.vectors, vectors(1), rtol=0, atol=0)
 
@@ -104,13 +102,13 @@ def test_a_single_vector_may_come_without_its_first_axis(tmp_path: Path, write: 
         (torch.zeros(0, WIDTH), "1 to 75 vectors"),
         (torch.zeros(1, 2, WIDTH), "1 to 75 vectors"),
         (torch.tensor(1.0), "1 to 75 vectors"),
-        (torch.ones(2, WIDTH, dtype=torch.int64), "no plain floating-point tensor"),
-        (vectors().index_fill(0, torch.tensor(1), float("nan")), "no finite numbers"),
+        (torch.ones(2, WIDTH, dtype=torch.int64), "does not contain a plain floating-point tensor"),
+        (vectors().index_fill(0, torch.tensor(1), float("nan")), "non-finite values"),
     ],
     ids=["other width", "too many", "none", "three axes", "a number", "integers", "not finite"],
 )
 @pytest.mark.parametrize("write", [LAYOUTS["trained_dictionary"], LAYOUTS["safe_tensors"]], ids=["pt", "safetensors"])
-def test_vectors_that_no_prompt_can_use_are_refused_by_what_is_wrong_with_them(
+def test_unusable_vectors_are_rejected_with_reason(
     tmp_path: Path, write: Callable[[Path, Tensor], Path], tensor: Tensor, message: str
 ) -> None:
     with pytest.raises(WeightsError, match=message):
@@ -118,32 +116,32 @@ def test_vectors_that_no_prompt_can_use_are_refused_by_what_is_wrong_with_them(
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2, WIDTH, device="meta"), torch.zeros(2, WIDTH).to_sparse()])
-def test_tensors_without_plain_values_are_refused(tmp_path: Path, tensor: Tensor) -> None:
+def test_sparse_and_meta_tensors_are_rejected(tmp_path: Path, tensor: Tensor) -> None:
     torch.save({"*": tensor}, tmp_path / "odd.pt")
-    with pytest.raises(WeightsError, match="no plain floating-point tensor"):
+    with pytest.raises(WeightsError, match="does not contain a plain floating-point tensor"):
         textual_inversion.load(tmp_path / "odd.pt", width=WIDTH)
 
 
-def test_a_tensor_that_claims_to_be_huge_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+def test_huge_tensor_is_rejected_before_copying(tmp_path: Path) -> None:
     torch.save({"*": torch.zeros(1, WIDTH).expand(10**12, WIDTH)}, tmp_path / "huge.pt")
     with pytest.raises(WeightsError, match="1 to 75 vectors"):
         textual_inversion.load(tmp_path / "huge.pt", width=WIDTH)
 
 
-def test_files_of_other_kinds_are_told_apart(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_rejected(tmp_path: Path) -> None:
     safetensors.torch.save_file({"clip_l": vectors(), "clip_g": vectors(3, 20)}, tmp_path / "sdxl.safetensors")
-    with pytest.raises(WeightsError, match=r"2 tensors where an embedding holds one.*not one for SDXL"):
+    with pytest.raises(WeightsError, match=r"contains 2 tensors, but an embedding has one.*not one for SDXL"):
         textual_inversion.load(tmp_path / "sdxl.safetensors", width=WIDTH)
     torch.save({"step": 3}, tmp_path / "empty.pt")
     with pytest.raises(WeightsError, match="0 tensors"):
         textual_inversion.load(tmp_path / "empty.pt", width=WIDTH)
     for number, content in enumerate((vectors(), [vectors()], {"string_to_param": vectors()})):
         torch.save(content, tmp_path / f"{number}.pt")
-        with pytest.raises(WeightsError, match="no dictionary of tensors"):
+        with pytest.raises(WeightsError, match="does not contain a dictionary of tensors"):
             textual_inversion.load(tmp_path / f"{number}.pt", width=WIDTH)
     with pytest.raises(WeightsError, match=r"Use a \.pt, \.bin or \.safetensors file"):
-        textual_inversion.load(tmp_path / "picture.png", width=WIDTH)
-    with pytest.raises(WeightsError, match="There is no embedding"):
+        textual_inversion.load(tmp_path / "image.png", width=WIDTH)
+    with pytest.raises(WeightsError, match="does not exist"):
         textual_inversion.load(tmp_path / "missing.pt", width=WIDTH)
 
 
@@ -153,21 +151,19 @@ class Bomb:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_with_code_in_it_is_refused_and_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
-) -> None:
+def test_code_in_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({**trained(vectors()), "bomb": Bomb()}, "bomb.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"code in it, which is never run.*convert it to \.safetensors"):
+    torch.save({**trained_dict(vectors()), "bomb": Bomb()}, "bomb.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"contains code, which hiresfix never runs.*convert it to \.safetensors"):
         textual_inversion.load(tmp_path / "bomb.pt", width=WIDTH)
     assert not Path("exploded").exists()
-    # The bomb is a live one: read without care, it goes off.
+    # Check that the code runs when the file is read unsafely.
     torch.load("bomb.pt", weights_only=False)
     assert Path("exploded").exists()
 
 
 @pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, write: Callable[[Path, Tensor], Path]) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path, write: Callable[[Path, Tensor], Path]) -> None:
     path = write(tmp_path, vectors())
     whole = path.read_bytes()
     for length in {*range(0, len(whole), max(1, len(whole) // 25)), len(whole) - 1}:
@@ -183,9 +179,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, write: Callable[[Pat
     place=st.integers(0, 10_000),
     damage=st.binary(min_size=1, max_size=8),
 )
-def test_damaged_bytes_give_an_embedding_or_a_weights_error(
-    tmp_path: Path, name: str, place: int, damage: bytes
-) -> None:
+def test_damaged_bytes_load_or_raise_weights_error(tmp_path: Path, name: str, place: int, damage: bytes) -> None:
     path = LAYOUTS[name](tmp_path, vectors())
     content = path.read_bytes()
     place %= len(content)
@@ -197,7 +191,7 @@ def test_damaged_bytes_give_an_embedding_or_a_weights_error(
     assert embedding.vectors.shape[1] == WIDTH
 
 
-def test_an_embedding_always_fits_into_a_chunk() -> None:
+def test_embedding_always_fits_into_a_chunk() -> None:
     assert len(Embedding(name="a", vectors=vectors(75)).vectors) == 75
     for wrong in (vectors(76), torch.zeros(0, WIDTH), torch.zeros(WIDTH)):
         with pytest.raises(ValueError, match="1 to 75 vectors"):

@@ -1,4 +1,4 @@
-"""The networks: what they compute, and that a picture in bands of rows comes out as it does whole."""
+"""The networks compute the published formulas, and bands of rows give the same as the whole image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _no_gradients() -> object:
         yield
 
 
-def picture(width: int, height: int, *, seed: int = 0) -> Tensor:
+def image(width: int, height: int, *, seed: int = 0) -> Tensor:
     return resampling.to_tensor(photo(width, height, seed=seed), CPU)
 
 
@@ -44,7 +44,7 @@ def small_srvgg() -> SRVGGNetCompact:
 
 
 @functools.cache
-def catalogued(name: str, dtype: torch.dtype = torch.float32) -> Network:
+def catalog_network(name: str, dtype: torch.dtype = torch.float32) -> Network:
     weight = find_weights(name)
     assert weight is not None
     return networks.place(superres_files.load(weight), CPU, dtype)
@@ -57,7 +57,7 @@ def in_bands(network: Network, x: Tensor, cuts: list[int]) -> Tensor:
 
 
 def as_published(net: RRDBNet, x: Tensor) -> Tensor:
-    """The formulas of the paper with ordinary padded convolutions, as an oracle for the banded ones."""
+    """Compute the formulas of the paper with ordinary padded convolutions, as an oracle for the banded ones."""
 
     def relu(y: Tensor) -> Tensor:
         return functional.leaky_relu(y, 0.2)
@@ -84,29 +84,29 @@ def as_published(net: RRDBNet, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("unshuffle", [1, 2])
 def test_rrdbnet_computes_the_published_formulas(unshuffle: int) -> None:
-    net, x = small_rrdb(unshuffle=unshuffle), picture(12, 14)
+    net, x = small_rrdb(unshuffle=unshuffle), image(12, 14)
     torch.testing.assert_close(net(x), as_published(net, x), atol=1e-5, rtol=1e-4)
 
 
-def test_srvgg_is_a_chain_over_a_pixel_shuffle_added_to_the_enlarged_input() -> None:
-    net, x = small_srvgg(), picture(9, 7)
+def test_srvgg_computes_the_published_formulas() -> None:
+    net, x = small_srvgg(), image(9, 7)
     y = functional.pixel_shuffle(nn.Sequential(*net.body)(x), 4)
     torch.testing.assert_close(net(x), y + x.repeat_interleave(4, 2).repeat_interleave(4, 3), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("ups", "unshuffle", "scale"), [(2, 1, 4), (1, 1, 2), (0, 1, 1), (2, 2, 2), (2, 4, 1)])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (5, 3), (8, 4)])
-def test_any_size_comes_out_exactly_enlarged(ups: int, unshuffle: int, scale: int, width: int, height: int) -> None:
+def test_any_size_is_upscaled_exactly(ups: int, unshuffle: int, scale: int, width: int, height: int) -> None:
     net = small_rrdb(ups=ups, unshuffle=unshuffle)
     assert net.scale == scale
-    assert net(picture(width, height)).shape == (1, 3, height * scale, width * scale)
+    assert net(image(width, height)).shape == (1, 3, height * scale, width * scale)
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 40), st.lists(st.integers(1, 39), unique=True, max_size=12), st.sampled_from(["rrdb", "srvgg"]))
-def test_bands_cut_anywhere_give_the_whole(height: int, cuts: list[int], kind: str) -> None:
+def test_bands_cut_anywhere_match_the_whole(height: int, cuts: list[int], kind: str) -> None:
     net = small_rrdb() if kind == "rrdb" else small_srvgg()
-    x = picture(7, height)
+    x = image(7, height)
     with torch.inference_mode():
         banded = in_bands(net, x, sorted(cut for cut in cuts if cut < height))
         torch.testing.assert_close(banded, net(x), atol=1e-5, rtol=1e-5)
@@ -114,40 +114,40 @@ def test_bands_cut_anywhere_give_the_whole(height: int, cuts: list[int], kind: s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["realesrgan-x4plus-anime", "realesr-animevideov3"])
-def test_bands_of_a_real_network_give_the_whole_in_either_precision(name: str, dtype: torch.dtype) -> None:
-    net, x = catalogued(name, dtype), picture(16, 37)
-    worst = (in_bands(net, x, [5, 6, 20]) - net(x)).abs().max()
-    assert float(worst) <= 1e-4
+def test_bands_match_the_whole_in_either_precision(name: str, dtype: torch.dtype) -> None:
+    net, x = catalog_network(name, dtype), image(16, 37)
+    difference = (in_bands(net, x, [5, 6, 20]) - net(x)).abs().max()
+    assert float(difference) <= 1e-4
 
 
-def test_bands_of_the_deepest_network_give_the_whole_though_it_sees_further_than_the_picture() -> None:
-    net, x = catalogued("realsr-df2k", devices.choose_dtype(CPU)), picture(8, 24)
-    worst = (in_bands(net, x, [8, 16]) - net(x)).abs().max()
-    assert float(worst) <= 1e-4
+def test_bands_of_deepest_network_match_the_whole() -> None:
+    net, x = catalog_network("realsr-df2k", devices.choose_dtype(CPU)), image(8, 24)
+    difference = (in_bands(net, x, [8, 16]) - net(x)).abs().max()
+    assert float(difference) <= 1e-4
 
 
 @pytest.mark.parametrize("make", [small_rrdb, small_srvgg, lambda: small_rrdb(unshuffle=2)])
-def test_the_work_told_adds_up_to_the_work_announced(make: type[Network]) -> None:
-    net, x = make(), picture(12, 20)
-    told: list[int] = []
+def test_reported_work_adds_up(make: type[Network]) -> None:
+    net, x = make(), image(12, 20)
+    reported: list[int] = []
     bands = [(x[:, :, :8], False), (x[:, :, 8:], True)]
-    list(networks.stream(net, bands, told.append))
-    assert sum(told) == net.work * 12 * 20
-    assert len(told) >= 2
+    list(networks.stream(net, bands, reported.append))
+    assert sum(reported) == net.work * 12 * 20
+    assert len(reported) >= 2
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: weight.name)
 def test_bfloat16_stays_fifty_decibels_from_float32(weight: WeightFile) -> None:
-    x = picture(20, 20)
-    exact, rounded = (catalogued(weight.name, dtype)(x).clamp(0, 1) for dtype in (torch.float32, torch.bfloat16))
+    x = image(20, 20)
+    exact, rounded = (catalog_network(weight.name, dtype)(x).clamp(0, 1) for dtype in (torch.float32, torch.bfloat16))
     assert exact.dtype == rounded.dtype == torch.float32
     assert -10 * float(torch.log10((exact - rounded).square().mean())) > 50
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: weight.name)
-def test_every_network_of_the_catalog_gives_a_picture_that_shrinks_back_to_its_input(weight: WeightFile) -> None:
-    """A wrong order of layers or a wrong slope would give noise, not a picture."""
-    x = functional.avg_pool2d(picture(48, 48), 2)
-    y = catalogued(weight.name)(x).clamp(0, 1)
+def test_catalog_networks_reproduce_their_input(weight: WeightFile) -> None:
+    """A wrong order of layers or a wrong slope would give noise."""
+    x = functional.avg_pool2d(image(48, 48), 2)
+    y = catalog_network(weight.name)(x).clamp(0, 1)
     shrunk = resampling.resize(y, 24, 24)
     assert -10 * float(torch.log10((shrunk - x).square().mean())) > 22

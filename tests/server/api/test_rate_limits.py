@@ -17,7 +17,7 @@ WRONG = {"X-API-Key": "afk_" + "0" * 40}
 UNKNOWN = "/v2/jobs/00000000-0000-4000-8000-000000000000"
 
 
-def test_over_the_submissions_of_a_minute_is_429_and_makes_no_job(start_api: Callable[..., Api], photo: str) -> None:
+def test_too_many_submissions_are_429(start_api: Callable[..., Api], photo: str) -> None:
     api = start_api(rate_submissions=2)
     headers = {"Idempotency-Key": "a replay counts as any other"}
     assert [api.submit({"image": photo}, headers=headers).status_code for _ in range(2)] == [202, 202]
@@ -31,7 +31,7 @@ def test_over_the_submissions_of_a_minute_is_429_and_makes_no_job(start_api: Cal
         assert client.get(UNKNOWN).status_code == 404
 
 
-def test_every_authenticated_answer_tells_where_the_key_stands(start_api: Callable[..., Api]) -> None:
+def test_answers_have_rate_limit_headers(start_api: Callable[..., Api]) -> None:
     api = start_api(rate_submissions=7, rate_job_polling=9)
     with api.client() as client:
         bad = client.post("/v2/images/upscale", json={})
@@ -47,7 +47,7 @@ def test_every_authenticated_answer_tells_where_the_key_stands(start_api: Callab
     assert "x-ratelimit-limit" not in public.headers
 
 
-def test_two_keys_have_a_quota_each(start_api: Callable[..., Api]) -> None:
+def test_each_key_has_its_quota(start_api: Callable[..., Api]) -> None:
     api = start_api(rate_job_polling=1)
     with api.client() as client:
         assert [client.get(UNKNOWN).status_code for _ in range(2)] == [404, 429]
@@ -56,13 +56,13 @@ def test_two_keys_have_a_quota_each(start_api: Callable[..., Api]) -> None:
         assert client.get(UNKNOWN).status_code == 404
 
 
-def test_by_default_polling_twenty_jobs_every_two_seconds_is_never_throttled() -> None:
+def test_polling_twenty_jobs_is_not_throttled() -> None:
     settings = Settings()
     assert rate_limit.quotas(settings)[rate_limit.Bucket.JOB_POLLING].amount >= 20 * 30
     assert rate_limit.quotas(settings)[rate_limit.Bucket.GENERAL].amount == 500
 
 
-def test_wrong_keys_are_throttled_by_address_and_right_ones_go_on(start_api: Callable[..., Api]) -> None:
+def test_wrong_keys_are_throttled_by_address(start_api: Callable[..., Api]) -> None:
     api = start_api(rate_failed_auth=2)
     url = api.url + UNKNOWN
     answers = [httpx.get(url, headers=headers) for headers in (WRONG, {}, WRONG, {})]
@@ -72,14 +72,14 @@ def test_wrong_keys_are_throttled_by_address_and_right_ones_go_on(start_api: Cal
     assert httpx.get(url, headers={"X-API-Key": api.key}).status_code == 404
 
 
-def test_who_is_no_trusted_proxy_cannot_name_another_address(start_api: Callable[..., Api]) -> None:
+def test_untrusted_proxy_headers_are_ignored(start_api: Callable[..., Api]) -> None:
     api = start_api(rate_failed_auth=1)
     url = api.url + UNKNOWN
     named = [httpx.get(url, headers={**WRONG, "X-Forwarded-For": f"203.0.113.{i}"}).status_code for i in range(2)]
     assert named == [401, 429]
 
 
-def test_behind_a_trusted_proxy_the_address_is_the_last_one_it_did_not_make_up(start_api: Callable[..., Api]) -> None:
+def test_trusted_proxy_gives_the_real_address(start_api: Callable[..., Api]) -> None:
     api = start_api(rate_failed_auth=1, trusted_proxies=(ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")))
 
     def status(forwarded: str) -> int:
@@ -101,5 +101,5 @@ def test_behind_a_trusted_proxy_the_address_is_the_last_one_it_did_not_make_up(s
         (None, "unknown"),
     ],
 )
-def test_an_ipv6_network_counts_as_one_address(host: str | None, group: str) -> None:
+def test_ipv6_network_is_one_address(host: str | None, group: str) -> None:
     assert rate_limit.address_group(host) == group

@@ -13,7 +13,7 @@ import pytest
 from hiresfix.server.accounts import api_keys, authentication, teams
 from hiresfix.server.accounts.teams import Role
 from hiresfix.server.database.pool import Database, Tx
-from hiresfix.wire.queries import cursor, place_of
+from hiresfix.wire.queries import cursor, parse_cursor
 from tests.conftest import Site
 from tests.server.api.test_openapi import problems
 from tests.server.conftest import Api
@@ -66,7 +66,7 @@ def get(api: Api, key: str, path: str) -> Any:
 # Keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_made_over_http_works_is_shown_once_and_ends_when_revoked(api: Api) -> None:
+def test_key_works_until_revoked(api: Api) -> None:
     made = ask(api, api.key, "POST", "/v2/keys", json={"name": " ci ", "monthlyBudget": 7})
     assert made.status_code == 201, made.text
     assert made.headers["cache-control"] == "no-store"
@@ -93,14 +93,14 @@ def test_a_key_may_revoke_itself(api: Api) -> None:
     assert ask(api, api.key, "GET", "/v2/me").status_code == 401
 
 
-def test_a_bounded_key_cannot_make_itself_an_unbounded_one(api: Api) -> None:
+def test_budgeted_key_cannot_create_keys(api: Api) -> None:
     bounded = ask(api, api.key, "POST", "/v2/keys", json={"name": "b", "monthlyBudget": 1}).json()["apiKey"]
     refused = ask(api, bounded, "POST", "/v2/keys", json={"name": "free"})
     assert (refused.status_code, problems("ErrorResponse", refused.json())) == (403, [])
     assert len(get(api, api.key, "/v2/keys")["keys"]) == 2
 
 
-def test_members_see_and_revoke_their_own_keys_only_and_admins_no_owners(api: Api) -> None:
+def test_roles_limit_key_access(api: Api) -> None:
     member, admin, other = colleague(api, Role.MEMBER), colleague(api, Role.ADMIN), stranger(api)
     ids = {key["name"]: key["id"] for key in get(api, admin, "/v2/keys?scope=team")["keys"]}
     assert set(ids) == {"test", "member", "admin"}
@@ -120,8 +120,8 @@ def test_members_see_and_revoke_their_own_keys_only_and_admins_no_owners(api: Ap
     assert ask(api, member, "GET", "/v2/me").status_code == ask(api, admin, "GET", "/v2/me").status_code == 401
 
 
-def test_of_many_that_make_the_last_key_at_once_one_gets_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_keys, "MOST_KEYS", 3)
+def test_concurrent_last_key_is_created_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "MAX_KEYS_PER_TEAM", 3)
     ask(api, api.key, "POST", "/v2/keys", json={"name": "second"})
     with ThreadPoolExecutor(5) as threads:
         answers = threads.map(lambda _: ask(api, api.key, "POST", "/v2/keys", json={"name": "third"}), range(5))
@@ -142,7 +142,7 @@ def test_of_many_that_make_the_last_key_at_once_one_gets_it(api: Api, monkeypatc
     ],
     ids=str,
 )
-def test_a_wrong_request_for_a_key_says_where_and_makes_none(api: Api, body: dict[str, Any], where: str) -> None:
+def test_wrong_key_request_creates_none(api: Api, body: dict[str, Any], where: str) -> None:
     refused = ask(api, api.key, "POST", "/v2/keys", json=body)
     assert (refused.status_code, list(refused.json()["details"])) == (400, [where])
     assert api.value("select count(*) from api_keys") == 1
@@ -151,7 +151,7 @@ def test_a_wrong_request_for_a_key_says_where_and_makes_none(api: Api, body: dic
 # Ledger -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_ledger_pages_through_every_entry_once_and_sums_to_the_balance(api: Api, photo: str) -> None:
+def test_ledger_pages_sum_to_the_balance(api: Api, photo: str) -> None:
     for _ in range(3):
         job = api.submit({"image": photo}).json()["jobId"]
     ask(api, api.key, "POST", f"/v2/jobs/{job}/cancel")
@@ -170,7 +170,7 @@ def test_the_ledger_pages_through_every_entry_once_and_sums_to_the_balance(api: 
     assert [entry["kind"] for entry in mine] == ["refund", "charge", "charge", "charge"]
 
 
-def test_a_member_sees_what_own_jobs_cost_and_nothing_else(api: Api, photo: str) -> None:
+def test_member_sees_only_own_charges(api: Api, photo: str) -> None:
     member = colleague(api, Role.MEMBER)
     api.submit({"image": photo})
     body = {"model": "faithful-upscale", "faithfulUpscaleParams": {"image": photo}}
@@ -181,11 +181,11 @@ def test_a_member_sees_what_own_jobs_cost_and_nothing_else(api: Api, photo: str)
     assert get(api, stranger(api), "/v2/credits/ledger?scope=team")["entries"] == []
 
 
-def test_a_cursor_of_another_list_or_of_nobodys_is_refused(api: Api, photo: str) -> None:
+def test_foreign_cursor_is_refused(api: Api, photo: str) -> None:
     for _ in range(2):
         api.submit({"image": photo})
     jobs_cursor = get(api, api.key, "/v2/jobs?limit=1")["nextCursor"]
-    beyond = cursor(place_of(jobs_cursor), of="ledger")  # a random UUID: no number that an entry could have
+    beyond = cursor(parse_cursor(jobs_cursor), of="ledger")  # a random UUID: no number that an entry could have
     for wrong in (jobs_cursor, beyond, "x" * 40):
         for path in ("/v2/credits/ledger", "/v2/webhooks/deliveries"):
             refused = ask(api, api.key, "GET", f"{path}?cursor={wrong}&limit=0")
@@ -209,7 +209,7 @@ def fail(api: Api) -> None:
     api.do("update webhook_deliveries set state = 'FAILED', attempt = 1, finished_at = now()")
 
 
-def test_a_failed_delivery_is_listed_with_its_answers_and_can_be_sent_again(api: Api, site: Site, photo: str) -> None:
+def test_failed_delivery_can_be_redelivered(api: Api, site: Site, photo: str) -> None:
     job, another = told(api, site, photo), told(api, site, photo)
     fail(api)
     first = get(api, api.key, "/v2/webhooks/deliveries?limit=1")
@@ -234,7 +234,7 @@ def test_a_failed_delivery_is_listed_with_its_answers_and_can_be_sent_again(api:
     assert api.value("select count(*) from audit_log where action = 'webhook.redeliver' and actor like 'user:%%'") == 1
 
 
-def test_what_is_being_sent_and_what_is_progress_is_not_sent_again(api: Api, site: Site, photo: str) -> None:
+def test_progress_and_running_deliveries_cannot_be_redelivered(api: Api, site: Site, photo: str) -> None:
     told(api, site, photo)
     (row,) = get(api, api.key, "/v2/webhooks/deliveries")["deliveries"]
     path = f"/v2/webhooks/deliveries/{row['id']}/redeliver"
@@ -244,7 +244,7 @@ def test_what_is_being_sent_and_what_is_progress_is_not_sent_again(api: Api, sit
     assert ask(api, api.key, "POST", path).status_code == 409
 
 
-def test_deliveries_of_others_jobs_do_not_exist_for_members_and_strangers(api: Api, site: Site, photo: str) -> None:
+def test_other_users_deliveries_are_hidden(api: Api, site: Site, photo: str) -> None:
     told(api, site, photo)
     member, admin, other = colleague(api, Role.MEMBER), colleague(api, Role.ADMIN), stranger(api)
     (row,) = get(api, admin, "/v2/webhooks/deliveries?scope=team")["deliveries"]
@@ -259,7 +259,7 @@ def test_deliveries_of_others_jobs_do_not_exist_for_members_and_strangers(api: A
     assert ask(api, api.key, "GET", f"/v2/webhooks/deliveries/{NOBODYS}").status_code == 404
 
 
-def test_a_job_says_when_its_files_will_go(api: Api, photo: str) -> None:
+def test_job_shows_when_files_expire(api: Api, photo: str) -> None:
     job = api.submit({"image": photo}).json()["jobId"]
     assert get(api, api.key, f"/v2/jobs/{job}")["expiresAt"] is None
     work(api, job, completed)

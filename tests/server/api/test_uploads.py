@@ -1,4 +1,4 @@
-"""POST /v2/uploads, what becomes of an upload, and deleting a job's files: contract.md 6, 7, 13."""
+"""POST /v2/uploads, the life of an upload, and deleting a job's files: contract.md 6, 7, 13."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from hiresfix.server.storage import Storage
-from hiresfix.server.worker.maintenance import Upkeep
+from hiresfix.server.worker.maintenance import Maintenance
 from tests import sample_images
 from tests.conftest import Site, png
 from tests.server.api.test_files import finished
@@ -27,7 +27,7 @@ def send(api: Api, data: bytes, *, name: str = "file", headers: dict[str, str] |
         return client.post("/v2/uploads", files={name: ("upload", data)})
 
 
-def test_an_upload_is_answered_201_and_served_to_anyone_until_it_expires(api: Api) -> None:
+def test_upload_is_served_until_it_expires(api: Api) -> None:
     data = png(20, 15)
     response = send(api, data)
     body = response.json()
@@ -49,14 +49,14 @@ def test_an_upload_is_answered_201_and_served_to_anyone_until_it_expires(api: Ap
     assert api.balance == 100
 
 
-def test_magic_bytes_decide_whatever_the_part_claims(api: Api) -> None:
+def test_magic_bytes_decide_the_media_type(api: Api) -> None:
     with api.client() as client:
         response = client.post("/v2/uploads", files={"file": ("x.exe", sample_images.jpeg(), "application/x-dosexec")})
     assert response.json()["contentType"] == "image/jpeg"
     assert response.json()["url"].endswith(".jpg")
 
 
-def test_an_address_is_fetched_and_kept_like_a_file(api: Api, photo: str) -> None:
+def test_upload_by_url_is_fetched_and_stored(api: Api, photo: str) -> None:
     with api.client() as client:
         response = client.post("/v2/uploads", json={"url": photo})
         assert response.status_code == 201, response.text
@@ -75,7 +75,7 @@ def test_an_address_is_fetched_and_kept_like_a_file(api: Api, photo: str) -> Non
     assert api.balance == 100
 
 
-def test_what_an_address_holds_must_be_a_picture(api: Api, site: Site) -> None:
+def test_upload_by_url_must_be_an_image(api: Api, site: Site) -> None:
     with api.client() as client:
         refused = client.post("/v2/uploads", json={"url": site.add("/page.html", b"<html>")})
     assert (refused.status_code, list(refused.json()["details"])) == (400, ["url"])
@@ -90,7 +90,7 @@ def test_what_an_address_holds_must_be_a_picture(api: Api, site: Site) -> None:
         ({"files": {"file": ("a", b"")}}, "empty"),
         ({"files": [("file", ("a", png(3, 3))), ("file", ("b", png(3, 3)))]}, "one file"),
         ({"files": [("file", (str(at), b"x")) for at in range(9)]}, "Too many files"),
-        ({"files": {"file": ("a", b"%PDF-1.7 no picture")}}, "not a picture"),
+        ({"files": {"file": ("a", b"%PDF-1.7 no picture")}}, "not an image"),
         ({"files": {"file": ("a", png(40, 40)[:500])}}, "damaged"),
         ({"files": {"file": ("a", sample_images.forged_png())}}, "MP"),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, "multipart/form-data"),
@@ -121,7 +121,7 @@ def test_what_an_address_holds_must_be_a_picture(api: Api, site: Site) -> None:
         "charset",
     ],
 )
-def test_what_is_no_upload_is_400_and_says_why(api: Api, request_: dict[str, Any], words: str) -> None:
+def test_invalid_upload_is_400_with_reason(api: Api, request_: dict[str, Any], words: str) -> None:
     with api.client() as client:
         response = client.post("/v2/uploads", **request_)
     assert (response.status_code, response.json()["error"]) == (400, "Validation error")
@@ -132,23 +132,23 @@ def test_what_is_no_upload_is_400_and_says_why(api: Api, request_: dict[str, Any
 
 
 @pytest.mark.parametrize("over", [1, 200_000, 40 * 1024 * 1024], ids=["a byte", "a little", "far"])
-def test_a_file_over_25_mib_is_400_and_not_413(api: Api, over: int) -> None:
+def test_file_over_25_mib_is_400(api: Api, over: int) -> None:
     data = bytes(25 * 1024 * 1024 + over)
     try:
         response = send(api, data)
     except httpx.WriteError:
-        assert over > 36 * 1024 * 1024, "only far beyond the limit may the connection close under the client"
+        assert over > 36 * 1024 * 1024, "only far above the limit may the server close the connection early"
     else:
         assert response.status_code == 400
         assert "25 MiB" in response.json()["details"]["file"][0]
     assert api.files == []
 
 
-def test_a_wrong_key_is_401(api: Api) -> None:
+def test_missing_key_is_401(api: Api) -> None:
     assert httpx.post(f"{api.url}/v2/uploads", files={"file": ("a", png(3, 3))}).status_code == 401
 
 
-def test_a_store_that_fails_is_502_and_leaves_the_key_unused(api: Api) -> None:
+def test_failed_store_is_502_and_keeps_key_unused(api: Api) -> None:
     folder = api.settings.home / "files"
     folder.mkdir(exist_ok=True)
     blocker = folder / "uploads"
@@ -160,7 +160,7 @@ def test_a_store_that_fails_is_502_and_leaves_the_key_unused(api: Api) -> None:
     assert send(api, png(3, 3), headers=headers).status_code == 201
 
 
-def test_the_same_key_and_file_give_the_same_upload_and_another_file_409(api: Api) -> None:
+def test_idempotency_key_returns_the_same_upload(api: Api) -> None:
     headers = {"Idempotency-Key": "k"}
     first, again = send(api, png(3, 3), headers=headers), send(api, png(3, 3), headers=headers)
     assert (again.status_code, again.json()) == (201, first.json())
@@ -174,61 +174,61 @@ def test_the_same_key_and_file_give_the_same_upload_and_another_file_409(api: Ap
     assert fresh.json()["id"] != first.json()["id"]
 
 
-def test_racing_duplicates_make_one_upload(api: Api) -> None:
+def test_racing_duplicates_create_one_upload(api: Api) -> None:
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: send(api, png(5, 5), headers={"Idempotency-Key": "k"}), range(6)))
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.json()["id"] for answer in answers}) == 1
+        responses = list(pool.map(lambda _: send(api, png(5, 5), headers={"Idempotency-Key": "k"}), range(6)))
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.json()["id"] for response in responses}) == 1
     assert len(api.files) == 1
 
 
-def test_the_quota_is_named_and_holds_for_uploads_that_race(start_api: Callable[..., Api]) -> None:
+def test_quota_holds_for_racing_uploads(start_api: Callable[..., Api]) -> None:
     data = png(30, 30)
     api = start_api(upload_quota_bytes=2 * len(data))
     with ThreadPoolExecutor(5) as pool:
-        answers = list(pool.map(lambda _: send(api, data), range(5)))
-    assert sorted(answer.status_code for answer in answers) == [201, 201, 400, 400, 400]
-    refusal = next(answer for answer in answers if answer.status_code == 400)
+        responses = list(pool.map(lambda _: send(api, data), range(5)))
+    assert sorted(response.status_code for response in responses) == [201, 201, 400, 400, 400]
+    refusal = next(response for response in responses if response.status_code == 400)
     assert "quota" in refusal.json()["details"]["file"][0]
     assert len(api.files) == 2
     api.do("update uploads set expires_at = now()")
     assert send(api, data).status_code == 201
 
 
-def test_a_job_names_its_upload_and_does_not_need_it_any_more(api: Api) -> None:
+def test_job_outlives_its_upload(api: Api) -> None:
     url = send(api, png(20, 15)).json()["url"]
     accepted = api.submit({"image": url})
     assert accepted.status_code == 202
     api.do("update uploads set expires_at = now() - interval '1 hour'")
-    assert asyncio.run(_sweep(api)) == 1
+    assert asyncio.run(_purge_uploads(api)) == 1
     assert api.files == [f"sources/{accepted.json()['jobId']}"]
     refused = api.submit({"image": url})
     assert refused.status_code == 400
     assert "expired" in refused.json()["details"]["clarityUpscaleParams.image"][0]
 
 
-def test_an_upload_in_its_grace_is_not_swept_under_a_submission(api: Api) -> None:
+def test_upload_within_grace_is_not_purged(api: Api) -> None:
     send(api, png(20, 15))
     api.do("update uploads set expires_at = now() - interval '9 minutes'")
-    assert asyncio.run(_sweep(api)) == 0
+    assert asyncio.run(_purge_uploads(api)) == 0
     assert len(api.files) == 1
 
 
-async def _sweep(api: Api) -> int:
+async def _purge_uploads(api: Api) -> int:
     from hiresfix.server.database.pool import Database
     from hiresfix.server.database.task_queue import Queue
 
     async with Database(api.database_url, max_size=2) as database:
-        upkeep = Upkeep(
+        maintenance = Maintenance(
             settings=api.settings,
             database=database,
             storage=Storage.open(api.settings.storage_location),
             queue=Queue(api.database_url),
         )
-        return await upkeep.purge_uploads()
+        return await maintenance.purge_uploads()
 
 
-def test_deleting_a_jobs_files_takes_input_and_result_at_once_and_again_is_fine(api: Api, finished: str) -> None:
+def test_deleting_job_files_is_idempotent(api: Api, finished: str) -> None:
     job = finished.rpartition("/")[2].removesuffix("-1.png")
     with api.client() as client:
         for _ in range(2):
@@ -239,7 +239,7 @@ def test_deleting_a_jobs_files_takes_input_and_result_at_once_and_again_is_fine(
     assert api.value("select source_purged_at is not null from jobs")
 
 
-def test_files_of_a_job_that_still_runs_or_is_not_ours_stay(api: Api, photo: str) -> None:
+def test_files_of_running_or_foreign_job_stay(api: Api, photo: str) -> None:
     job = api.submit({"image": photo}).json()["jobId"]
     with api.client() as client:
         assert client.delete(f"/v2/jobs/{job}/files").status_code == 409

@@ -19,6 +19,7 @@ import pytest
 from psycopg import sql
 
 from hiresfix.server import guarded_http, uploads
+from hiresfix.server.database import pool
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 from hiresfix.server.jobs import lifecycle, model
@@ -36,7 +37,7 @@ def huge_png_header() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def test_a_good_request_is_answered_202_with_exactly_job_id_and_status(api: Api, photo: str) -> None:
+def test_valid_request_is_accepted(api: Api, photo: str) -> None:
     response = api.submit({"image": photo, "scale_factor": "2", "creativity": 0.35})
     assert response.status_code == 202
     assert set(response.json()) == {"jobId", "status"}
@@ -47,7 +48,7 @@ def test_a_good_request_is_answered_202_with_exactly_job_id_and_status(api: Api,
     assert api.files == [f"sources/{response.json()['jobId']}"]
 
 
-def test_the_job_shows_what_was_asked_for(api: Api, photo: str) -> None:
+def test_job_shows_its_input(api: Api, photo: str) -> None:
     job_id = api.submit({"image": photo, "scale_factor": "4x", "seed": 5}).json()["jobId"]
     with api.client() as client:
         response = client.get(f"/v2/jobs/{job_id}")
@@ -59,7 +60,7 @@ def test_the_job_shows_what_was_asked_for(api: Api, photo: str) -> None:
     assert (job["seed"], job["input"]["scale_factor"], job["input"]["image"]) == (5, 4, photo)
 
 
-def test_the_faithful_model_runs_over_the_same_machinery(api: Api, photo: str) -> None:
+def test_faithful_model_is_accepted(api: Api, photo: str) -> None:
     body = {"model": "faithful-upscale", "faithfulUpscaleParams": {"image": photo, "content": "anime"}}
     with api.client() as client:
         response = client.post("/v2/images/upscale", json=body)
@@ -67,18 +68,18 @@ def test_the_faithful_model_runs_over_the_same_machinery(api: Api, photo: str) -
     assert api.balance == 99
 
 
-def test_a_data_uri_is_taken_and_only_its_size_is_shown_again(api: Api) -> None:
-    picture = png(9, 5)
-    job_id = api.submit({"image": "data:image/png;base64," + base64.b64encode(picture).decode()}).json()["jobId"]
+def test_data_uri_is_stored_as_its_size(api: Api) -> None:
+    image = png(9, 5)
+    job_id = api.submit({"image": "data:image/png;base64," + base64.b64encode(image).decode()}).json()["jobId"]
     with api.client() as client:
         shown = client.get(f"/v2/jobs/{job_id}").json()["input"]["image"]
     assert len(shown) < 60
-    assert str(len(picture)) in shown
-    assert api.value("select source ->> 'bytes' from jobs") == str(len(picture))
+    assert str(len(image)) in shown
+    assert api.value("select source ->> 'bytes' from jobs") == str(len(image))
 
 
 @pytest.mark.parametrize("header", ["X-API-Key", "Authorization"])
-def test_both_headers_carry_the_key(api: Api, photo: str, header: str) -> None:
+def test_key_in_either_header(api: Api, photo: str, header: str) -> None:
     value = api.key if header == "X-API-Key" else f"Bearer {api.key}"
     body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": photo}}
     assert httpx.post(f"{api.url}/v2/images/upscale", json=body, headers={header: value}).status_code == 202
@@ -101,7 +102,7 @@ def test_wrong_keys_are_refused(api: Api, photo: str, headers: dict[str, str], s
     api.assert_untouched()
 
 
-def test_revoked_and_inactive_keys_are_refused_at_once(api: Api, photo: str) -> None:
+def test_revoked_and_inactive_keys_are_refused(api: Api, photo: str) -> None:
     api.do("update api_keys set active = false")
     assert (api.submit({"image": photo}).status_code, api.submit({}).json()["error"]) == (403, "API key is inactive")
     api.do("update api_keys set revoked_at = now()")
@@ -131,7 +132,7 @@ def test_validation_names_the_field(api: Api, body: dict[str, Any], details: dic
     api.assert_untouched()
 
 
-def test_all_problems_are_told_at_once(api: Api) -> None:
+def test_all_problems_are_in_one_answer(api: Api) -> None:
     response = api.submit({"scale_factor": "16", "creativity": 2, "seed": 1.5}, webhookUrl="ftp://example.com")
     assert set(response.json()["details"]) == {
         "clarityUpscaleParams.image",
@@ -146,7 +147,7 @@ def test_all_problems_are_told_at_once(api: Api) -> None:
     ("content", "content_type"),
     [(b"{", "application/json"), (b"[]", "application/json"), (b"", "application/json"), (b"a=b", "text/plain")],
 )
-def test_what_is_no_json_object_is_a_problem_of_the_root(api: Api, content: bytes, content_type: str) -> None:
+def test_non_object_is_a_root_problem(api: Api, content: bytes, content_type: str) -> None:
     with api.client() as client:
         response = client.post("/v2/images/upscale", content=content, headers={"Content-Type": content_type})
     assert response.status_code == 400
@@ -154,11 +155,11 @@ def test_what_is_no_json_object_is_a_problem_of_the_root(api: Api, content: byte
 
 
 BAD_PICTURES: list[tuple[str, Callable[[Site], str], str]] = [
-    ("HTML", lambda site: site.add("/page", b"<!doctype html><html><body>Hi</body></html>"), "picture"),
+    ("HTML", lambda site: site.add("/page", b"<!doctype html><html><body>Hi</body></html>"), "image"),
     ("404", lambda site: site.url + "/missing", "404"),
     ("30 MB", lambda site: site.add("/big.png", b"\x89PNG\r\n\x1a\n" + b"\0" * (30 << 20)), "25 MiB"),
     ("a giant header", lambda site: site.add("/bomb.png", huge_png_header()), "64 MP"),
-    ("a truncated picture", lambda site: site.add("/cut.png", png(200, 200)[:-900]), ""),
+    ("a truncated image", lambda site: site.add("/cut.png", png(200, 200)[:-900]), ""),
     ("nothing", lambda site: site.add("/empty", b""), ""),
     ("a closed port", lambda site: "http://127.0.0.1:1/x.png", ""),
     ("an unknown host", lambda site: "http://no-such-host.invalid/x.png", ""),
@@ -166,9 +167,7 @@ BAD_PICTURES: list[tuple[str, Callable[[Site], str], str]] = [
 
 
 @pytest.mark.parametrize(("make", "hint"), [pytest.param(make, hint, id=name) for name, make, hint in BAD_PICTURES])
-def test_a_bad_picture_is_a_400_on_its_field_and_costs_nothing(
-    api: Api, site: Site, make: Callable[[Site], str], hint: str
-) -> None:
+def test_bad_image_is_400_without_charge(api: Api, site: Site, make: Callable[[Site], str], hint: str) -> None:
     response = api.submit({"image": make(site)}, headers={"Idempotency-Key": "free again"})
     assert response.status_code == 400
     (message,) = response.json()["details"]["clarityUpscaleParams.image"]
@@ -205,12 +204,12 @@ USERINFO = ("http://user:secret@example.com/x.png", "http://example.com@127.0.0.
 
 
 def refusal(api: Api, field: str, url: str) -> str:
-    """The message for `url` as a picture or as a webhook, through the real route."""
-    picture = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
+    """The message for `url` as a image or as a webhook, through the real route."""
+    image = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
     if field == "image":
         response, path = api.submit({"image": url}), "clarityUpscaleParams.image"
     else:
-        response, path = api.submit({"image": picture}, webhookUrl=url.replace("http:", "https:")), "webhookUrl"
+        response, path = api.submit({"image": image}, webhookUrl=url.replace("http:", "https:")), "webhookUrl"
     assert response.status_code == 400, response.text
     (message,) = response.json()["details"][path]
     assert isinstance(message, str)
@@ -218,7 +217,7 @@ def refusal(api: Api, field: str, url: str) -> str:
 
 
 @pytest.mark.parametrize("field", ["image", "webhookUrl"])
-def test_private_addresses_are_refused_for_picture_and_webhook(start_api: Callable[..., Api], field: str) -> None:
+def test_private_addresses_are_refused(start_api: Callable[..., Api], field: str) -> None:
     api = start_api(allow_private_addresses=False)
     for kind, url in INSIDE.items():
         assert "private or local address" in refusal(api, field, url), kind
@@ -258,7 +257,7 @@ def name_server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 @pytest.mark.parametrize("field", ["image", "webhookUrl"])
-def test_a_name_that_leads_inside_is_refused_for_picture_and_webhook(
+def test_names_with_private_addresses_are_refused(
     start_api: Callable[..., Api], field: str, name_server: Callable[..., list[str]]
 ) -> None:
     api = start_api(allow_private_addresses=False)
@@ -272,7 +271,7 @@ def test_a_name_that_leads_inside_is_refused_for_picture_and_webhook(
 PUBLIC = "93.184.215.14"
 
 
-def test_a_picture_whose_name_is_rebound_is_dialled_where_it_was_judged(
+def test_rebound_image_name_uses_checked_address(
     start_api: Callable[..., Api], name_server: Callable[..., list[str]]
 ) -> None:
     api = start_api(allow_private_addresses=False)
@@ -282,13 +281,13 @@ def test_a_picture_whose_name_is_rebound_is_dialled_where_it_was_judged(
     api.assert_untouched()
 
 
-def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
+def test_rebound_webhook_name_is_checked_again(
     start_api: Callable[..., Api], name_server: Callable[..., list[str]]
 ) -> None:
     api = start_api(allow_private_addresses=False)
     dialled = name_server(PUBLIC, "127.0.0.1")
-    picture = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
-    job = api.submit({"image": picture}, webhookUrl="https://rebound.example/hook").json()["jobId"]
+    image = "data:image/png;base64," + base64.b64encode(png(8, 8)).decode()
+    job = api.submit({"image": image}, webhookUrl="https://rebound.example/hook").json()["jobId"]
 
     async def end_and_deliver() -> str | None:
         queue = Queue(api.database_url)
@@ -299,7 +298,7 @@ def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
             async with database.transaction() as tx:
                 await lifecycle.settle(tx, queue, held, model.Failed(error="no", retryable=False), public_url=api.url)
                 (told,) = await events.newest(tx, limit=9)
-            await delivery.deliver(database, queue, told.id, policy=uploads.policy(api.settings))
+            await delivery.deliver(database, queue, told.id, policy=uploads.http_policy(api.settings))
             async with database.transaction() as tx:
                 return (await events.get(tx, told.id))[0].last_error
 
@@ -307,7 +306,7 @@ def test_a_webhook_whose_name_is_rebound_is_judged_again_when_it_is_sent(
     assert dialled == []
 
 
-def test_a_picture_that_redirects_inside_is_refused(
+def test_redirect_to_private_address_is_refused(
     start_api: Callable[..., Api], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The site stands for a public one: only its own address is let pass, so that the redirect is what is judged."""
@@ -322,7 +321,7 @@ def test_a_picture_that_redirects_inside_is_refused(
     assert api.submit({"image": site.url + "/x.png"}).status_code == 202
 
 
-def test_too_large_an_output_names_the_limit_and_the_way_out(start_api: Callable[..., Api], site: Site) -> None:
+def test_too_large_output_suggests_a_scale(start_api: Callable[..., Api], site: Site) -> None:
     api = start_api(max_output_megapixels=0.01)
     response = api.submit({"image": site.add("/p.png", png(40, 30)), "scale_factor": 8})
     (message,) = response.json()["details"]["clarityUpscaleParams.scale_factor"]
@@ -330,14 +329,14 @@ def test_too_large_an_output_names_the_limit_and_the_way_out(start_api: Callable
     api.assert_untouched()
 
 
-def test_a_format_that_cannot_hold_the_output_is_refused_before_any_charge(api: Api, site: Site) -> None:
+def test_too_small_format_is_refused_before_charge(api: Api, site: Site) -> None:
     response = api.submit({"image": site.add("/wide.png", png(3000, 2)), "scale_factor": 8, "output_format": "webp"})
     (message,) = response.json()["details"]["clarityUpscaleParams.output_format"]
     assert "16383" in message
     api.assert_untouched()
 
 
-def test_without_credits_402_tells_whole_numbers_and_takes_none(api: Api, photo: str) -> None:
+def test_402_has_integer_credits(api: Api, photo: str) -> None:
     api.do("insert into ledger (team_id, kind, amount, counterparty, actor, reason)"
            " select id, 'adjust', -98, 'adjustments', 'test', 'test' from teams")  # fmt: skip
     api.do("update teams set credits = 2")
@@ -348,7 +347,7 @@ def test_without_credits_402_tells_whole_numbers_and_takes_none(api: Api, photo:
     assert (api.balance, api.jobs, api.files) == (2, 0, [])
 
 
-def test_two_parallel_submissions_with_credits_for_one(api: Api, photo: str) -> None:
+def test_parallel_submissions_cannot_overspend(api: Api, photo: str) -> None:
     api.do("insert into ledger (team_id, kind, amount, counterparty, actor, reason)"
            " select id, 'adjust', -96, 'adjustments', 'test', 'test' from teams")  # fmt: skip
     api.do("update teams set credits = 4")
@@ -358,7 +357,7 @@ def test_two_parallel_submissions_with_credits_for_one(api: Api, photo: str) -> 
     assert (api.balance, api.jobs, len(api.files)) == (1, 1, 1)
 
 
-def test_too_many_waiting_jobs_is_429_with_retry_after_and_no_job(start_api: Callable[..., Api], photo: str) -> None:
+def test_full_team_queue_is_429(start_api: Callable[..., Api], photo: str) -> None:
     api = start_api(max_queued_jobs=1)
     assert api.submit({"image": photo}).status_code == 202
     response = api.submit({"image": photo})
@@ -367,7 +366,7 @@ def test_too_many_waiting_jobs_is_429_with_retry_after_and_no_job(start_api: Cal
     assert api.jobs == 1
 
 
-def test_a_full_server_is_503(start_api: Callable[..., Api], photo: str) -> None:
+def test_full_server_is_503(start_api: Callable[..., Api], photo: str) -> None:
     api = start_api(max_queued_jobs_total=1)
     api.submit({"image": photo})
     response = api.submit({"image": photo})
@@ -375,7 +374,7 @@ def test_a_full_server_is_503(start_api: Callable[..., Api], photo: str) -> None
     assert int(response.headers["retry-after"]) >= 1
 
 
-def test_one_of_our_own_results_is_read_from_the_store(api: Api, photo: str) -> None:
+def test_own_result_is_read_from_the_store(api: Api, photo: str) -> None:
     job_id = api.submit({"image": photo}).json()["jobId"]
     response = api.submit({"image": f"{api.url}/files/images/{job_id}-1.png"})
     assert response.status_code == 400  # not finished yet, and surely not asked for over HTTP
@@ -385,7 +384,7 @@ def test_one_of_our_own_results_is_read_from_the_store(api: Api, photo: str) -> 
 # Idempotency --------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_key_and_request_replays_the_job_even_when_the_url_has_died(api: Api, site: Site, photo: str) -> None:
+def test_replay_works_after_url_is_gone(api: Api, site: Site, photo: str) -> None:
     headers = {"Idempotency-Key": "k1"}
     first = api.submit({"image": photo, "scale_factor": "2"}, headers=headers)
     site.pages.clear()
@@ -397,7 +396,7 @@ def test_the_same_key_and_request_replays_the_job_even_when_the_url_has_died(api
     assert api.jobs == 1
 
 
-def test_the_same_key_with_another_request_is_409(api: Api, photo: str) -> None:
+def test_reused_key_is_409(api: Api, photo: str) -> None:
     api.submit({"image": photo}, headers={"Idempotency-Key": "k"})
     response = api.submit({"image": photo, "creativity": 0.5}, headers={"Idempotency-Key": "k"})
     assert response.status_code == 409
@@ -415,20 +414,20 @@ def test_twenty_parallel_duplicates_make_one_job(api: Api, photo: str) -> None:
     assert (api.jobs, api.balance, len(api.files)) == (1, 97, 1)
 
 
-def test_a_key_is_free_again_after_24_hours(api: Api, photo: str) -> None:
+def test_idempotency_key_expires_after_24_hours(api: Api, photo: str) -> None:
     first = api.submit({"image": photo}, headers={"Idempotency-Key": "k"}).json()
     api.do("update idempotency_keys set created_at = now() - interval '24 hours 1 second'")
     second = api.submit({"image": photo, "creativity": 1}, headers={"Idempotency-Key": "k"}).json()
     assert first["jobId"] != second["jobId"]
 
 
-def test_a_key_may_have_255_characters_and_not_256(api: Api, photo: str) -> None:
+def test_idempotency_key_length_limit(api: Api, photo: str) -> None:
     assert api.submit({"image": photo}, headers={"Idempotency-Key": "k" * 255}).status_code == 202
     response = api.submit({"image": photo}, headers={"Idempotency-Key": "k" * 256})
     assert response.json()["details"] == {"Idempotency-Key": ["Must be at most 255 characters"]}
 
 
-def test_a_refused_request_leaves_its_key_unused(api: Api, site: Site, photo: str) -> None:
+def test_refused_request_leaves_key_unused(api: Api, site: Site, photo: str) -> None:
     headers = {"Idempotency-Key": "k"}
     assert api.submit({"image": site.url + "/missing"}, headers=headers).status_code == 400
     assert api.submit({"image": photo}, headers=headers).status_code == 202
@@ -458,14 +457,14 @@ def test_every_error_is_json_with_a_request_id(api: Api, method: str, path: str,
     assert status != 405 or response.headers["allow"] == "POST"
 
 
-def test_an_inbound_request_id_is_kept_if_it_is_harmless(api: Api) -> None:
+def test_harmless_request_id_is_kept(api: Api) -> None:
     with api.client() as client:
         assert client.get("/healthz", headers={"X-Request-Id": "abc.DEF_1-2"}).headers["x-request-id"] == "abc.DEF_1-2"
         odd = client.get("/healthz", headers={"X-Request-Id": "no spaces"}).headers["x-request-id"]
     assert len(odd) == 36
 
 
-def test_a_trailing_slash_answers_directly(api: Api, photo: str) -> None:
+def test_trailing_slash_is_accepted(api: Api, photo: str) -> None:
     body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": photo}}
     with api.client() as client:
         response = client.post("/v2/images/upscale/", json=body)
@@ -473,7 +472,7 @@ def test_a_trailing_slash_answers_directly(api: Api, photo: str) -> None:
         assert client.get(f"/v2/jobs/{response.json()['jobId']}/").status_code == 200
 
 
-def test_a_body_over_the_cap_is_413(start_api: Callable[..., Api]) -> None:
+def test_oversized_body_is_413(start_api: Callable[..., Api]) -> None:
     api = start_api(max_body_bytes=2000)
     with api.client() as client:
         declared = client.post("/v2/images/upscale", content=b" " * 2001, headers={"Content-Type": "application/json"})
@@ -482,7 +481,7 @@ def test_a_body_over_the_cap_is_413(start_api: Callable[..., Api]) -> None:
         assert (response.status_code, response.json()["error"]) == (413, "Request body too large")
 
 
-def test_another_users_job_is_404(api: Api, photo: str) -> None:
+def test_other_users_job_is_404(api: Api, photo: str) -> None:
     job_id = api.submit({"image": photo}).json()["jobId"]
     api.do("with t as (insert into teams (name) values ('Other') returning id),"
            " u as (insert into users (team_id, email, role) select id, 'b@example.com', 'OWNER' from t returning id)"
@@ -492,7 +491,11 @@ def test_another_users_job_is_404(api: Api, photo: str) -> None:
     assert (response.status_code, response.json()["error"]) == (404, "Job not found")
 
 
-def test_while_the_database_is_away_the_answer_is_503(api: Api, photo: str, postgres: str) -> None:
+def test_unavailable_database_is_503(
+    start_api: Callable[..., Api], photo: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "RECONNECT_SECONDS", 0.2)  # well below the timeout, or the last request gets 503 too
+    api = start_api(database_timeout_seconds=1.5)
     name = api.value("select current_database()")
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""Correcting the books by hand: the ledger, and the commands that write it."""
+"""The ledger, and the operator commands that change it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def hiresfix(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Hiresfix:
     return lambda *words: CliRunner().invoke(cli.app, list(words))
 
 
-def test_an_adjustment_goes_both_ways_and_never_below_zero(api: Api, hiresfix: Hiresfix) -> None:
+def test_adjustment_never_goes_below_zero(api: Api, hiresfix: Hiresfix) -> None:
     assert hiresfix("credits", "adjust", "-40", "--reason", "double grant").stdout == "60\n"
     assert hiresfix("credits", "adjust", "5").stdout == "65\n"
     refused = hiresfix("credits", "adjust", "-66")
@@ -36,29 +36,29 @@ def test_an_adjustment_goes_both_ways_and_never_below_zero(api: Api, hiresfix: H
     assert api.value("select reason from ledger where amount = -40") == "double grant"
 
 
-def test_a_job_is_refunded_by_hand_once(api: Api, photo: str, hiresfix: Hiresfix) -> None:
+def test_operator_refund_counts_once(api: Api, photo: str, hiresfix: Hiresfix) -> None:
     job = api.submit({"image": photo}).json()["jobId"]
     assert hiresfix("credits", "refund", job, "--reason", "seams").stdout == f"Refunded {job}.\n"
-    assert hiresfix("credits", "refund", job).stdout == f"{job} was refunded before.\n"
+    assert hiresfix("credits", "refund", job).stdout == f"{job} was already refunded.\n"
     assert api.balance == 100
     assert api.value("select actor || ': ' || reason from ledger where kind = 'refund'") == f"{operator()}: seams"
-    unknown = hiresfix("credits", "refund", str(uuid4()))
-    assert isinstance(unknown.exception, NotFound)
-    assert "hiresfix jobs list" in unknown.exception.message
+    missing = hiresfix("credits", "refund", str(uuid4()))
+    assert isinstance(missing.exception, NotFound)
+    assert "hiresfix jobs list" in missing.exception.message
 
 
-def test_a_budget_is_set_shown_and_taken_away(api: Api, photo: str, hiresfix: Hiresfix) -> None:
+def test_budget_is_set_shown_and_removed(api: Api, photo: str, hiresfix: Hiresfix) -> None:
     assert "test" in hiresfix("keys", "budget", "test", "5").stdout
     assert [api.submit({"image": photo}).status_code for _ in range(2)] == [202, 403]
     assert "monthly budget" in hiresfix("keys", "list").stdout
-    assert "as much as its team has" in hiresfix("keys", "budget", "test", "none").stdout
+    assert "all credits of its team" in hiresfix("keys", "budget", "test", "none").stdout
     assert api.submit({"image": photo}).status_code == 202
     for wrong in ("-1", "1.5", "all"):
         assert hiresfix("keys", "budget", "test", "--", wrong).exit_code == 2
     assert isinstance(hiresfix("keys", "budget", "nobody", "5").exception, NotFound)
 
 
-async def test_refunds_that_race_give_back_once(api: Api, photo: str, database: Database) -> None:
+async def test_racing_refunds_count_once(api: Api, photo: str, database: Database) -> None:
     job = UUID(api.submit({"image": photo}).json()["jobId"])
 
     async def refund() -> bool:
@@ -68,7 +68,7 @@ async def test_refunds_that_race_give_back_once(api: Api, photo: str, database: 
     assert api.balance == 100
 
 
-async def test_what_would_go_below_zero_leaves_the_transaction_usable(api: Api, database: Database) -> None:
+async def test_insufficient_credits_leave_transaction_usable(api: Api, database: Database) -> None:
     team = api.value("select id from teams")
     async with database.transaction() as tx:
         with pytest.raises(InsufficientCredits):

@@ -1,4 +1,4 @@
-"""What a job costs, asked beforehand and charged afterwards, and what a key may spend a month."""
+"""Prices: dry runs, charges, and monthly budgets of keys."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def preview(api: Api, params: dict[str, Any], *, flag: str = "true", **more: Any
         return client.post(UPSCALE, json=body, params={"dryRun": flag})
 
 
-def priced(start_api: Callable[..., Api], **prices: str) -> Api:
+def start_with_prices(start_api: Callable[..., Api], **prices: str) -> Api:
     return start_api(prices={name.replace("_", "-"): pricing.parse(text) for name, text in prices.items()})
 
 
-def test_a_dry_run_tells_what_would_be_done_and_does_nothing(api: Api, photo: str) -> None:
+def test_dry_run_previews_without_side_effects(api: Api, photo: str) -> None:
     for _ in range(2):
-        answer = preview(api, {"image": photo, "scale_factor": 4})
-        assert answer.status_code == 200
-        assert answer.json() == {
+        response = preview(api, {"image": photo, "scale_factor": 4})
+        assert response.status_code == 200
+        assert response.json() == {
             "dryRun": True,
             "model": "clarity-upscale",
             "creditCost": 3,
@@ -39,14 +39,14 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(api: Api, photo: st
             "sufficient": True,
             "input": {"width": 24, "height": 17},
             "output": {"width": 96, "height": 68, "megapixels": 0.01},
-            "estimatedSeconds": None,  # nothing was measured here yet
+            "estimatedSeconds": None,  # nothing has been measured yet
         }
     api.assert_untouched()
-    # The key it was sent with is free for the real request.
+    # The Idempotency-Key of a dry run is free for the real request.
     assert api.submit({"image": photo}, headers={"Idempotency-Key": "ignored by a dry run"}).status_code == 202
 
 
-def test_a_dry_run_without_enough_credits_says_so_and_is_no_error(api: Api, photo: str) -> None:
+def test_dry_run_reports_missing_credits(api: Api, photo: str) -> None:
     api.do("insert into ledger (team_id, kind, amount, counterparty, actor, reason)"
            " select id, 'adjust', -98, 'adjustments', 'test', 'test' from teams")  # fmt: skip
     api.do("update teams set credits = 2")
@@ -54,7 +54,7 @@ def test_a_dry_run_without_enough_credits_says_so_and_is_no_error(api: Api, phot
     assert (body["creditCost"], body["creditsAvailable"], body["sufficient"]) == (3, 2, False)
 
 
-def test_a_dry_run_finds_what_the_request_would_be_refused_for(api: Api, site: Site) -> None:
+def test_dry_run_validates_the_request(api: Api, site: Site) -> None:
     assert set(preview(api, {"scale_factor": 3}).json()["details"]) == {
         "clarityUpscaleParams.image",
         "clarityUpscaleParams.scale_factor",
@@ -63,9 +63,9 @@ def test_a_dry_run_finds_what_the_request_would_be_refused_for(api: Api, site: S
     assert (dead.status_code, list(dead.json()["details"])) == (400, ["clarityUpscaleParams.image"])
 
 
-def test_an_unclear_flag_is_refused_rather_than_charged(api: Api, photo: str) -> None:
+def test_invalid_dry_run_flag_is_400(api: Api, photo: str) -> None:
     statuses = {flag: preview(api, {"image": photo}, flag=flag) for flag in ("TRUE", "1", "", "yes", "false")}
-    assert [answer.status_code for answer in statuses.values()] == [200, 200, 400, 400, 202]
+    assert [response.status_code for response in statuses.values()] == [200, 200, 400, 400, 202]
     assert statuses["yes"].json()["details"] == {"dryRun": ["Expected true or false"]}
 
 
@@ -73,30 +73,28 @@ def test_an_unclear_flag_is_refused_rather_than_charged(api: Api, photo: str) ->
     ("query", "status"),
     [("dry_run=true", 200), ("dryrun=1", 200), ("DryRun=True", 200), ("dryRun=true&dryRun=false", 400)],
 )
-def test_whoever_asked_for_a_dry_run_in_other_words_is_not_charged(
-    api: Api, photo: str, query: str, status: int
-) -> None:
+def test_dry_run_spelling_variants_are_not_charged(api: Api, photo: str, query: str, status: int) -> None:
     body = {"model": "clarity-upscale", "clarityUpscaleParams": {"image": photo}}
     with api.client() as client:
         assert client.post(f"{UPSCALE}?{query}", json=body).status_code == status
     assert (api.balance, api.jobs) == (100, 0)
 
 
-def test_a_price_by_size_is_the_same_in_preview_charge_and_402(start_api: Callable[..., Api], site: Site) -> None:
-    api = priced(start_api, clarity_upscale="40/MP")
-    picture = {"image": site.add("/p.png", png(500, 300)), "scale_factor": 2}  # 0.6 megapixels out
-    assert preview(api, picture).json()["creditCost"] == 24
-    job = api.submit(picture).json()["jobId"]
+def test_price_by_size_is_consistent(start_api: Callable[..., Api], site: Site) -> None:
+    api = start_with_prices(start_api, clarity_upscale="40/MP")
+    image = {"image": site.add("/p.png", png(500, 300)), "scale_factor": 2}  # 0.6 megapixels out
+    assert preview(api, image).json()["creditCost"] == 24
+    job = api.submit(image).json()["jobId"]
     with api.client() as client:
         assert client.get(f"/v2/jobs/{job}").json()["creditCost"] == 24
     assert api.balance == 76
-    refused = api.submit({**picture, "scale_factor": 4})
+    refused = api.submit({**image, "scale_factor": 4})
     assert (refused.status_code, refused.json()["creditsRequired"], refused.json()["creditsAvailable"]) == (402, 96, 76)
     assert (api.balance, api.jobs, len(api.files)) == (76, 1, 1)
 
 
-def test_a_model_may_be_free(start_api: Callable[..., Api], photo: str) -> None:
-    api = priced(start_api, clarity_upscale="0")
+def test_free_model_costs_nothing(start_api: Callable[..., Api], photo: str) -> None:
+    api = start_with_prices(start_api, clarity_upscale="0")
     assert api.submit({"image": photo}).status_code == 202
     assert api.balance == 100
 
@@ -104,7 +102,7 @@ def test_a_model_may_be_free(start_api: Callable[..., Api], photo: str) -> None:
 # Monthly budgets ----------------------------------------------------------------------------------------------------
 
 
-def test_over_its_budget_a_key_gets_403_with_the_numbers_and_nothing_happens(api: Api, photo: str) -> None:
+def test_over_budget_is_403_with_numbers(api: Api, photo: str) -> None:
     api.do("update api_keys set monthly_budget = 7")
     assert [api.submit({"image": photo}).status_code for _ in range(2)] == [202, 202]
     assert preview(api, {"image": photo}).json()["budgetAvailable"] == 1
@@ -121,18 +119,18 @@ def test_over_its_budget_a_key_gets_403_with_the_numbers_and_nothing_happens(api
     assert (api.balance, api.jobs, len(api.files)) == (94, 2, 2)
 
 
-def test_racing_requests_never_spend_more_than_the_budget(start_api: Callable[..., Api], site: Site) -> None:
-    # By size, so that the look before the probe lets all of them through and the transaction has to decide.
-    api = priced(start_api, clarity_upscale="40/MP")
+def test_racing_requests_stay_within_budget(start_api: Callable[..., Api], site: Site) -> None:
+    # A price by size, so that the check before the probe lets all of them through and the transaction decides.
+    api = start_with_prices(start_api, clarity_upscale="40/MP")
     api.do("update api_keys set monthly_budget = 10")
-    picture = {"image": site.add("/p.png", png(250, 200))}  # 0.2 megapixels out: 8 credits
+    image = {"image": site.add("/p.png", png(250, 200))}  # 0.2 megapixels out: 8 credits
     with ThreadPoolExecutor(8) as pool:
-        statuses = sorted(pool.map(lambda _: api.submit(picture).status_code, range(8)))
+        statuses = sorted(pool.map(lambda _: api.submit(image).status_code, range(8)))
     assert statuses == [202, *[403] * 7]
     assert (api.balance, api.jobs, len(api.files)) == (92, 1, 1)
 
 
-def test_what_was_spent_in_another_month_or_with_another_key_does_not_count(api: Api, photo: str) -> None:
+def test_budget_counts_this_month_and_key_only(api: Api, photo: str) -> None:
     api.do("update api_keys set monthly_budget = 3")
     api.submit({"image": photo})
     assert api.submit({"image": photo}).status_code == 403
@@ -145,7 +143,7 @@ def test_what_was_spent_in_another_month_or_with_another_key_does_not_count(api:
     assert api.submit({"image": photo}).status_code == 202
 
 
-def test_a_refund_gives_back_to_the_month_of_its_charge(api: Api, photo: str) -> None:
+def test_refund_counts_in_month_of_charge(api: Api, photo: str) -> None:
     api.do("update api_keys set monthly_budget = 3")
     job = api.submit({"image": photo}).json()["jobId"]
     api.do("insert into ledger (team_id, job_id, kind, amount, counterparty, actor, reason)"
@@ -153,4 +151,4 @@ def test_a_refund_gives_back_to_the_month_of_its_charge(api: Api, photo: str) ->
     api.do("update teams set credits = 100")
     assert preview(api, {"image": photo}).json()["budgetAvailable"] == 3
     api.do("update jobs set created_at = created_at - interval '32 days'")
-    assert preview(api, {"image": photo}).json()["budgetAvailable"] == 3  # and not six: it is not this month's refund
+    assert preview(api, {"image": photo}).json()["budgetAvailable"] == 3  # not six: the refund belongs to another month

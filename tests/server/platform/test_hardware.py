@@ -22,13 +22,13 @@ def seen(wanted: str) -> list[str]:
     return [device.environment[hardware.VISIBLE] for device in hardware.devices(wanted)]
 
 
-def test_every_gpu_gets_a_process_that_sees_no_other(four_gpus: None) -> None:
+def test_each_gpu_gets_its_process(four_gpus: None) -> None:
     assert seen("auto") == ["0", "1", "2", "3"]
     assert seen("2, 0") == ["2", "0"]
     assert {device.environment["HIRESFIX_DEVICE"] for device in hardware.devices("auto")} == {"cuda"}
 
 
-def test_numbers_count_among_what_the_operator_left_visible(
+def test_numbers_count_visible_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(hardware.VISIBLE, "GPU-5e0a, 7")
@@ -37,34 +37,34 @@ def test_numbers_count_among_what_the_operator_left_visible(
     assert seen("1") == ["7"]
 
 
-def test_a_machine_without_gpus_gets_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpus_mean_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
     assert [device.name for device in hardware.devices("auto")] == ["auto"]
     assert hardware.devices("cpu") == [hardware.CPU]
 
 
 @pytest.mark.parametrize("wanted", ["4", "0,9", "0,0", "-1", "gpu", "", "1,"])
-def test_devices_that_are_not_there_are_named(four_gpus: None, wanted: str) -> None:
+def test_missing_devices_are_named(four_gpus: None, wanted: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--devices auto"):
         hardware.devices(wanted)
 
 
-def test_the_real_list_is_read_without_torch_in_this_process() -> None:
+def test_gpus_are_counted_without_torch_here() -> None:
     assert all(
         device.environment.keys() <= {hardware.VISIBLE, "HIRESFIX_DEVICE"} for device in hardware.devices("auto")
     )
 
 
-def test_workers_that_start_together_share_the_hosts_memory(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_host_memory(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "host_bytes", lambda: 64 * 2**30)
-    started = supervisor.workers_on(hardware.devices("auto"), Settings())
+    started = supervisor.worker_processes(hardware.devices("auto"), Settings())
     assert [child.name for child in started] == ["worker-gpu-0", "worker-gpu-1", "worker-gpu-2", "worker-gpu-3"]
     assert {child.environment["HIRESFIX_WORKER_MEMORY_BYTES"] for child in started} == {str(16 * 2**30)}
-    (given,) = supervisor.workers_on(hardware.devices("0"), Settings(worker_memory_bytes=5))
+    (given,) = supervisor.worker_processes(hardware.devices("0"), Settings(worker_memory_bytes=5))
     assert given.environment["HIRESFIX_WORKER_MEMORY_BYTES"] == "5"
 
 
-def test_a_container_has_no_more_memory_than_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_container_limit_bounds_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = hardware.host_bytes()
     limits = tmp_path / "memory.max"
     monkeypatch.setattr(hardware, "CGROUP_LIMITS", (limits,))

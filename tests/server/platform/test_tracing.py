@@ -34,7 +34,7 @@ def spans(collector: Site) -> dict[str, Span]:
     return found
 
 
-def test_a_job_is_one_trace_from_the_callers_own_to_the_stages_of_the_engine(
+def test_job_is_one_trace(
     start_api: Callable[..., Api], site: Site, photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -61,12 +61,12 @@ def test_a_job_is_one_trace_from_the_callers_own_to_the_stages_of_the_engine(
     assert api.key.encode() not in told
 
 
-def test_a_collector_that_is_away_delays_nobody(start_api: Callable[..., Api], photo: str) -> None:
+def test_unavailable_collector_delays_nothing(start_api: Callable[..., Api], photo: str) -> None:
     api = start_api(telemetry_url="http://127.0.0.1:9")
     assert api.submit({"image": photo}).status_code == 202
 
 
-def test_without_a_collector_nothing_of_it_is_loaded_and_a_span_is_nothing() -> None:
+def test_no_collector_loads_no_opentelemetry() -> None:
     program = (
         "import sys\n"
         "from hiresfix.server.platform import tracing\n"
@@ -77,13 +77,13 @@ def test_without_a_collector_nothing_of_it_is_loaded_and_a_span_is_nothing() -> 
     assert done.stdout.strip() == "None []", done.stderr
 
 
-def test_a_collector_without_the_part_that_speaks_to_it_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_opentelemetry_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigurationError, match="telemetry"), tracing.exporting("http://x:1", role="api"):
         pass
 
 
-def test_an_error_is_told_by_its_kind_and_not_by_its_words(site: Site) -> None:
+def test_span_records_error_type_only(site: Site) -> None:
     with (
         pytest.raises(ValueError),
         tracing.exporting(site.url, role="worker"),

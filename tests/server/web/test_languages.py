@@ -13,12 +13,11 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po
 
 import hiresfix
-from hiresfix import errors
-from hiresfix.images.containers import read_container
-from hiresfix.images.values import Limits, check_output
+from hiresfix import errors, messages
+from hiresfix.messages import TEMPLATES
 from hiresfix.models.catalog import MODELS
 from hiresfix.server.web import error_texts, message_catalogs
-from hiresfix.server.web.languages import ENGLISH, JAPANESE, KOREAN, LANGUAGES, LOCALES, Language, preferred
+from hiresfix.server.web.languages import ENGLISH, JAPANESE, KOREAN, LANGUAGES, LOCALES, Language, preferred_language
 from hiresfix.server.web.message_format import fill, particle, placeholders, rich
 
 TRANSLATED = [language for language in LANGUAGES if language is not ENGLISH]
@@ -42,7 +41,7 @@ def pairs(language: Language) -> Iterator[tuple[str, str]]:
 
 @each_language
 def test_every_message_is_translated_and_no_translation_is_unused(language: Language) -> None:
-    used = {message.id for message in message_catalogs.everything() if message.id}
+    used = {message.id for message in message_catalogs.all_messages() if message.id}
     known = {message.id for message in catalog_of(language) if message.id}
     assert (used - known, known - used) == (set(), set()), "run `python -m hiresfix.server.web`, then translate"
     assert [source for source, translation in pairs(language) if not translation] == []
@@ -89,40 +88,50 @@ def test_every_error_code_has_a_text() -> None:
 @each_language
 def test_every_parameter_and_preset_has_its_texts_in_the_language(language: Language) -> None:
     for model in MODELS:
-        of_subjects = (text for subject in model.subjects for text in (subject.label, subject.help))
+        of_subjects = (text for subject in model.param_presets for text in (subject.label, subject.help))
         for text in (model.description, *(param.help for param in model.params), *of_subjects):
             assert language(text) != text
 
 
-def test_the_sentences_that_pages_know_are_those_the_server_says() -> None:
-    said = [*written_in_the_source(), *refusals()]
-    for saying in error_texts.SAYINGS:
-        pattern = re.sub(r"\\\{\w+\\\}", "(.+?)", re.escape(saying))
-        assert any(re.fullmatch(pattern, sentence) for sentence in said), saying
+@each_language
+def test_messages_keep_placeholders_in_translation(language: Language) -> None:
+    known = {str(message.id): str(message.string) for message in catalog_of(language) if message.id}
+    for reason, template in TEMPLATES.items():
+        assert error_texts.MESSAGES[reason] == template.text
+        assert placeholders(known[template.text]) == template.placeholders, reason
 
 
-def refusals() -> Iterator[str]:
-    """Sentences that are put together from parts."""
-    small = Limits(max_output_megapixels=0.01)
-    for refused in (
-        lambda: read_container(b"no picture"),
-        lambda: check_output((300, 200), 4, Limits(max_output_megapixels=0.3)),
-        lambda: check_output((300, 200), 4, small),
-    ):
-        with pytest.raises(errors.PictureError) as refusal:
-            refused()
-        yield refusal.value.message
+def test_message_reasons_match_their_constants() -> None:
+    constants = {name for name, value in vars(messages).items() if isinstance(value, messages.MessageTemplate)}
+    assert {name.lower() for name in constants} == TEMPLATES.keys()
+    assert all(getattr(messages, name).reason == name.lower() for name in constants)
 
 
-def written_in_the_source() -> Iterator[str]:
-    """Every text outside of the pages, with {} for what is filled in."""
+def test_every_message_is_used_with_its_params() -> None:
+    used = set()
+    for reason, keywords in calls_of_templates():
+        used.add(reason)
+        if keywords is not None:
+            assert keywords == TEMPLATES[reason].placeholders, reason
+    assert used == TEMPLATES.keys()
+
+
+def calls_of_templates() -> Iterator[tuple[str, set[str] | None]]:
+    """Reason and keywords of each use of `messages.NAME` in the source; None where they are not literal."""
     for file in Path(hiresfix.__file__).parent.rglob("*.py"):
-        if "web" not in file.parts:
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            if (
+                not isinstance(node, ast.Attribute)
+                or not isinstance(node.value, ast.Name)
+                or node.value.id != "messages"
+            ):
+                continue
+            if node.attr.lower() in TEMPLATES and node.attr.isupper():
+                call = calls.get(id(node))
+                keywords = {keyword.arg for keyword in call.keywords} if call else {None}
+                yield node.attr.lower(), None if None in keywords else {str(name) for name in keywords}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +185,7 @@ def test_rich_text_knows_code_and_links_and_escapes_everything_else() -> None:
     ],
 )
 def test_the_browsers_preference_decides_among_the_languages_there_are(header: str, code: str) -> None:
-    assert preferred(header).code == code
+    assert preferred_language(header).code == code
 
 
 def test_numbers_dates_and_lists_are_written_as_the_language_does() -> None:
@@ -190,10 +199,10 @@ def test_numbers_dates_and_lists_are_written_as_the_language_does() -> None:
 
 
 def test_scripts_get_the_texts_they_and_their_imports_use_and_those_of_the_api() -> None:
-    carried = message_catalogs.for_script(KOREAN, "pages.js")
+    carried = message_catalogs.messages_for_script(KOREAN, "pages.js")
     assert carried["Copied"] == ("복사했어요",)
     assert carried[error_texts.ERRORS["not_found"]]
     assert carried[MODELS[0].params[0].help]
     assert "Quick start" not in carried
-    assert message_catalogs.for_script(KOREAN, "text.js") == {}
-    assert message_catalogs.for_script(ENGLISH, "pages.js") == {}
+    assert message_catalogs.messages_for_script(KOREAN, "i18n.js") == {}
+    assert message_catalogs.messages_for_script(ENGLISH, "pages.js") == {}

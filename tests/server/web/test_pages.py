@@ -27,11 +27,11 @@ from PIL import Image
 
 from hiresfix import wire
 from hiresfix.models import pricing
-from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, Model
+from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, CatalogModel
 from hiresfix.server.jobs import estimates
 from hiresfix.server.web import pages, samples, snippets
-from hiresfix.server.web.languages import ENGLISH, LANGUAGES, Language, named
-from hiresfix.server.web.static_files import FOLDER, address
+from hiresfix.server.web.languages import ENGLISH, LANGUAGES, Language, find_language
+from hiresfix.server.web.static_files import FOLDER, static_url
 from tests.browser.conftest import server, working
 from tests.conftest import Site, png
 from tests.journey.conftest import Service
@@ -124,7 +124,7 @@ def get(server: Service) -> Callable[[str], Document]:
 
 
 def language_of(path: str) -> Language:
-    return named(path.split("/")[1]) or ENGLISH
+    return find_language(path.split("/")[1]) or ENGLISH
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -193,7 +193,7 @@ def test_what_machines_read_of_a_page_is_sound(get: Callable[[str], Document], s
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.code)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
 def test_the_table_is_the_schema_that_the_api_shows(
-    get: Callable[[str], Document], server: Service, model: Model, language: Language
+    get: Callable[[str], Document], server: Service, model: CatalogModel, language: Language
 ) -> None:
     listed = httpx.get(f"{server.url}/v2/models").json()["models"]
     (entry,) = (each for each in listed if each["id"] == model.id)
@@ -297,7 +297,7 @@ def test_a_page_may_run_no_inline_script_and_load_nothing_from_elsewhere(server:
 
 
 def test_static_files_are_kept_for_good_under_their_hash_only(server: Service) -> None:
-    style = address("css/site.css")
+    style = static_url("css/site.css")
     kept = httpx.get(server.url + style)
     assert "immutable" in kept.headers["cache-control"]
     assert kept.headers["content-type"].startswith("text/css")
@@ -307,7 +307,7 @@ def test_static_files_are_kept_for_good_under_their_hash_only(server: Service) -
     assert old.content == kept.content == (FOLDER / "css" / "site.css").read_bytes()
     with httpx.stream("GET", server.url + style) as packed:
         assert len(gzip.decompress(b"".join(packed.iter_raw()))) == len(old.content)
-    script = httpx.get(server.url + address("js/text.js"))
+    script = httpx.get(server.url + static_url("js/i18n.js"))
     assert script.headers["content-type"].startswith("text/javascript")
     for wrong in ("/static/x/../app.py", "/static/x/%2e%2e/pages.py", "/static/x/css/none.css", "/static/x/"):
         assert httpx.get(server.url + wrong).status_code == 404, wrong
@@ -375,11 +375,11 @@ def test_the_programs_on_a_page_run_as_they_stand(
     (tmp_path / "photo.jpg").write_bytes(png(20, 14))
     page = get(path)
 
-    def run(which: str, job: str = snippets.JOB) -> str:
+    def run(which: str, job: str = snippets.JOB_ID) -> str:
         codes = [e.text for e in page.all("code") if snippets.KEY_VARIABLE in e.text and "\n" in e.text]
         start = {"submit": 0, "upload": 3, "poll": 6}[which]
         code = codes[start + list(PROGRAMS).index(name)]
-        code = code.replace(snippets.PICTURE, site.add("/input.jpg", png(20, 14))).replace(snippets.JOB, job)
+        code = code.replace(snippets.IMAGE_URL, site.add("/input.jpg", png(20, 14))).replace(snippets.JOB_ID, job)
         environment = {**os.environ, snippets.KEY_VARIABLE: working.key, "NO_PROXY": "127.0.0.1", "NO_COLOR": "1"}
         done = subprocess.run(
             PROGRAMS[name](code),

@@ -1,1 +1,1 @@
-"""Measurements on images: degradation of the input, fidelity of the result, seams; colour lock."""
+"""Measurements on images: degradation of the input, fidelity of the result, seams; and the colour lock."""

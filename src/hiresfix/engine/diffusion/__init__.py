@@ -1,1 +1,1 @@
-"""Hi-res fix by diffusion: the pipeline, its samplers, tiles, prompts, VAE and memory plan."""
+"""Upscaling by diffusion (hi-res fix): pipeline, samplers, tiles, prompts, VAE and memory plan."""

@@ -1,12 +1,15 @@
-"""UNet and ControlNet through torch.compile, block by block.
+"""Compile UNet and ControlNet with torch.compile, block by block.
 
-Guarantees: what is compiled reads weights where they are at each call, so LoRAs and moves between host and device are
-seen; one compilation of a block serves every number of tiles, every size of tile and every length of prompt; where
-something cannot be compiled, it is computed as it stands, and that is logged once. Knows no recipes and no pictures.
+Guarantees:
 
-Blocks and not whole networks: those of one kind and width share a compilation, so there are a tenth as many, a network
-that is used without its hint's encoder (`guidance`) has the same blocks, and what lies between them is little. A side
-of one at the UNet's coarsest level, a tile of 8 latent pixels, is a size of its own to the compiler.
+- Compiled code reads the weights at each call, so merged LoRAs and moves between host and device take effect.
+- One compilation of a block serves all batch sizes, tile sizes and prompt lengths.
+- What cannot be compiled runs uncompiled, and that is logged once.
+
+Blocks are compiled instead of whole networks for three reasons: blocks of one kind and width share a compilation, so
+there are a tenth as many; a ControlNet used without its image encoder (`guidance`) has the same blocks; and there is
+little work between blocks. To the compiler, a tile of 8 latent pixels is a separate size, because its side is 1 at the
+UNet's coarsest level. Independent of recipes and images.
 """
 
 from __future__ import annotations
@@ -22,23 +25,23 @@ from torch._dynamo.exc import RestartAnalysis, SkipFrame
 log = logging.getLogger(__name__)
 
 BLOCKS = ("ResnetBlock2D", "Transformer2DModel")
-"""Classes of diffusers in which nearly all is computed: norms, activations and residual sums beside matrices."""
-MOST = 64
-"""Compilations of one class: kinds of widths times the sizes of one. What comes after that is computed as it stands."""
+"""Classes of diffusers with nearly all of the work: norms, activations and residual sums beside matrix products."""
+MAX_COMPILATIONS = 64
+"""Compilations of one class: widths times sizes. Further ones run uncompiled."""
 
 Compiled = Callable[..., Any]
 
 
-def prepare(*networks: nn.Module) -> None:
-    """Their blocks are compiled when they are first used. What is copied of a network is as it was before."""
+def compile_blocks(*networks: nn.Module) -> None:
+    """Mark the blocks of these networks to be compiled at their first use. Earlier copies stay uncompiled."""
     for network in networks:
         for block in network.modules():
             if type(block).__name__ in BLOCKS:
-                block.compile(backend=_backend, dynamic=True, recompile_limit=MOST)
+                block.compile(backend=_backend, dynamic=True, recompile_limit=MAX_COMPILATIONS)
 
 
 class _Backend:
-    """A backend of torch.compile that gives up after its first failure: another would take as long and fail, too."""
+    """Backend of torch.compile that stops after its first failure, because the next try would fail as slowly."""
 
     def __init__(self, compile_graph: Callable[[torch.fx.GraphModule, Sequence[Any]], Compiled]) -> None:
         self._compile = compile_graph
@@ -49,11 +52,11 @@ class _Backend:
             try:
                 return self._compile(graph, inputs)
             except (RestartAnalysis, SkipFrame):
-                raise  # no failure, but how a backend asks for another graph
-            except Exception as error:  # of any compiler, of which there are several
+                raise  # not a failure: this asks for another graph
+            except Exception as error:  # there are several compilers, each with its own errors
                 self.failed = True
                 log.warning(
-                    "The networks could not be compiled and are used as they stand: %s. "
+                    "The networks could not be compiled and run uncompiled: %s. "
                     "Install a C++ compiler (on a CPU) or Triton (on a GPU), or unset HIRESFIX_COMPILE.",
                     str(error).partition("\n")[0] or type(error).__name__,
                 )

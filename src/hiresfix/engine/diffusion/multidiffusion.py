@@ -1,12 +1,15 @@
-"""Tiles over a latent canvas: where they lie, how much each of their pixels counts, and one denoiser made of many.
+"""MultiDiffusion: grids of overlapping tiles on a latent canvas, and one denoiser averaged over them.
 
-Guarantees: the tiles of one evaluation have one size, so that they batch; they lie inside the canvas and cover all
-of it, in every evaluation, by integer arithmetic alone. The averaged denoiser equals the untiled one wherever
-tiles agree, and does not depend on how they are batched. All lengths are latent pixels. Knows no networks, no
-guidance and no samplers.
+Guarantees:
 
-Sources: Bar-Tal et al., MultiDiffusion (2023); algorithm.md 5 for the grid of the classic preset. What is
-averaged is the denoised prediction of each evaluation; the sampler's history and noise belong to the whole canvas.
+- The tiles of one evaluation have the same size, so they can be batched.
+- They lie inside the canvas and cover all of it in every evaluation, by integer arithmetic alone.
+- The averaged denoiser equals the untiled one wherever the tiles agree, and does not depend on the batches.
+
+All lengths are in latent pixels. The denoised prediction of each evaluation is averaged; the sampler's history and
+noise belong to the whole canvas. Independent of networks, guidance and samplers.
+
+Sources: Bar-Tal et al., MultiDiffusion (2023); algorithm.md 5 for the grid of the classic preset.
 """
 
 from __future__ import annotations
@@ -27,165 +30,194 @@ from hiresfix.errors import EngineFailed
 if TYPE_CHECKING:
     from hiresfix.engine.diffusion.sampling import Denoise
 
-OVERLAP = 1 / 4
-"""The part of a feathered tile's side that it shares with its neighbour at least."""
-PLAY = 1 / 32
-"""The part of its side by which an inner feathered tile can move at least, to either side.
+MIN_OVERLAP = 1 / 4
+"""Least overlap of neighbouring feathered tiles, as a share of the tile's side."""
+MIN_SHIFT = 1 / 32
+"""Least distance that an inner feathered tile can move to either side, as a share of its side.
 
-Of a tile of 112 that is 4, so its moves span 8: one cell of the UNet's coarsest level. Twice as much was measured to
-hide no more and to cost a fifth more tiles.
+For a tile of 112 this is 4, so its positions span 8: one cell of the UNet's coarsest level. Twice as much was measured
+to hide seams no better and to cost a fifth more tiles.
 """
-FLOOR = 1e-3
-"""The least weight of a feathered tile's border, of the most. Twice in a corner, still far from underflow."""
+MIN_WEIGHT = 1e-3
+"""Weight at the border of a feathered tile, relative to its middle. Squared in a corner, still far from underflow."""
 _ALIGN = 8
-_PLASTIC = 1.3247179572447460
+_PLASTIC_NUMBER = 1.3247179572447460
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """A rectangle of the canvas."""
+    """A rectangle on the canvas."""
 
     top: int
     left: int
     height: int
     width: int
 
-    def of(self, canvas: Tensor, factor: int = 1) -> Tensor:
-        """A view of this place in a tensor (..., height, width) that has `factor` pixels for each of the canvas."""
+    def crop(self, canvas: Tensor, factor: int = 1) -> Tensor:
+        """Return a view of this tile in a tensor (..., height, width) with `factor` pixels per canvas pixel."""
         rows = slice(self.top * factor, (self.top + self.height) * factor)
         return canvas[..., rows, self.left * factor : (self.left + self.width) * factor]
 
 
 TileDenoise = Callable[[Tensor, float, Sequence[Tile]], Tensor]
-"""(crops (n, C, height, width) of one size, sigma, their n tiles) -> x0 of each crop, guidance applied; float32."""
+"""(n crops (n, C, height, width), sigma, their n tiles) -> x0 of each crop with guidance applied, float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """Where tiles lie along one side of the canvas.
+    """Positions of tiles along one side of the canvas.
 
-    The first and the last touch its ends and never move; those between may move together by `play` to either
-    side. `weights` has a value above zero for each pixel of a tile.
+    The first and the last tile touch the ends and never move. The inner ones may move together.
+
+    Args:
+        tile: Length of a tile.
+        origins: Start of each tile.
+        max_shift: How far the inner tiles may move to either side.
+        weights: A value above zero for each pixel of a tile.
     """
 
     tile: int
     origins: tuple[int, ...]
-    play: int
+    max_shift: int
     weights: tuple[float, ...]
 
-    def at(self, phase: float) -> tuple[int, ...]:
-        """The origins with the inner tiles moved: phase 0 furthest to the start, 0.5 not, 1 furthest to the end."""
-        move = round((2 * phase - 1) * self.play)
-        return (self.origins[0], *(origin + move for origin in self.origins[1:-1]), *self.origins[1:][-1:])
+    def origins_at(self, phase: float) -> tuple[int, ...]:
+        """Return the origins with inner tiles moved: phase 0 is furthest to the start, 0.5 unmoved, 1 to the end."""
+        shift = round((2 * phase - 1) * self.max_shift)
+        return (self.origins[0], *(origin + shift for origin in self.origins[1:-1]), *self.origins[1:][-1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Tiles over a canvas; where they lie may depend on the number of the evaluation."""
+    """Tiles on a canvas; their positions may depend on the number of the evaluation."""
 
     rows: Axis
     columns: Axis
 
     def tiles(self, evaluation: int) -> tuple[Tile, ...]:
-        """The tiles of evaluation 0, 1, ..., row by row.
+        """Return the tiles of evaluation 0, 1, ..., row by row.
 
-        They move along Roberts' additive recurrence of two dimensions, which fills the square of all moves evenly
-        from any first number of evaluations, and from the middle.
+        They move by Roberts' additive recurrence in two dimensions, which starts in the middle and fills the square of
+        all shifts evenly after any number of evaluations.
         """
-        down = self.rows.at((0.5 + evaluation / _PLASTIC) % 1)
-        across = self.columns.at((0.5 + evaluation / _PLASTIC**2) % 1)
+        down = self.rows.origins_at((0.5 + evaluation / _PLASTIC_NUMBER) % 1)
+        across = self.columns.origins_at((0.5 + evaluation / _PLASTIC_NUMBER**2) % 1)
         size = {"height": self.rows.tile, "width": self.columns.tile}
         return tuple(Tile(top=top, left=left, **size) for top in down for left in across)
 
     def weights(self, device: torch.device) -> Tensor:
-        """(height, width) of a tile, float32."""
+        """Return the weights of a tile, (height, width), float32."""
         down, across = (torch.tensor(axis.weights, dtype=torch.float64) for axis in (self.rows, self.columns))
-        return devices.send(torch.outer(down, across).float(), device)
+        return devices.copy_to_device(torch.outer(down, across).float(), device)
 
 
 def classic_grid(height: int, width: int, *, tile_height: int, tile_width: int, overlap: int = 4) -> Grid:
-    """The original's grid: few tiles, spread evenly, that never move; every pixel of a tile counts alike.
+    """Return the original's grid: few evenly spread tiles that never move, with equal weights.
 
-    `overlap` is the least; tiles below 8 have less. Origins are j * (side - tile) // (tiles - 1), where the
-    original's float arithmetic leaves the last row or column of some sizes uncovered. Raises ValueError for sizes
-    without meaning.
+    Origins are j * (side - tile) // (tiles - 1). The original's float arithmetic leaves the last row or column of some
+    sizes uncovered.
+
+    Args:
+        height: Height of the canvas.
+        width: Width of the canvas.
+        tile_height: Height of a tile.
+        tile_width: Width of a tile.
+        overlap: Least overlap; tiles below 8 have less.
+
+    Raises:
+        ValueError: A size is too small.
     """
-    _check(height, width, tile_height, tile_width, least=1)
+    _check_sizes(height, width, tile_height, tile_width, min_tile=1)
     overlap = max(0, min(overlap, min(tile_height, tile_width) - 4))
 
     def axis(side: int, tile: int) -> Axis:
         tile = min(tile, side)
         count = 1 if tile == side else math.ceil((side - overlap) / (tile - overlap))
-        return Axis(tile=tile, origins=_spread(side, tile, count), play=0, weights=(1.0,) * tile)
+        return Axis(tile=tile, origins=_even_origins(side, tile, count), max_shift=0, weights=(1.0,) * tile)
 
     return Grid(rows=axis(height, tile_height), columns=axis(width, tile_width))
 
 
 def feathered_grid(height: int, width: int, *, tile_height: int, tile_width: int) -> Grid:
-    """Tiles that share `OVERLAP` of their side at least, fade out towards their border and move with the evaluation.
+    """Return a grid of tiles that overlap by `MIN_OVERLAP`, fade out at the border and move with each evaluation.
 
-    `tile_height` and `tile_width` are the most, at least 8. As few tiles are taken as those allow, and then made as
-    small as their number allows, in steps of the UNet's 8: what is computed twice is what costs. Two tiles along a
-    side do not move. Raises ValueError for sizes without meaning.
+    Uses as few tiles as their largest size allows, then makes them as small as their number allows, in steps of the
+    UNet's 8, because recomputed pixels cost time. Two tiles along a side do not move.
+
+    Args:
+        height: Height of the canvas.
+        width: Width of the canvas.
+        tile_height: Largest height of a tile, at least 8.
+        tile_width: Largest width of a tile, at least 8.
+
+    Raises:
+        ValueError: A size is too small.
     """
-    _check(height, width, tile_height, tile_width, least=_ALIGN)
-    return Grid(rows=_feathered(height, tile_height), columns=_feathered(width, tile_width))
+    _check_sizes(height, width, tile_height, tile_width, min_tile=_ALIGN)
+    return Grid(rows=_feathered_axis(height, tile_height), columns=_feathered_axis(width, tile_width))
 
 
 def raised_cosine(tile: int) -> tuple[float, ...]:
-    """Weights of a feathered tile along one side: flat inside, falling to about `FLOOR` over `OVERLAP` at both ends.
+    """Return the weights of a feathered tile along one side.
 
-    Two tiles blend over all that they share. A Gaussian of a tenth of the tile's width, the usual choice, has fallen
-    so far where the least overlap begins that it crosses over within a few pixels: measured on tiles that are biased
-    towards grey, a seam three to four times as steep; a wide one breaks off at the border instead.
+    They are flat inside and fall to about `MIN_WEIGHT` over `MIN_OVERLAP` at both ends, so two tiles blend over their
+    whole overlap. The usual choice, a Gaussian of a tenth of the tile's width, has fallen so far at the start of the
+    least overlap that it blends within a few pixels: measured on tiles biased towards grey, the seam is three to four
+    times as steep. A wider Gaussian ends abruptly at the border instead.
     """
-    fall = tile * OVERLAP
+    fall = tile * MIN_OVERLAP
     ends = (min(1.0, (k + 0.5) / fall, (tile - k - 0.5) / fall) for k in range(tile))
-    return tuple(FLOOR + (1 - FLOOR) * math.sin(math.pi / 2 * end) ** 2 for end in ends)
+    return tuple(MIN_WEIGHT + (1 - MIN_WEIGHT) * math.sin(math.pi / 2 * end) ** 2 for end in ends)
 
 
-def _feathered(side: int, most: int) -> Axis:
-    if side <= most:
-        return Axis(tile=side, origins=(0,), play=0, weights=(1.0,) * side)
-    count = next(count for count in itertools.count(2) if _moves(side, most, count))
-    tile = next((tile for tile in range(_ALIGN, most, _ALIGN) if _moves(side, tile, count)), most)
-    play = min(_play(side, tile, count), side // count) if count > 2 else 0
-    return Axis(tile=tile, origins=_spread(side, tile, count), play=play, weights=raised_cosine(tile))
+def _feathered_axis(side: int, max_tile: int) -> Axis:
+    if side <= max_tile:
+        return Axis(tile=side, origins=(0,), max_shift=0, weights=(1.0,) * side)
+    count = next(count for count in itertools.count(2) if _fits(side, max_tile, count))
+    tile = next((tile for tile in range(_ALIGN, max_tile, _ALIGN) if _fits(side, tile, count)), max_tile)
+    max_shift = min(_largest_shift(side, tile, count), side // count) if count > 2 else 0
+    return Axis(tile=tile, origins=_even_origins(side, tile, count), max_shift=max_shift, weights=raised_cosine(tile))
 
 
-def _moves(side: int, tile: int, count: int) -> bool:
-    """Whether so many tiles overlap as they should, and those between the ends can move as they should."""
-    return _play(side, tile, count) >= (math.ceil(tile * PLAY) if count > 2 else 0)
+def _fits(side: int, tile: int, count: int) -> bool:
+    """Return True if `count` tiles overlap enough and the inner ones can move far enough."""
+    return _largest_shift(side, tile, count) >= (math.ceil(tile * MIN_SHIFT) if count > 2 else 0)
 
 
-def _play(side: int, tile: int, count: int) -> int:
-    """How far the inner of `count` evenly spread tiles can move before an overlap falls below `OVERLAP`."""
+def _largest_shift(side: int, tile: int, count: int) -> int:
+    """Return how far the inner of `count` evenly spread tiles can move while all overlap by `MIN_OVERLAP`."""
     widest = -((tile - side) // (count - 1))
-    return tile - widest - math.ceil(tile * OVERLAP)
+    return tile - widest - math.ceil(tile * MIN_OVERLAP)
 
 
-def _spread(side: int, tile: int, count: int) -> tuple[int, ...]:
+def _even_origins(side: int, tile: int, count: int) -> tuple[int, ...]:
     return tuple(j * (side - tile) // max(1, count - 1) for j in range(count))
 
 
-def _check(height: int, width: int, tile_height: int, tile_width: int, *, least: int) -> None:
-    if min(height, width) < 1 or min(tile_height, tile_width) < least:
+def _check_sizes(height: int, width: int, tile_height: int, tile_width: int, *, min_tile: int) -> None:
+    if min(height, width) < 1 or min(tile_height, tile_width) < min_tile:
         raise ValueError(
             f"cannot tile {height} x {width} latent pixels with {tile_height} x {tile_width}; "
-            f"use a canvas of at least 1 and tiles of at least {least}"
+            f"use a canvas of at least 1 and tiles of at least {min_tile}"
         )
 
 
-def tiled(
+def tiled_denoiser(
     tile_denoise: TileDenoise, grid: Grid, *, batch: int, tick: Callable[[float], None] = lambda share: None
 ) -> Denoise:
-    """One denoiser of the whole canvas (1, C, height, width), float32, made of its tiles.
+    """Return one denoiser of the whole canvas (1, C, height, width), float32, from a denoiser of tiles.
 
-    Sums weight * x0 and divides by the summed weights, in float32 on the canvas's device. A canvas of one tile is
-    one call without weights. At most `batch` tiles at once; when memory runs out half as many, from then on.
-    `tick` is called after each batch with the share of the evaluation that it was; what it raises ends the run.
-    Make one for each run: it counts its evaluations, by which the grid moves. Raises EngineFailed if a single tile
-    does not fit into memory.
+    Sums weight * x0 and divides by the summed weights, in float32 on the canvas's device. A canvas of one tile is one
+    call without weights. Create one for each run, because it counts its evaluations, which move the grid.
+
+    Args:
+        tile_denoise: Denoises a batch of tiles.
+        grid: Positions and weights of the tiles.
+        batch: Most tiles in one batch; halved for the rest of the run when memory runs out.
+        tick: Called after each batch with its share of the evaluation; what it raises ends the run.
+
+    Raises:
+        EngineFailed: A single tile does not fit into memory.
     """
     evaluations = itertools.count()
     batches = _Batches(tile_denoise, batch)
@@ -200,8 +232,8 @@ def tiled(
                 return denoised
             weight = weights(x.device)
             for tile, crop in zip(part, denoised, strict=True):
-                tile.of(total).addcmul_(weight, crop)
-                tile.of(covered).add_(weight)
+                tile.crop(total).addcmul_(weight, crop)
+                tile.crop(covered).add_(weight)
             tick(len(part) / len(tiles))
         return total / covered
 
@@ -209,18 +241,18 @@ def tiled(
 
 
 class _Batches:
-    """Tiles through a denoiser, as many at once as memory was found to hold."""
+    """Denoise tiles in batches, as large as memory has been found to hold."""
 
-    def __init__(self, denoise: TileDenoise, most: int) -> None:
-        if most < 1:
-            raise ValueError(f"cannot denoise {most} tiles at once; use at least 1")
+    def __init__(self, denoise: TileDenoise, max_batch: int) -> None:
+        if max_batch < 1:
+            raise ValueError(f"cannot denoise {max_batch} tiles at once; use at least 1")
         self._denoise = denoise
-        self._most = most
+        self._max_batch = max_batch
 
     def run(self, x: Tensor, sigma: float, tiles: Sequence[Tile]) -> Iterator[tuple[Sequence[Tile], Tensor]]:
         while tiles:
-            # Of equal size: a sliver at the end would take as long as what it saves.
-            size = math.ceil(len(tiles) / math.ceil(len(tiles) / self._most))
+            # Batches of equal size: a small rest at the end would take as long as it saves.
+            size = math.ceil(len(tiles) / math.ceil(len(tiles) / self._max_batch))
             denoised = self._attempt(x, sigma, tiles[:size])
             if denoised is None:
                 self._halve(size, tiles[0])
@@ -229,19 +261,19 @@ class _Batches:
             tiles = tiles[size:]
 
     def _attempt(self, x: Tensor, sigma: float, tiles: Sequence[Tile]) -> Tensor | None:
-        """None if memory ran out; by then nothing holds the failed attempt's tensors any more."""
+        """Return None if memory ran out; nothing holds the tensors of the failed attempt then."""
         try:
-            return self._denoise(torch.cat([tile.of(x) for tile in tiles]), sigma, tiles)
+            return self._denoise(torch.cat([tile.crop(x) for tile in tiles]), sigma, tiles)
         except (MemoryError, RuntimeError) as error:
             if not devices.is_out_of_memory(error):
                 raise
         return None
 
     def _halve(self, size: int, tile: Tile) -> None:
-        devices.release()
+        devices.free_cached_memory()
         if size == 1:
             raise EngineFailed(
                 f"Out of memory with one tile of {tile.width} x {tile.height} latent pixels. "
-                "Use smaller tiles, free memory on this device or use another."
+                "Use smaller tiles, free memory on this device or use another device."
             )
-        self._most = size // 2
+        self._max_batch = size // 2

@@ -1,9 +1,11 @@
-"""How many bytes a computation holds at once, found by going through it with tensors that have shapes and no values.
+"""Peak memory of a forward pass, measured on meta tensors (tensors with shapes but without values).
 
-Guarantees: nothing is computed and no memory is taken, so networks of any size are measured anywhere, in seconds. What
-is counted is what PyTorch allocates for tensors beyond those that were there before; the workspaces of a device's
-kernels and what its allocator loses to fragments are not, and attention is taken for a kernel that keeps no matrix of
-all pairs, as those of CUDA and of CPUs do. Knows no devices and no plans.
+Guarantees: nothing is computed and no memory is allocated, so networks of any size are measured on any machine, in
+seconds.
+
+Counted are the bytes that PyTorch allocates for new tensors. Not counted are the workspaces of a device's kernels and
+what its allocator loses to fragmentation. Attention counts as a fused kernel that never stores the matrix of all
+pairs, as on CUDA and on CPUs. Independent of devices and plans.
 """
 
 from __future__ import annotations
@@ -31,21 +33,28 @@ if TYPE_CHECKING:
 _TOKENS = 77
 
 
-def weights(networks: Iterable[torch.nn.Module | None]) -> int:
-    """Bytes of all parameters and buffers; None counts as nothing."""
-    there = [network for network in networks if network is not None]
-    return sum(tensor.nbytes for network in there for tensor in (*network.parameters(), *network.buffers()))
+def weight_bytes(networks: Iterable[torch.nn.Module | None]) -> int:
+    """Return the bytes of all parameters and buffers; None counts as 0."""
+    present = [network for network in networks if network is not None]
+    return sum(tensor.nbytes for network in present for tensor in (*network.parameters(), *network.buffers()))
 
 
-def evaluation(
+def evaluation_bytes(
     unet: UNet2DConditionModel, controlnet: ControlNetModel | None, *, height: int, width: int, factor: int
 ) -> int:
-    """Bytes beside the weights for one tile of height x width latent pixels, both halves of guidance.
+    """Return the working memory of one evaluation of one tile, in bytes, without the weights.
 
-    With its part of the hint. n tiles at once take n times as much. factor: pixels per latent pixel along one axis.
+    Includes both halves of guidance and the tile's part of the control image. A batch of n tiles takes n times as much.
+
+    Args:
+        unet: The UNet.
+        controlnet: The ControlNet, if there is one.
+        height: Height of the tile in latent pixels.
+        width: Width of the tile in latent pixels.
+        factor: Pixels per latent pixel along one axis.
     """
-    unet, controlnet = _shape_of(unet), None if controlnet is None else _shape_of(controlnet)
-    x, hint, text = (
+    unet, controlnet = _without_values(unet), None if controlnet is None else _without_values(controlnet)
+    x, control_image, text = (
         torch.empty(shape, dtype=torch.float32, device="meta")
         for shape in (
             (1, unet.config["in_channels"], height, width),
@@ -53,25 +62,25 @@ def evaluation(
             (1, _TOKENS, unet.config["cross_attention_dim"]),
         )
     )
-    denoise = guidance.guided(
-        unet, controlnet, Conditioning(cond=text, uncond=text), hint,
-        resemblance=1.0, dynamic=2.0, timestep=lambda sigma: 1.0, factor=factor, whole_hint=True,
+    denoise = guidance.guided_denoiser(
+        unet, controlnet, Conditioning(cond=text, uncond=text), control_image,
+        resemblance=1.0, dynamic=2.0, timestep=lambda sigma: 1.0, factor=factor, whole_control_image=True,
     )  # fmt: skip
     tiles = [Tile(top=0, left=0, height=height, width=width)]
     with torch.inference_mode():
-        return peak(lambda: denoise(x, 1.0, tiles))
+        return peak_bytes(lambda: denoise(x, 1.0, tiles))
 
 
-def peak(work: Callable[[], Any]) -> int:
-    """The most bytes that tensors made during `work` hold at once."""
-    live = _Live()
-    with _NoPairs(), live:
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Return the most bytes that tensors created during `work` hold at the same time."""
+    live = _LiveBytes()
+    with _FusedAttention(), live:
         work()
-    return live.most
+    return live.peak
 
 
-def _shape_of(network: Any) -> Any:
-    """The same network down to each setting, with parameters and buffers that have no values."""
+def _without_values(network: Any) -> Any:
+    """Copy a network with its configuration, with meta tensors as parameters and buffers."""
     empty: dict[int, Tensor] = {}
     for tensor in (*network.parameters(), *network.buffers()):
         shape = torch.empty_like(tensor, device="meta")
@@ -79,39 +88,39 @@ def _shape_of(network: Any) -> Any:
     return copy.deepcopy(network, empty)
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own base, without annotations
-    """Counts storages from when an operator returns them to when nothing refers to them."""
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own base, without annotations
+    """Count the bytes of storages, from the operator that returns them until nothing refers to them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # as above
-        self.most = 0
-        self._now = 0
+        self.peak = 0
+        self._current = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            # A view, or a result written to an input, is no new memory.
+            # A view, or a result written into an input, takes no new memory.
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in inputs:
-                self._note(leaf.untyped_storage())
+                self._add(leaf.untyped_storage())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         if storage in self._seen:
             return
         self._seen.add(storage)
         size = storage.nbytes()
-        self._now += size
-        self.most = max(self.most, self._now)
-        weakref.finalize(storage, self._drop, size)
+        self._current += size
+        self.peak = max(self.peak, self._current)
+        weakref.finalize(storage, self._remove, size)
 
-    def _drop(self, size: int) -> None:
-        self._now -= size
+    def _remove(self, size: int) -> None:
+        self._current -= size
 
 
-class _NoPairs(TorchFunctionMode):
-    """Attention as fused kernels compute it; PyTorch has none for tensors without values."""
+class _FusedAttention(TorchFunctionMode):
+    """Replace attention by a stand-in with a fused kernel's memory use; PyTorch has none for meta tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:

@@ -1,7 +1,11 @@
-"""Textual inversion: files -> vectors that stand for a word of a prompt.
+"""Textual inversion: load files with vectors that replace a word of a prompt.
 
-Guarantees: a file is one embedding of the width the text encoder wants, read whole, or a `WeightsError` says what is
-wrong and what to do. No file can run code: pickles are read with `weights_only`. Knows no prompts and no networks.
+Guarantees:
+
+- A file yields one complete embedding of the text encoder's width, or a `WeightsError` that says what to do.
+- No file can run code: pickles are read with `weights_only`.
+
+Independent of prompts and networks.
 """
 
 from __future__ import annotations
@@ -20,14 +24,14 @@ from hiresfix.engine.weights import superres_files
 from hiresfix.errors import WeightsError
 
 MAX_VECTORS = 75
-"""What a chunk of a prompt has room for; an embedding is never cut."""
+"""The tokens of a prompt chunk; an embedding is never split."""
 
 _SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embedding:
-    """`name` is the word that calls it, in any case; `vectors` are (n, width) floats, 1 <= n <= 75."""
+    """`name` is the word in a prompt, in any case; `vectors` are (n, width) floats, 1 <= n <= 75."""
 
     name: str
     vectors: Tensor
@@ -38,21 +42,24 @@ class Embedding:
 
 
 def load(path: Path, *, width: int) -> Embedding:
-    """The embedding in a `.pt`, `.bin` or `.safetensors` file, named as the file; float32 on the CPU.
+    """Load the embedding in a `.pt`, `.bin` or `.safetensors` file; its name is that of the file.
 
-    Read are the dictionaries that training writes (`string_to_param`) and any with a single tensor in it
-    (algorithm.md 7). `width` is the text encoder's. Raises WeightsError.
+    Reads the dictionaries that training tools write (`string_to_param`), and any dictionary with a single tensor
+    (algorithm.md 7). The vectors are float32 on the CPU. `width` is that of the text encoder.
+
+    Raises:
+        WeightsError: The file is missing, damaged or not such an embedding.
     """
-    tensors = [value for value in _read(path).values() if isinstance(value, Tensor)]
+    tensors = [value for value in _read_dictionary(path).values() if isinstance(value, Tensor)]
     if len(tensors) != 1:
         raise WeightsError(
-            f"{path.name} holds {len(tensors)} tensors where an embedding holds one. "
+            f"{path.name} contains {len(tensors)} tensors, but an embedding has one. "
             "Use the file made for Stable Diffusion 1.5, not one for SDXL or a whole model."
         )
     vectors = tensors[0].detach()
     vectors = vectors.unsqueeze(0) if vectors.dim() == 1 else vectors
     if not (vectors.is_floating_point() and vectors.layout == torch.strided and vectors.device.type == "cpu"):
-        raise WeightsError(f"{path.name} holds no plain floating-point tensor. Download the file again.")
+        raise WeightsError(f"{path.name} does not contain a plain floating-point tensor. Download the file again.")
     if vectors.dim() != 2 or vectors.shape[1] != width or not 1 <= len(vectors) <= MAX_VECTORS:
         raise WeightsError(
             f"{path.name} is {tuple(vectors.shape)}, but this model's text encoder takes 1 to {MAX_VECTORS} vectors "
@@ -60,29 +67,33 @@ def load(path: Path, *, width: int) -> Embedding:
         )
     vectors = vectors.float().contiguous()
     if not bool(vectors.isfinite().all()):
-        raise WeightsError(f"{path.name} holds values that are no finite numbers. Download the file again.")
+        raise WeightsError(f"{path.name} contains non-finite values. Download the file again.")
     return Embedding(name=path.stem, vectors=vectors)
 
 
-def _read(path: Path) -> Mapping[Any, object]:
+def _read_dictionary(path: Path) -> Mapping[Any, object]:
     if path.suffix not in _SUFFIXES:
-        raise WeightsError(f"{path.name} is no embedding. Use a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file.")
+        raise WeightsError(
+            f"{path.name} is not an embedding. Use a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file."
+        )
     if not path.is_file():
-        raise WeightsError(f"There is no embedding {path}. Check the name, or download the file.")
+        raise WeightsError(f"The embedding {path} does not exist. Check the name, or download the file.")
     try:
-        read: object = (
+        content: object = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path.name} is damaged, or a pickle with code in it, which is never run. "
-            "Download it again, or convert it to .safetensors where you trust it."
+            f"{path.name} is damaged, or a pickle that contains code, which hiresfix never runs. "
+            "Download it again, or convert it to .safetensors if you trust it."
         ) from error
-    except superres_files.DAMAGE as error:
+    except superres_files.DAMAGED_FILE_ERRORS as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
-    trained = read.get("string_to_param", read) if isinstance(read, Mapping) else None
-    if not isinstance(trained, Mapping):
-        raise WeightsError(f"{path.name} is no embedding: it holds no dictionary of tensors. Use another file.")
-    return trained
+    tensors = content.get("string_to_param", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(
+            f"{path.name} is not an embedding: it does not contain a dictionary of tensors. Use another file."
+        )
+    return tensors

@@ -1,1 +1,1 @@
-"""Pixels without networks: resizing, sharpening, back-projection and the geometry of tiles."""
+"""Pixels without networks: resizing, sharpening, back-projection and tile geometry."""

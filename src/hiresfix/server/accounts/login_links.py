@@ -1,8 +1,8 @@
-"""Signing a browser in without showing anybody a key: by a link that works once and soon ends.
+"""Login links: sign a browser in by a link that works once and expires soon, without showing a key.
 
-Guarantees: a link makes one key, however many follow it at once; the key is its user's, has a name by which it is told
-from others and ends by itself; neither link nor key is stored, only their hashes. Who is suspended or was removed
-meanwhile gets nothing, and every refusal has the same text.
+Guarantees: a link creates one key, however many requests redeem it at once. The key belongs to the link's user, has a
+recognisable name and expires. Neither link nor key is stored, only their hashes. A user who was suspended or removed
+meanwhile gets nothing. Every refusal has the same text.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from hiresfix import messages
 from hiresfix.errors import Unauthenticated
 from hiresfix.server.accounts import api_keys, audit_log, authentication
 from hiresfix.server.database import query
@@ -20,25 +21,25 @@ from hiresfix.server.database.pool import Tx
 
 KEY_NAME = "Studio"
 KEY_DAYS = 30
-"""How long the key lasts that a link was exchanged for."""
+"""Lifetime of the key that a link is exchanged for."""
 FRAGMENT = "signin"
-REFUSED = "This sign-in link was used already or is too old. Get a new one with `hiresfix signin`, or use an API key."
+REFUSED = messages.LOGIN_LINK_INVALID()
 ACTOR = "api:signin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entrance:
-    """What a link was exchanged for; `key` is the only copy of the API key."""
+class RedeemedLink:
+    """Result of redeeming a link; `key` is the only copy of the API key."""
 
     key: str
     expires_at: datetime
 
 
-async def offer(tx: Tx, user: UUID, *, valid_for: timedelta, actor: str) -> str:
-    """A new link's token for this user. The returned text is the only copy there will ever be."""
+async def create(tx: Tx, user: UUID, *, valid_for: timedelta, actor: str) -> str:
+    """Create a link for this user and return its token, of which this is the only copy."""
     await query.execute(tx, "delete from signin_links where expires_at < now() - interval '1 day'")
     token = secrets.token_hex(20)
-    made = await query.value(
+    link_id = await query.value(
         tx,
         "insert into signin_links (digest, user_id, expires_at)"
         " values (%(digest)s, %(user)s, now() + %(valid)s) returning id",
@@ -46,17 +47,17 @@ async def offer(tx: Tx, user: UUID, *, valid_for: timedelta, actor: str) -> str:
         user=user,
         valid=valid_for,
     )
-    await audit_log.note(tx, actor=actor, action="signin.offer", subject=made, user=str(user))
+    await audit_log.record(tx, actor=actor, action="signin.offer", subject=link_id, user=str(user))
     return token
 
 
-def link(public_url: str, token: str) -> str:
-    """The address to open. The token is behind the `#`: browsers send it to no server and in no Referer."""
+def url(public_url: str, token: str) -> str:
+    """Return the URL to open. The token is behind the `#`, which browsers send neither to servers nor in Referer."""
     return f"{public_url.rstrip('/')}/studio#{FRAGMENT}={token}"
 
 
-async def redeem(tx: Tx, token: str) -> Entrance:
-    """Use the link up and make its key; raises Unauthenticated if it is not good, or not any more."""
+async def redeem(tx: Tx, token: str) -> RedeemedLink:
+    """Mark the link as used and create its key; raises Unauthenticated for an invalid, used or expired link."""
     user = await query.value(
         tx,
         "update signin_links link set used_at = now() from users u join teams t on t.id = u.team_id"
@@ -70,7 +71,7 @@ async def redeem(tx: Tx, token: str) -> Entrance:
     expires_at = await query.value(
         tx, "select expires_at from api_keys where digest = %(digest)s", digest=authentication.digest(key)
     )
-    return Entrance(key=key, expires_at=expires_at)
+    return RedeemedLink(key=key, expires_at=expires_at)
 
 
 def _digest(token: str) -> bytes:

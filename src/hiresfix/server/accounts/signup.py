@@ -1,9 +1,9 @@
-"""Signing up by oneself, where the operator allows it: openly, or with an invitation.
+"""Sign-up by users themselves, where the operator allows it: open, or with an invitation.
 
-Guarantees: team, owner, free credits and key appear in one transaction or not at all; an invitation works once, until
-it expires; every refusal has the same text, and whether an address has an account is not even looked up for who has
-no good invitation. An open sign-up hands out a key at once and so cannot hide that an address is taken: there the
-limit of attempts by network address is what keeps lists from being tried.
+Guarantees: team, owner, free credits and key appear in one transaction or not at all. An invitation works once, until
+it expires. Every refusal has the same text, and without a valid invitation the address is not even looked up. An open
+sign-up returns a key at once and so cannot hide that an address is taken; there the rate limit by network address
+keeps anybody from testing lists of addresses.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 from uuid import UUID
 
+from hiresfix import messages
 from hiresfix.errors import Conflict, Forbidden
 from hiresfix.server.accounts import audit_log, authentication, teams
 from hiresfix.server.accounts.teams import Role
@@ -22,20 +23,18 @@ from hiresfix.server.billing import ledger
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Database, Tx
 
-Mode: TypeAlias = Literal["open", "invite", "closed"]
+SignupMode: TypeAlias = Literal["open", "invite", "closed"]
 
 ACTOR = "api:signup"
-CLOSED = "Sign-up is closed on this server. Ask its operator for a key."
-REFUSED = (
-    "This sign-up cannot be accepted. Use a valid invite code, and an e-mail address that has no account here yet."
-)
-MOST_REFUSALS = 5
-"""An invitation that was tried with so many taken addresses is void: it must not serve to find out who is here."""
+CLOSED = messages.SIGNUP_CLOSED()
+REFUSED = messages.SIGNUP_REJECTED()
+MAX_REFUSALS = 5
+"""After this many taken addresses an invitation is void, so that it cannot be used to find out who has an account."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """What a sign-up made; `key` is the only copy of the API key."""
+class NewAccount:
+    """Result of a sign-up; `key` is the only copy of the API key."""
 
     user: UUID
     team: UUID
@@ -46,7 +45,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invite:
-    """An invitation as it may be shown: without its code."""
+    """An invitation as it may be shown, without its code."""
 
     id: UUID
     note: str
@@ -57,26 +56,45 @@ class Invite:
 
 
 async def sign_up(
-    database: Database, *, email: str, name: str, team_name: str, invite: str | None, mode: Mode, free_credits: int
-) -> Account:
-    """Make a team with this owner, the free credits and a key; raises Forbidden if that is not to be."""
+    database: Database,
+    *,
+    email: str,
+    name: str,
+    team_name: str,
+    invite: str | None,
+    mode: SignupMode,
+    free_credits: int,
+) -> NewAccount:
+    """Create a team with this owner, the free credits and a key.
+
+    Raises Forbidden when sign-up is closed, the invitation is not valid or the address has an account.
+
+    Args:
+        database: Where the account is created.
+        email: Address of the owner.
+        name: Name of the owner; may be empty.
+        team_name: Name of the team; without one it is the address up to its `@`.
+        invite: Code of an invitation, needed in mode "invite".
+        mode: The operator's setting.
+        free_credits: Credits granted to the new team.
+    """
     if mode == "closed":
         raise Forbidden(CLOSED)
     async with database.transaction() as tx:
-        ticket = await _live_invite(tx, invite) if mode == "invite" else None
+        invite_id = await _live_invite(tx, invite) if mode == "invite" else None
         account = None
-        if mode == "open" or ticket is not None:
+        if mode == "open" or invite_id is not None:
             account = await _try_create(tx, email, name, team_name, free_credits=free_credits)
-        # A refusal commits too: it is counted.
-        if ticket is not None:
-            await _stamp(tx, ticket, account)
+        # A refusal commits too, because it is counted.
+        if invite_id is not None:
+            await _record_use(tx, invite_id, account)
     if account is None:
         raise Forbidden(REFUSED)
     return account
 
 
-async def _try_create(tx: Tx, email: str, name: str, team_name: str, *, free_credits: int) -> Account | None:
-    """None, and nothing is left behind, if the address has an account."""
+async def _try_create(tx: Tx, email: str, name: str, team_name: str, *, free_credits: int) -> NewAccount | None:
+    """Create the account; return None, and leave nothing behind, if the address has one."""
     try:
         async with tx.transaction():
             return await _create(tx, email, name, team_name, free_credits=free_credits)
@@ -84,34 +102,34 @@ async def _try_create(tx: Tx, email: str, name: str, team_name: str, *, free_cre
         return None
 
 
-async def _create(tx: Tx, email: str, name: str, team_name: str, *, free_credits: int) -> Account:
+async def _create(tx: Tx, email: str, name: str, team_name: str, *, free_credits: int) -> NewAccount:
     team = await teams.create_team(tx, team_name or email.partition("@")[0], actor=ACTOR)
     user = await teams.create_user(tx, team.id, email, role=Role.OWNER, name=name, actor=ACTOR)
     if free_credits:
-        await ledger.grant(tx, team.id, free_credits, actor=ACTOR, reason="free credits")
-    key = await authentication.create_key(tx, "Default", user=user.id)
-    return Account(user=user.id, team=team.id, team_name=team.name, credits=free_credits, key=key)
+        await ledger.grant(tx, team.id, free_credits, actor=ACTOR, reason=messages.FREE_CREDITS.text)
+    _, key = await authentication.create_key(tx, "Default", user=user.id)
+    return NewAccount(user=user.id, team=team.id, team_name=team.name, credits=free_credits, key=key)
 
 
 # Invitations ------------------------------------------------------------------------------------------------------
 
 
-async def invite(tx: Tx, *, note: str, valid_for: timedelta, actor: str) -> str:
-    """A new invitation's code; the returned text is the only copy there will ever be."""
+async def create_invite(tx: Tx, *, note: str, valid_for: timedelta, actor: str) -> str:
+    """Create an invitation and return its code, of which this is the only copy."""
     code = f"inv_{secrets.token_hex(16)}"
-    made = await query.value(
+    invite_id = await query.value(
         tx,
         "insert into invites (digest, note, expires_at) values (%(digest)s, %(note)s, now() + %(valid)s) returning id",
         digest=_digest(code),
         note=note,
         valid=valid_for,
     )
-    await audit_log.note(tx, actor=actor, action="invite.create", subject=made, note=note)
+    await audit_log.record(tx, actor=actor, action="invite.create", subject=invite_id, note=note)
     return code
 
 
-async def invites(tx: Tx) -> list[Invite]:
-    """All invitations, the newest first."""
+async def list_invites(tx: Tx) -> list[Invite]:
+    """Return all invitations, the newest first."""
     return await query.every(
         tx,
         Invite,
@@ -124,22 +142,25 @@ def _digest(code: str) -> bytes:
 
 
 async def _live_invite(tx: Tx, code: str | None) -> UUID | None:
-    """The invitation with this code, locked, if it is still good."""
-    found = await query.value(
+    """Return the valid invitation with this code, locked; None if there is none."""
+    invite_id = await query.value(
         tx,
         "select id from invites where digest = %(digest)s and used_at is null and expires_at > now()"
-        " and refusals < %(most)s for update",
+        " and refusals < %(max_refusals)s for update",
         digest=_digest(code or ""),
-        most=MOST_REFUSALS,
+        max_refusals=MAX_REFUSALS,
     )
-    assert found is None or isinstance(found, UUID)
-    return found
+    assert invite_id is None or isinstance(invite_id, UUID)
+    return invite_id
 
 
-async def _stamp(tx: Tx, ticket: UUID, account: Account | None) -> None:
+async def _record_use(tx: Tx, invite_id: UUID, account: NewAccount | None) -> None:
     if account is None:
-        await query.execute(tx, "update invites set refusals = refusals + 1 where id = %(id)s", id=ticket)
+        await query.execute(tx, "update invites set refusals = refusals + 1 where id = %(id)s", id=invite_id)
     else:
         await query.execute(
-            tx, "update invites set used_at = now(), user_id = %(user)s where id = %(id)s", user=account.user, id=ticket
+            tx,
+            "update invites set used_at = now(), user_id = %(user)s where id = %(id)s",
+            user=account.user,
+            id=invite_id,
         )

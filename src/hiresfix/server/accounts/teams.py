@@ -1,8 +1,8 @@
-"""Teams and their users, as an operator arranges them.
+"""Administration of teams and their users.
 
-Guarantees: a team never loses its last owner; an address has one account, whatever its case; every change leaves a
-line in the audit log, in its own transaction. Suspension takes effect with the next request and loses nothing.
-Functions take an already chosen team or user; `find_team` and `find_user` choose by id or by name.
+Guarantees: a team never loses its last owner. An address has one account, whatever its case. Every change is in the
+audit log, in the same transaction. Suspension takes effect with the next request and deletes nothing.
+Functions take a team or user; `find_team` and `find_user` find one by id or by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hiresfix.server.database.pool import Tx
 
 
 class Role(StrEnum):
-    """OWNER and ADMIN see all jobs of their team; only a MEMBER does not."""
+    """Role of a user: OWNER and ADMIN see all jobs of their team, a MEMBER only their own."""
 
     OWNER = "OWNER"
     ADMIN = "ADMIN"
@@ -30,7 +30,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """A team: who pays. `users` counts those that were not removed."""
+    """A team, which owns the credits. `users` counts those that were not removed."""
 
     id: UUID
     name: str
@@ -45,7 +45,7 @@ class Team:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A person in a team."""
+    """A member of a team."""
 
     id: UUID
     team: UUID
@@ -72,25 +72,25 @@ _USERS: LiteralString = """
 # Teams ------------------------------------------------------------------------------------------------------------
 
 
-async def teams(tx: Tx) -> Sequence[Team]:
-    """All teams, oldest first."""
+async def list_teams(tx: Tx) -> Sequence[Team]:
+    """Return all teams, oldest first."""
     return await query.every(tx, Team, _TEAMS + " order by created_at")
 
 
-async def find_team(tx: Tx, wanted: str) -> Team:
-    """The one team with this id or name; raises NotFound or Conflict."""
-    found = await query.every(tx, Team, _TEAMS + " where %(wanted)s in (id::text, name)", wanted=wanted)
-    if not found:
-        raise NotFound(f"No team is called {wanted!r}. `hiresfix teams list` shows them.")
-    if len(found) > 1:
-        raise Conflict(f"{len(found)} teams are called {wanted!r}. Name one by its id (`hiresfix teams list`).")
-    return found[0]
+async def find_team(tx: Tx, identifier: str) -> Team:
+    """Return the one team with this id or name; raises NotFound or Conflict."""
+    matching = await query.every(tx, Team, _TEAMS + " where %(id)s in (id::text, name)", id=identifier)
+    if not matching:
+        raise NotFound(f"No team is called {identifier!r}. `hiresfix teams list` shows them.")
+    if len(matching) > 1:
+        raise Conflict(f"{len(matching)} teams are called {identifier!r}. Name one by its id (`hiresfix teams list`).")
+    return matching[0]
 
 
 async def create_team(tx: Tx, name: str, *, actor: str) -> Team:
-    """A team without users and credits."""
+    """Create a team without users and credits."""
     team = await query.value(tx, "insert into teams (name) values (%(name)s) returning id", name=name)
-    await audit_log.note(tx, actor=actor, action="team.create", subject=team, name=name)
+    await audit_log.record(tx, actor=actor, action="team.create", subject=team, name=name)
     return await find_team(tx, str(team))
 
 
@@ -104,50 +104,59 @@ async def change_team(
     max_concurrent_jobs: int | None = None,
     max_queued_jobs: int | None = None,
 ) -> Team:
-    """Change what is given. More concurrent jobs are noticed within seconds (`turns.reconcile`).
+    """Change a team and return it. More concurrent jobs take effect within seconds (`scheduler.reconcile`).
 
-    Raises NotFound for a plan that there is none of.
+    Raises NotFound for an unknown plan.
+
+    Args:
+        tx: Transaction of the change.
+        team: Team to change.
+        actor: Author of the change for the audit log.
+        name: New name; None keeps it, here and below.
+        plan: New plan.
+        max_concurrent_jobs: Jobs that run at a time, instead of the plan's number.
+        max_queued_jobs: Jobs that may wait, instead of the setting's number.
     """
-    given = {
+    values = {
         "name": name,
         "plan": plan,
         "max_concurrent_jobs": max_concurrent_jobs,
         "max_queued_jobs": max_queued_jobs,
     }
-    known = await query.value(tx, "select array_agg(name order by name) from plans")
-    if plan is not None and plan not in known:
-        raise NotFound(f"There is no plan {plan!r}. Use one of {', '.join(known)}.")
+    plans = await query.value(tx, "select array_agg(name order by name) from plans")
+    if plan is not None and plan not in plans:
+        raise NotFound(f"There is no plan {plan!r}. Use one of {', '.join(plans)}.")
     await query.execute(
         tx,
         "update teams set name = coalesce(%(name)s, name), plan = coalesce(%(plan)s, plan),"
         " max_concurrent_jobs = coalesce(%(max_concurrent_jobs)s, max_concurrent_jobs),"
         " max_queued_jobs = coalesce(%(max_queued_jobs)s, max_queued_jobs) where id = %(id)s",
         id=team.id,
-        **given,
+        **values,
     )
-    changed = {key: value for key, value in given.items() if value is not None}
-    await audit_log.note(tx, actor=actor, action="team.change", subject=team.id, **changed)
+    changed = {key: value for key, value in values.items() if value is not None}
+    await audit_log.record(tx, actor=actor, action="team.change", subject=team.id, **changed)
     return await find_team(tx, str(team.id))
 
 
 async def suspend_team(tx: Tx, team: Team, *, actor: str) -> None:
-    """Its keys are refused from the next request on. What it submitted goes on."""
+    """Refuse the team's keys from the next request on. Its jobs continue."""
     await query.execute(
         tx, "update teams set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=team.id
     )
-    await audit_log.note(tx, actor=actor, action="team.suspend", subject=team.id)
+    await audit_log.record(tx, actor=actor, action="team.suspend", subject=team.id)
 
 
 async def resume_team(tx: Tx, team: Team, *, actor: str) -> None:
     await query.execute(tx, "update teams set suspended_at = null where id = %(id)s", id=team.id)
-    await audit_log.note(tx, actor=actor, action="team.resume", subject=team.id)
+    await audit_log.record(tx, actor=actor, action="team.resume", subject=team.id)
 
 
 # Users ------------------------------------------------------------------------------------------------------------
 
 
-async def users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
-    """All users, or those of one team, oldest first."""
+async def list_users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
+    """Return all users, or those of one team, oldest first."""
     return await query.every(
         tx,
         User,
@@ -156,18 +165,18 @@ async def users(tx: Tx, *, team: Team | None = None) -> Sequence[User]:
     )
 
 
-async def find_user(tx: Tx, wanted: str) -> User:
-    """The user with this id or address; raises NotFound."""
-    found = await query.one(
-        tx, User, _USERS + " and (u.id::text = %(wanted)s or lower(u.email) = lower(%(wanted)s))", wanted=wanted
+async def find_user(tx: Tx, identifier: str) -> User:
+    """Return the user with this id or address; raises NotFound."""
+    user = await query.one(
+        tx, User, _USERS + " and (u.id::text = %(id)s or lower(u.email) = lower(%(id)s))", id=identifier
     )
-    if found is None:
-        raise NotFound(f"No user is called {wanted!r}. `hiresfix users list` shows them.")
-    return found
+    if user is None:
+        raise NotFound(f"No user is called {identifier!r}. `hiresfix users list` shows them.")
+    return user
 
 
 async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str = "", actor: str) -> User:
-    """A user without keys; raises Conflict if the address, in any case, has an account."""
+    """Create a user without keys; raises Conflict if the address, ignoring case, has an account."""
     user = await query.value(
         tx,
         "insert into users (team_id, email, name, role) values (%(team)s, %(email)s, %(name)s, %(role)s)"
@@ -179,7 +188,7 @@ async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str =
     )
     if user is None:
         raise Conflict(f"{email} has an account already. Remove that user first, or use another address.")
-    await audit_log.note(
+    await audit_log.record(
         tx, actor=actor, action="user.create", subject=user, team=str(team), email=email, role=role.value
     )
     return await find_user(tx, str(user))
@@ -187,32 +196,32 @@ async def create_user(tx: Tx, team: UUID, email: str, *, role: Role, name: str =
 
 async def rename_user(tx: Tx, user: User, name: str, *, actor: str) -> None:
     await query.execute(tx, "update users set name = %(name)s where id = %(id)s", name=name, id=user.id)
-    await audit_log.note(tx, actor=actor, action="user.rename", subject=user.id, name=name)
+    await audit_log.record(tx, actor=actor, action="user.rename", subject=user.id, name=name)
 
 
 async def set_role(tx: Tx, user: User, role: Role, *, actor: str) -> None:
-    """Raises Conflict if that would leave the team without an owner."""
+    """Change the user's role; raises Conflict if that would leave the team without an owner."""
     if role is not Role.OWNER:
         await _require_other_owner(tx, user)
     await query.execute(tx, "update users set role = %(role)s where id = %(id)s", role=role.value, id=user.id)
-    await audit_log.note(tx, actor=actor, action="user.set_role", subject=user.id, before=user.role, role=role.value)
+    await audit_log.record(tx, actor=actor, action="user.set_role", subject=user.id, before=user.role, role=role.value)
 
 
 async def suspend_user(tx: Tx, user: User, *, actor: str) -> None:
-    """The user's keys are refused from the next request on."""
+    """Refuse the user's keys from the next request on."""
     await query.execute(
         tx, "update users set suspended_at = coalesce(suspended_at, now()) where id = %(id)s", id=user.id
     )
-    await audit_log.note(tx, actor=actor, action="user.suspend", subject=user.id)
+    await audit_log.record(tx, actor=actor, action="user.suspend", subject=user.id)
 
 
 async def resume_user(tx: Tx, user: User, *, actor: str) -> None:
     await query.execute(tx, "update users set suspended_at = null where id = %(id)s", id=user.id)
-    await audit_log.note(tx, actor=actor, action="user.resume", subject=user.id)
+    await audit_log.record(tx, actor=actor, action="user.resume", subject=user.id)
 
 
 async def remove_user(tx: Tx, user: User, *, actor: str) -> None:
-    """Take the user out of the team for good: keys are revoked, the address is free, the jobs stay the team's.
+    """Remove the user for good: keys are revoked, the address is free again, the jobs stay with the team.
 
     Raises Conflict if that would leave the team without an owner.
     """
@@ -221,11 +230,11 @@ async def remove_user(tx: Tx, user: User, *, actor: str) -> None:
     await query.execute(
         tx, "update api_keys set revoked_at = now() where user_id = %(id)s and revoked_at is null", id=user.id
     )
-    await audit_log.note(tx, actor=actor, action="user.remove", subject=user.id, email=user.email)
+    await audit_log.record(tx, actor=actor, action="user.remove", subject=user.id, email=user.email)
 
 
 async def _require_other_owner(tx: Tx, user: User) -> None:
-    # The team's row is the turnstile: of two owners who leave at once, the second finds the first gone.
+    # Lock the team: of two owners who leave at once, the second finds the first gone.
     await query.execute(tx, "select 1 from teams where id = %(team)s for no key update", team=user.team)
     owners = await (
         await tx.execute(

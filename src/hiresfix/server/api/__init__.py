@@ -1,7 +1,7 @@
-"""The routes of the API by topic; each tells its story in the order that contract.md 4.6 gives.
+"""The API's routes by topic; each route does its checks in the order of contract.md 4.6.
 
-A topic is a module with a `router`; it may know the domain below, and of this package only `context`
-and `description`, by which its routes get into the OpenAPI document.
+A topic is a module with a `router`. It may import the packages below, and of this package only `dependencies` and
+`openapi`.
 """
 
 from hiresfix.server.api import (

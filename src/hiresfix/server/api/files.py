@@ -1,7 +1,7 @@
-"""Results and uploads over HTTP: public by their unguessable name, with ETag, range requests and 410 once expired.
+"""Serve results and uploads: public by their unguessable name, with ETag, range requests and 410 once expired.
 
-Where the operator wants it, who asks for a result is sent on to a signed URL at the object store. The URL that a job
-names stays ours, so that it works for as long as the result is kept, and answers 410 from then on.
+With the setting `result_urls=signed` a result redirects to a signed URL at the object store. The URL in a job stays
+ours, so that it works as long as the result is kept, and answers 410 afterwards.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from starlette.responses import Response, StreamingResponse
 from hiresfix import wire
 from hiresfix.errors import Expired, NotFound
 from hiresfix.server import uploads
-from hiresfix.server.api.dependencies import service
+from hiresfix.server.api.dependencies import services_of
 from hiresfix.server.api.openapi import answer, nothing, operation
-from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.http.plain_route import PlainRoute
 from hiresfix.server.jobs import lifecycle
 from hiresfix.server.jobs.model import Job
 from hiresfix.server.storage import Storage
 
-router = APIRouter(route_class=Plain)
+router = APIRouter(route_class=PlainRoute)
 
 _ANSWERS = {
-    200: answer(description="The picture.", media_type="image/*", ETag="SHA-256 of the file."),
-    206: answer(description="The part asked for.", media_type="image/*"),
-    304: nothing("You have it already."),
-    416: nothing("There is no such part."),
+    200: answer(description="The image.", media_type="image/*", ETag="SHA-256 of the file."),
+    206: answer(description="The requested range.", media_type="image/*"),
+    304: nothing("The cached copy is current."),
+    416: nothing("The range cannot be satisfied."),
 }
 _REDIRECT = nothing(
-    "Where the picture is, for a while: only where the operator has results fetched from the object store.",
+    "A signed URL of the image, valid for a while; only if the operator enabled signed URLs.",
 )
 _ERRORS = {404: "ErrorResponse", 410: "ErrorResponse", 502: "ErrorResponse"}
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -42,7 +42,7 @@ _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """What is sent: where the store has it, what it is, and for how many seconds a cache may keep it."""
+    """A file to send: its key in the store, its facts, and for how many seconds caches may keep it."""
 
     key: str
     bytes: int
@@ -56,26 +56,26 @@ class _File:
     methods=["GET", "HEAD"],
     openapi_extra=operation(
         "getResult",
-        "A finished picture, by its unguessable name.",
+        "A result, by its unguessable name.",
         {**_ANSWERS, 302: _REDIRECT},
         errors=_ERRORS,
         public=True,
     ),
 )
 async def result(request: Request, name: str) -> Response:
-    """A job's result, while it is kept."""
+    """Send a job's result while it is kept."""
     job = await _find(request, wire.parse_result_path(f"/files/images/{name}"), name)
     assert job.result is not None
-    kept = {field: job.result[field] for field in ("key", "bytes", "sha256", "media_type")}
-    file = _File(**kept, seconds=3600)
-    own = service(request)
-    if request.method == "GET" and own.links is not None and not _is_known(request, file):
-        return await _send_on(own.links, file, seconds=own.settings.result_url_seconds)
+    facts = {field: job.result[field] for field in ("key", "bytes", "sha256", "media_type")}
+    file = _File(**facts, seconds=3600)
+    services = services_of(request)
+    if request.method == "GET" and services.links is not None and not _is_known(request, file):
+        return await _redirect(services.links, file, seconds=services.settings.result_url_seconds)
     return _serve(request, file, name)
 
 
-async def _send_on(links: Storage, file: _File, *, seconds: float) -> Response:
-    """To the store itself; the client repeats its Range there. Kept by caches no longer than half the URL's life."""
+async def _redirect(links: Storage, file: _File, *, seconds: float) -> Response:
+    """Redirect to the store; the client repeats its Range there. Caches keep this for half the URL's life at most."""
     headers = {
         "Location": await links.sign(file.key, seconds=seconds),
         "Cache-Control": f"private, max-age={min(int(seconds / 2), file.seconds)}",
@@ -88,26 +88,26 @@ async def _send_on(links: Storage, file: _File, *, seconds: float) -> Response:
     "/files/uploads/{name}",
     methods=["GET", "HEAD"],
     openapi_extra=operation(
-        "getUpload", "An uploaded picture, by its unguessable name.", _ANSWERS, errors=_ERRORS, public=True
+        "getUpload", "An uploaded image, by its unguessable name.", _ANSWERS, errors=_ERRORS, public=True
     ),
 )
 async def upload(request: Request, name: str) -> Response:
-    """An upload, until its time is up."""
-    own, named = service(request), wire.parse_upload_path(f"/files/uploads/{name}")
+    """Send an upload until it expires."""
+    services, named = services_of(request), wire.parse_upload_path(f"/files/uploads/{name}")
     if named is None:
         raise NotFound("File not found")
-    async with own.database.transaction() as tx:
-        found = await uploads.get(tx, named[0])
-    if found.extension != named[1]:
+    async with services.database.transaction() as tx:
+        stored = await uploads.get(tx, named[0])
+    if stored.extension != named[1]:
         raise NotFound("File not found")
-    await own.storage.head(found.key)
-    left = int((found.expires_at - datetime.now(UTC)).total_seconds())
+    await services.storage.head(stored.key)
+    remaining = int((stored.expires_at - datetime.now(UTC)).total_seconds())
     file = _File(
-        key=found.key,
-        bytes=found.bytes,
-        sha256=found.sha256,
-        media_type=found.media_type,
-        seconds=min(max(left, 0), 3600),
+        key=stored.key,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        media_type=stored.media_type,
+        seconds=min(max(remaining, 0), 3600),
     )
     return _serve(request, file, name)
 
@@ -121,7 +121,7 @@ def _serve(request: Request, file: _File, name: str) -> Response:
         "Content-Disposition": f'inline; filename="{name}"',
         "Content-Type": file.media_type,
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
-        "Cross-Origin-Resource-Policy": "cross-origin",  # pages of the caller's show it; its name is the secret
+        "Cross-Origin-Resource-Policy": "cross-origin",  # the caller's pages show it; its name is the secret
         "X-Content-Type-Options": "nosniff",
     }
     if _is_known(request, file):
@@ -136,12 +136,12 @@ def _serve(request: Request, file: _File, name: str) -> Response:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    body = service(request).storage.stream(file.key, start, end)
+    body = services_of(request).storage.stream(file.key, start, end)
     return StreamingResponse(body, status_code=status, headers=headers)
 
 
 def _is_known(request: Request, file: _File) -> bool:
-    """The client has the file already."""
+    """Return whether the client has the file already."""
     if_none_match = request.headers.get("if-none-match", "")
     return f'"{file.sha256}"' in if_none_match or if_none_match.strip() == "*"
 
@@ -150,27 +150,27 @@ async def _find(request: Request, named: tuple[UUID, str] | None, name: str) -> 
     if named is None:
         raise NotFound("File not found")
     job_id, extension = named
-    async with service(request).database.transaction() as tx:
+    async with services_of(request).database.transaction() as tx:
         job = await lifecycle.get(tx, job_id)
     if job.result is None or job.output_format != extension:
         raise NotFound("File not found")
     try:
-        # Before any header: once the answer has begun, a missing file could only be a broken one.
+        # Before any header: once the answer has begun, a missing file could only cut it off.
         if not job.expired:
-            await service(request).storage.head(job.result["key"])
+            await services_of(request).storage.head(job.result["key"])
             return job
     except NotFound:
-        pass  # deleted a moment ago; its mark is about to follow
+        pass  # deleted a moment ago; the job will be marked soon
     raise Expired("This file has expired and was deleted.")
 
 
 def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
-    """First byte and the one after the last; the whole file unless one range is asked for. None: unsatisfiable."""
-    asked = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    """Return first byte and end of the requested range, or of the whole file; None: unsatisfiable."""
+    match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
     condition = request.headers.get("if-range")
-    if not asked or asked.groups() == ("", "") or condition not in (None, etag):
+    if not match or match.groups() == ("", "") or condition not in (None, etag):
         return 0, size
-    first, last = asked.groups()
+    first, last = match.groups()
     if first and last and int(last) < int(first):
         return 0, size  # invalid, hence ignored (RFC 9110, 14.1.1)
     if first:

@@ -1,4 +1,4 @@
-"""Jobs as their owners see them after submission."""
+"""List, show and cancel jobs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
 from hiresfix import wire
-from hiresfix.server.api.dependencies import caller_of, parse_job_id, service, shown
+from hiresfix.server.api.dependencies import caller_of, job_body, parse_job_id, services_of
 from hiresfix.server.api.openapi import answer, operation, query
-from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.http.plain_route import PlainRoute
 from hiresfix.server.http.rate_limit import Bucket
 from hiresfix.server.jobs import lifecycle, listing
 from hiresfix.wire.queries import JOB_QUERY
 
 log = structlog.get_logger(__name__)
-router = APIRouter(route_class=Plain)
+router = APIRouter(route_class=PlainRoute)
 
 
 @router.get(
@@ -30,12 +30,14 @@ router = APIRouter(route_class=Plain)
     ),
 )
 async def list_jobs(request: Request) -> JSONResponse:
-    """A page of jobs, newest first."""
-    own, caller = service(request), await caller_of(request)
+    """Return a page of jobs, newest first."""
+    services, caller = services_of(request), await caller_of(request)
     query = wire.parse_job_query(request.query_params)
-    async with own.database.looking() as tx:
-        page = await listing.page(tx, caller, query)
-    body = wire.job_list([await shown(own, job, with_input=False) for job in page.jobs], page.after, page.models)
+    async with services.database.autocommit() as tx:
+        page = await listing.list_page(tx, caller, query)
+    body = wire.job_list(
+        [await job_body(services, job, with_input=False) for job in page.jobs], page.after, page.models
+    )
     return JSONResponse(body, headers={"Cache-Control": "no-store"})
 
 
@@ -46,29 +48,32 @@ async def list_jobs(request: Request) -> JSONResponse:
     ),
 )
 async def get_job(request: Request, job_id: str) -> JSONResponse:
-    own, caller = service(request), await caller_of(request, Bucket.JOB_POLLING)
-    async with own.database.looking() as tx:
-        found = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
-    return JSONResponse(await shown(own, found), headers={"Cache-Control": "no-store"})
+    """Return one job."""
+    services, caller = services_of(request), await caller_of(request, Bucket.JOB_POLLING)
+    async with services.database.autocommit() as tx:
+        job = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
+    return JSONResponse(await job_body(services, job), headers={"Cache-Control": "no-store"})
 
 
 @router.post(
     "/v2/jobs/{job_id}/cancel",
     openapi_extra=operation(
         "cancelJob",
-        "End a job that is not over yet; its credits come back.",
+        "Cancel an unfinished job; its credits are returned.",
         {200: answer("Job", "The cancelled job.")},
         errors={400: "ErrorResponse", 404: "ErrorResponse", 409: "ErrorResponse"},
     ),
 )
 async def cancel_job(request: Request, job_id: str) -> JSONResponse:
-    """Cancel: 409 once the job is over. A worker that runs it stops within a second or one step."""
-    own, caller = service(request), await caller_of(request)
+    """Cancel the job; 409 once it is over. A worker that runs it stops within a second or one step."""
+    services, caller = services_of(request), await caller_of(request)
     job = parse_job_id(job_id)
-    async with own.database.transaction() as tx:
-        cancelled = await lifecycle.cancel(tx, own.queue, job, public_url=own.settings.public_url, caller=caller)
+    async with services.database.transaction() as tx:
+        cancelled = await lifecycle.cancel(
+            tx, services.queue, job, public_url=services.settings.public_url, caller=caller
+        )
     log.info("job.cancelled", job_id=str(job))
-    return JSONResponse(await shown(own, cancelled), headers={"Cache-Control": "no-store"})
+    return JSONResponse(await job_body(services, cancelled), headers={"Cache-Control": "no-store"})
 
 
 @router.delete(
@@ -81,4 +86,5 @@ async def cancel_job(request: Request, job_id: str) -> JSONResponse:
     ),
 )
 async def delete_job(request: Request, job_id: str) -> JSONResponse:
+    """Cancel the job, like `cancel_job`."""
     return await cancel_job(request, job_id)

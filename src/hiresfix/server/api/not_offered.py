@@ -1,7 +1,6 @@
-"""Routes that clients know from the hosted API and that this server does not offer.
+"""Answer 501 on routes of the hosted API that this server does not offer.
 
-501 and not 404: it is the one answer of its kind that clients do not try again, and it tells a missing feature
-from a wrong address.
+501 and not 404: of all 5xx answers clients do not repeat this one, and it tells a missing feature from a wrong address.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hiresfix.errors import NotOffered
-from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.http.plain_route import PlainRoute
 
-router = APIRouter(route_class=Plain)
+router = APIRouter(route_class=PlainRoute)
 
 PATHS = (
     *(f"/v2/images/{name}" for name in ("generate", "edit", "background-remove", "bg-remove")),
@@ -23,6 +22,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
 async def not_offered(request: Request, rest: str = "") -> Response:
+    """Answer 501."""
     raise NotOffered
 
 

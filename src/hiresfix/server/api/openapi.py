@@ -1,10 +1,10 @@
-"""The OpenAPI document: each route says what it is where it is declared, and this module puts it together.
+"""Build the OpenAPI document from the routes: each route describes itself where it is declared.
 
     @router.get("/v2/things", openapi_extra=operation("listThings", "All things.", {200: answer("ThingList")}))
 
 Path, methods and path parameters come from the routes themselves, schemas from `hiresfix.wire.schemas`, and the
-errors that any route can answer with are added to every one. A route that has no business in the document says
-`include_in_schema=False`.
+errors that any route can answer with are added to every one. A route that should not be in the document is declared
+with `include_in_schema=False`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import hiresfix
 from hiresfix.wire import schemas
 
 Named: TypeAlias = str | tuple[str, ...]
-"""A schema by its name, or several of which one fits."""
+"""Name of a schema, or names of several alternatives."""
 
 _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     name: {"type": "string", "format": "uuid"} for name in ("job_id", "key_id", "delivery_id")
@@ -34,7 +34,7 @@ _RETRY = (429, 503)
 def answer(
     schema: Named | None = None, description: str = "", *, media_type: str = "application/json", **headers: str
 ) -> dict[str, Any]:
-    """An answer: its schema, None for a body that is no JSON of ours; headers by description."""
+    """Describe an answer: its schema, None for a body that is not our JSON; headers by description."""
     content = {"schema": _named(schema)} if schema else {}
     return {
         "description": description or "Done.",
@@ -47,17 +47,17 @@ def answer(
 
 
 def nothing(description: str, **headers: str) -> dict[str, Any]:
-    """An answer without a body."""
+    """Describe an answer without a body."""
     return {name: part for name, part in answer(description=description, **headers).items() if name != "content"}
 
 
 def query(table: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Optional query parameters, given as JSON Schemas by name."""
+    """Describe optional query parameters, given as JSON Schemas by name."""
     return [_parameter("query", name, schema, required=False) for name, schema in table.items()]
 
 
 def header(name: str, description: str) -> dict[str, Any]:
-    """An optional request header."""
+    """Describe an optional request header."""
     return _parameter("header", name, {"type": "string", "description": description}, required=False)
 
 
@@ -71,10 +71,16 @@ def operation(
     body: str | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
-    """What a route's `openapi_extra` holds.
+    """Return a route's `openapi_extra`.
 
-    `errors`: schema names by status, besides those that any route has; `body`: the name of the JSON body's schema;
-    `public`: needs no key.
+    Args:
+        name: The operation's id.
+        summary: One sentence.
+        answers: Answers by status.
+        errors: Schema names of errors by status, besides those that any route has.
+        parameters: Query and header parameters.
+        body: Schema name of the JSON body.
+        public: True if the route needs no key.
     """
     failures = {**_ANYWHERE, **({} if public else _WITH_KEY), **(errors or {})}
     responses = {**answers, **{status: _error(status, schema) for status, schema in failures.items()}}
@@ -90,7 +96,7 @@ def operation(
 
 
 def document(routes: Iterable[BaseRoute], *, public_url: str) -> dict[str, Any]:
-    """OpenAPI 3.1 of all routes that describe themselves."""
+    """Return OpenAPI 3.1 of all routes that describe themselves."""
     paths: dict[str, dict[str, Any]] = {}
     for route in iter_route_contexts(list(routes)):
         if not isinstance(route.original_route, APIRoute) or not route.include_in_schema or not route.openapi_extra:
@@ -103,7 +109,7 @@ def document(routes: Iterable[BaseRoute], *, public_url: str) -> dict[str, Any]:
         "info": {
             "title": "hiresfix",
             "version": hiresfix.__version__,
-            "description": "Image upscaling as jobs: submit a picture, follow the job, fetch the result.",
+            "description": "Image upscaling as jobs: submit an image, follow the job, fetch the result.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": public_url}],
@@ -111,7 +117,7 @@ def document(routes: Iterable[BaseRoute], *, public_url: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.components(),
-            "headers": {"RequestId": _header("Names this request in the server's logs.")},
+            "headers": {"RequestId": _header("Id of this request in the server's logs.")},
             "securitySchemes": {
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -121,7 +127,7 @@ def document(routes: Iterable[BaseRoute], *, public_url: str) -> dict[str, Any]:
 
 
 def _placed(described: Mapping[str, Any], path: str, method: str) -> dict[str, Any]:
-    """The operation at its path; the second method of a route is told apart from the first by its name."""
+    """Return the operation with its path parameters; the HEAD of a route gets an operation id of its own."""
     places = [
         _parameter("path", name, _PATH_PARAMETERS.get(name, {"type": "string"}), required=True)
         for name in re.findall(r"{(\w+)}", path)
@@ -141,7 +147,7 @@ def _named(schema: Named) -> dict[str, Any]:
 
 
 def _error(status: int, schema: Named) -> dict[str, Any]:
-    retry = {"Retry_After": "Whole seconds until trying again can succeed."} if status in _RETRY else {}
+    retry = {"Retry_After": "Whole seconds until a retry can succeed."} if status in _RETRY else {}
     return answer(schema, HTTPStatus(status).phrase, **retry)
 
 

@@ -1,4 +1,4 @@
-"""Files that callers hand in before they use them, and the files of a job that they want gone."""
+"""Upload images before submitting them, and delete the files of a job."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from hiresfix import states, wire
+from hiresfix import messages, states, wire
 from hiresfix.errors import (
     Conflict,
     FetchError,
     HiresfixError,
+    ImageError,
     InvalidRequest,
-    PictureError,
     QuotaExceeded,
     RequestTooLarge,
     StorageFailed,
 )
-from hiresfix.images import MEBIBYTE
-from hiresfix.server import idempotency, uploads
+from hiresfix.server import idempotency, storage_keys, uploads
 from hiresfix.server.accounts.authentication import Caller
-from hiresfix.server.api.dependencies import Service, caller_of, parse_job_id, service, shown, small_body
+from hiresfix.server.api.dependencies import Services, caller_of, job_body, parse_job_id, services_of, small_body
 from hiresfix.server.api.openapi import answer, header, operation
-from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.http.plain_route import PlainRoute
 from hiresfix.server.http.rate_limit import Bucket
-from hiresfix.server.jobs import lifecycle
-from hiresfix.server.uploads import Probed, Upload
-from hiresfix.wire import records, schemas
+from hiresfix.server.jobs import lifecycle, retention
+from hiresfix.server.uploads import ProbedImage, UploadRecord
+from hiresfix.units import MEBIBYTE
+from hiresfix.wire import schemas
+from hiresfix.wire.uploads import parse_upload_url
 
-router = APIRouter(route_class=Plain)
+router = APIRouter(route_class=PlainRoute)
 
 UPLOADS = "/v2/uploads"
-FRAMING_BYTES = 64 * 1024
-"""What a multipart body may hold beside the file."""
-OTHER_FIELDS = 10
-FIELD_BYTES = 4096
+MULTIPART_OVERHEAD_BYTES = 64 * 1024
+"""What a multipart body may hold besides the file."""
+MAX_OTHER_FIELDS = 10
+MAX_FIELD_BYTES = 4096
 
 _HOW = "Send multipart/form-data with one part named 'file' that has a filename."
 
@@ -58,10 +59,10 @@ _MULTIPART = {
     openapi_extra={
         **operation(
             "createUpload",
-            "Hand in a picture, or its address, to be named in submissions for two hours.",
+            "Upload an image, or give its URL, for use in submissions for two hours.",
             {201: answer("Upload", "The upload.")},
             errors={400: "ValidationError", 409: "ErrorResponse", 502: "ErrorResponse"},
-            parameters=[header("Idempotency-Key", "Makes trying again safe: the same key and file, the same upload.")],
+            parameters=[header("Idempotency-Key", "Makes retries safe: the same key and file give the same upload.")],
         ),
         "requestBody": {
             "required": True,
@@ -73,98 +74,103 @@ _MULTIPART = {
     },
 )
 async def upload(request: Request) -> JSONResponse:
-    """Keep a picture for a while under a URL that a submission can name; answers 201. Costs nothing.
+    """Keep an image for a while under a URL that submissions can name; answer 201. Costs nothing.
 
-    JSON with a `url` has the server fetch it: for who wants to see a picture before it is submitted.
+    For JSON with a `url` the server fetches the image, so that the studio can preview a remote image.
     """
-    own, caller = service(request), await caller_of(request, Bucket.UPLOADS)
+    services, caller = services_of(request), await caller_of(request, Bucket.UPLOADS)
     key = wire.idempotency_key(request.headers.get("idempotency-key"))
-    own.disk.require_room()  # before the body, which waits for its turn on a disk of ours
+    services.disk.require_room()  # before the body is read, which is spooled to our disk
     if request.headers.get("content-type", "").lower().startswith("application/json"):
-        data = await _fetched(request, own)
-        async with own.decoding:
-            return await _keep(own, caller, data, key, field="url")
-    async with _form(request, own.settings.max_image_bytes) as form:
-        file = _only_file(form, own.settings.max_image_bytes)
-        async with own.decoding:  # files wait on disk for their turn, so few are in memory at once
+        data = await _fetch(request, services)
+        async with services.decode_slots:
+            return await _keep(services, caller, data, key, field="url")
+    async with _form(request, services.settings.max_image_bytes) as form:
+        file = _only_file(form, services.settings.max_image_bytes)
+        async with services.decode_slots:  # files wait on disk for a slot, so few are in memory at once
             data = await file.read()
-            return await _keep(own, caller, data, key)
+            return await _keep(services, caller, data, key)
 
 
-async def _fetched(request: Request, own: Service) -> bytes:
-    url = records.parse_upload_url(await small_body(request), request.headers.get("content-type"))
+async def _fetch(request: Request, services: Services) -> bytes:
+    url = parse_upload_url(await small_body(request), request.headers.get("content-type"))
     try:
-        return await uploads.fetch(url, own.settings)
+        return await uploads.fetch(url, services.settings)
     except FetchError as error:
         raise InvalidRequest({"url": [error.message]}) from error
 
 
-async def _keep(own: Service, caller: Caller, data: bytes, key: str | None, *, field: str = "file") -> JSONResponse:
-    """field: what of the request is at fault if the picture is none that we accept."""
+async def _keep(
+    services: Services, caller: Caller, data: bytes, key: str | None, *, field: str = "file"
+) -> JSONResponse:
+    """Probe and store the image, or return the upload of an earlier request with this key.
+
+    `field` is the field of the request that problems with the image are reported at.
+    """
     fingerprint = uploads.fingerprint(data)
     if key:
-        async with own.database.transaction() as tx:
-            before = await idempotency.recall(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint)
-        if before:
-            return await _replay(own, before)
+        async with services.database.transaction() as tx:
+            existing_upload = await idempotency.find_result(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint)
+        if existing_upload:
+            return await _replay(services, existing_upload)
     try:
-        async with own.database.transaction() as tx:
-            await uploads.room_for(tx, caller, len(data), quota=own.settings.upload_quota_bytes)
-        kept = await _store(own, caller, await uploads.probe(data, own.quarantine, whose=caller), key)
-    except (PictureError, QuotaExceeded) as error:
+        async with services.database.transaction() as tx:
+            await uploads.require_quota(tx, caller, len(data), quota=services.settings.upload_quota_bytes)
+        stored = await _store(services, caller, await uploads.probe(data, services.sandbox, caller=caller), key)
+    except (ImageError, QuotaExceeded) as error:
         raise InvalidRequest({field: [error.message]}) from error
     except StorageFailed as error:
         raise StorageFailed("Upload failed") from error
     except idempotency.Replayed as winner:
-        return await _replay(own, winner.made)
-    return JSONResponse(wire.upload(kept, public_url=own.settings.public_url), status_code=201)
+        return await _replay(services, winner.result_id)
+    return JSONResponse(wire.upload(stored, public_url=services.settings.public_url), status_code=201)
 
 
-async def _store(own: Service, caller: Caller, probed: Probed, key: str | None) -> Upload:
-    """Bytes first, then row and idempotency row in one transaction: what is announced is there."""
-    new = uuid4()
-    stored = uploads.upload_key(new)
-    await own.storage.put(stored, probed.data, probed.header.media_type)
+async def _store(services: Services, caller: Caller, probed: ProbedImage, key: str | None) -> UploadRecord:
+    """Store the bytes, then the row and the idempotency row in one transaction: an upload with a row has its file."""
+    upload_id = uuid4()
+    storage_key = storage_keys.upload(upload_id)
+    await services.storage.put(storage_key, probed.data, probed.header.media_type)
     try:
-        async with own.database.transaction() as tx:
+        async with services.database.transaction() as tx:
             if key:
                 fingerprint = uploads.fingerprint(probed.data)
-                await idempotency.remember(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint, upload=new)
+                await idempotency.bind(tx, caller, route=UPLOADS, key=key, fingerprint=fingerprint, upload=upload_id)
             return await uploads.record(
                 tx,
-                new,
+                upload_id,
                 caller,
                 probed,
-                quota=own.settings.upload_quota_bytes,
-                lifetime=timedelta(hours=own.settings.upload_hours),
+                quota=services.settings.upload_quota_bytes,
+                lifetime=timedelta(hours=services.settings.upload_retention_hours),
             )
     except (HiresfixError, idempotency.Replayed):
-        # Surely rolled back; after a lost connection the commit may have happened, and upkeep knows.
+        # Rolled back for certain; after a lost connection the commit may have happened, and maintenance cleans up.
         with contextlib.suppress(StorageFailed):
-            await own.storage.delete(stored)
+            await services.storage.delete(storage_key)
         raise
 
 
-async def _replay(own: Service, before: UUID) -> JSONResponse:
-    async with own.database.transaction() as tx:
-        found = await uploads.get(tx, before)
-    body = wire.upload(found, public_url=own.settings.public_url)
+async def _replay(services: Services, upload_id: UUID) -> JSONResponse:
+    async with services.database.transaction() as tx:
+        existing = await uploads.get(tx, upload_id)
+    body = wire.upload(existing, public_url=services.settings.public_url)
     return JSONResponse(body, status_code=201, headers={"Idempotency-Replayed": "true"})
 
 
 @contextlib.asynccontextmanager
-async def _form(request: Request, most: int) -> AsyncGenerator[FormData]:
-    """The parts of the body, files spooled to disk until the block ends. Raises InvalidRequest."""
+async def _form(request: Request, max_bytes: int) -> AsyncGenerator[FormData]:
+    """Yield the parts of the body, files spooled to disk until the block ends. Raises InvalidRequest."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest({"file": [_HOW]})
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest({"file": ["Compressed request bodies are not accepted. Send the file as it is."]})
     parser = MultiPartParser(
         Headers(scope=request.scope),
-        _bounded(request, most),
-        max_files=2,  # so that a second one can be complained of
-        max_fields=OTHER_FIELDS,
-        max_part_size=FIELD_BYTES,
+        _bounded(request, max_bytes),
+        max_files=2,  # so that a second one can be reported
+        max_fields=MAX_OTHER_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
     )
     try:
         form = await parser.parse()
@@ -173,41 +179,40 @@ async def _form(request: Request, most: int) -> AsyncGenerator[FormData]:
     except UnicodeError as error:  # Python knows charsets that only ever fail, such as "undefined"
         raise InvalidRequest({"file": [f"The charset of the Content-Type cannot be read. {_HOW}"]}) from error
     except RequestTooLarge as error:
-        raise _too_large(most) from error
+        raise _too_large(max_bytes) from error
     try:
         yield form
     finally:
         await form.close()
 
 
-async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes]:
+async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > most + FRAMING_BYTES:
+        if received > max_bytes + MULTIPART_OVERHEAD_BYTES:
             raise RequestTooLarge
         yield chunk
 
 
-def _only_file(form: FormData, most: int) -> UploadFile:
+def _only_file(form: FormData, max_bytes: int) -> UploadFile:
     files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if len(files) > 1:
-        raise InvalidRequest({"file": ["Expected one file. Upload the others with requests of their own."]})
+        raise InvalidRequest({"file": ["Expected one file. Upload the others in separate requests."]})
     file = form.get("file")
     if file is None:
         raise InvalidRequest({"file": [f"Required. {_HOW}"]})
     if not isinstance(file, UploadFile):
         raise InvalidRequest({"file": [f"Expected a file. {_HOW}"]})
     if not file.size:
-        raise InvalidRequest({"file": ["The file is empty. Send a picture."]})
-    if file.size > most:
-        raise _too_large(most)
+        raise InvalidRequest({"file": [messages.UPLOAD_EMPTY()]})
+    if file.size > max_bytes:
+        raise _too_large(max_bytes)
     return file
 
 
-def _too_large(most: int) -> InvalidRequest:
-    text = f"The file is larger than the limit of {most / MEBIBYTE:g} MiB. Compress it more or make it smaller."
-    return InvalidRequest({"file": [text]})
+def _too_large(max_bytes: int) -> InvalidRequest:
+    return InvalidRequest({"file": [messages.FILE_TOO_LARGE(limit=messages.plain_number(max_bytes / MEBIBYTE))]})
 
 
 @router.delete(
@@ -220,18 +225,18 @@ def _too_large(most: int) -> InvalidRequest:
     ),
 )
 async def delete_files(request: Request, job_id: str) -> JSONResponse:
-    """Delete a finished job's input and result now; the job stays, `expired`. Again is no error."""
-    own, caller = service(request), await caller_of(request)
-    async with own.database.transaction() as tx:
+    """Delete a finished job's input and result now; the job stays, `expired`. Repeating it is not an error."""
+    services, caller = services_of(request), await caller_of(request)
+    async with services.database.transaction() as tx:
         job = await lifecycle.get(tx, parse_job_id(job_id), caller=caller)
     if job.state not in states.TERMINAL:
-        raise Conflict("The job is not finished. Cancel it, or wait for its end, and then delete its files.")
-    # Files first, marks after: if the store fails here, the marks do not lie and the request can be repeated.
-    await own.storage.delete(uploads.source_key(job.id))
-    await own.storage.delete_prefix(f"results/{job.id}")
-    async with own.database.transaction() as tx:
-        await lifecycle.mark_source_purged(tx, job.id)
+        raise Conflict(messages.JOB_NOT_FINISHED())
+    # Files first, marks after: if the store fails here, the marks are still true and the request can be repeated.
+    await services.storage.delete(storage_keys.source(job.id))
+    await services.storage.delete_prefix(storage_keys.result_prefix(job.id))
+    async with services.database.transaction() as tx:
+        await retention.mark_source_purged(tx, job.id)
         if job.result is not None:
-            await lifecycle.mark_result_purged(tx, job.id)
+            await retention.mark_result_purged(tx, job.id)
         job = await lifecycle.get(tx, job.id)
-    return JSONResponse(await shown(own, job), headers={"Cache-Control": "no-store"})
+    return JSONResponse(await job_body(services, job), headers={"Cache-Control": "no-store"})

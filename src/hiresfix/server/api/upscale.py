@@ -1,4 +1,4 @@
-"""Accepting an enlargement: from the request's bytes to a job that is paid for and waits."""
+"""Accept an upscale: from the request's bytes to a job that is paid for and queued."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
-from hiresfix import wire
+from hiresfix import messages, wire
 from hiresfix.errors import (
     Expired,
     FetchError,
     HiresfixError,
+    ImageError,
     InsufficientCredits,
     InvalidRequest,
     NotFound,
     OverBudget,
-    PictureError,
     StorageFailed,
 )
 from hiresfix.recipe import MAX_SEED, Recipe
 from hiresfix.server import guarded_http, idempotency, uploads
 from hiresfix.server.accounts.authentication import Caller
-from hiresfix.server.api.dependencies import Service, caller_of, service
+from hiresfix.server.api.dependencies import Services, caller_of, services_of
 from hiresfix.server.api.openapi import answer, header, operation, query
 from hiresfix.server.billing import budgets, ledger
-from hiresfix.server.http.plain_route import Plain
+from hiresfix.server.http.plain_route import PlainRoute
 from hiresfix.server.http.rate_limit import Bucket
-from hiresfix.server.jobs import lifecycle, watch
-from hiresfix.server.jobs.model import Source, Submission
+from hiresfix.server.jobs import headroom, lifecycle, watch
+from hiresfix.server.jobs.model import StoredSource, Submission
 from hiresfix.server.platform import tracing
 from hiresfix.server.settings import Settings
-from hiresfix.server.uploads import Probed
+from hiresfix.server.uploads import ProbedImage
+from hiresfix.states import JobState
 from hiresfix.wire import UpscaleRequest
 from hiresfix.wire.queries import UPSCALE_QUERY
 
 log = structlog.get_logger(__name__)
-router = APIRouter(route_class=Plain)
+router = APIRouter(route_class=PlainRoute)
 
 UPSCALE = "/v2/images/upscale"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-PARSED_AT_ONCE = 64 * 1024
-"""Bytes; a picture as a data URI takes half a second to parse, in which nobody else may be kept waiting."""
+MAX_INLINE_PARSE_BYTES = 64 * 1024
+"""Larger bodies are parsed in a thread: an image as a data URI takes half a second, which must not block the loop."""
 
 
 @router.post(
     UPSCALE,
     openapi_extra=operation(
         "upscaleImage",
-        "Submit a picture to be enlarged.",
+        "Submit an image to be upscaled.",
         {
             200: answer(
                 ("JobFinished", "JobPreview"),
@@ -84,237 +85,236 @@ PARSED_AT_ONCE = 64 * 1024
     ),
 )
 async def upscale(request: Request) -> JSONResponse:
-    """Accept an enlargement: validate, probe, charge and enqueue, then answer 202 with the job's id.
+    """Accept an upscale: validate, probe, charge and enqueue, then answer 202 with the job's id.
 
     With `Prefer: wait=N` (RFC 7240) the answer waits for the job, N seconds from the request's arrival and at most
-    `max_wait_seconds`. Finished in time: 200 with the Job, which then also has the fields of the 202, so that who
-    reads `jobId` and `status` needs to know nothing new. Otherwise the 202 as ever. Either says
-    `Preference-Applied: wait=` with the seconds that were granted.
+    `max_wait_seconds`. If the job finishes in time, the answer is a 200 with the Job and the fields of the 202, so that
+    a client that reads `jobId` and `status` needs no change. Otherwise it is the usual 202. Both have the header
+    `Preference-Applied: wait=` with the granted seconds.
 
-    With `?dryRun=true` it only validates and probes, and the answer tells what the rest would cost.
+    With `?dryRun=true` the request is only validated and probed, and the answer is the price.
     """
-    own, caller = service(request), await caller_of(request, Bucket.SUBMISSIONS)
+    services, caller = services_of(request), await caller_of(request, Bucket.SUBMISSIONS)
     dry_run = wire.parse_dry_run(request.query_params.multi_items())
-    body = await _body(request)
-    key = wire.idempotency_key(request.headers.get("idempotency-key"))
-    asked = await _parse(body, request.headers.get("content-type"), own.settings)
-    if dry_run:
-        return await _preview(own, caller, asked)
-    if key and (before := await _recall(own, caller, key, asked)):
-        return await _replay(request, own, before)
-    own.disk.require_room()
-    await _has_room_and_credits(own, caller, asked)
-    order = await _order(own, caller, asked)
-    try:
-        with tracing.span("submit", hiresfix__model=asked.model.id, hiresfix__cost=order.cost):
-            job = await _submit(own, caller, order, key=key, request_id=request.state.request_id)
-    except idempotency.Replayed as winner:
-        return await _replay(request, own, winner.made)
-    log.info("job.accepted", job_id=str(job), model=asked.model.id, scale=order.recipe.scale)
-    return await _answer(request, own, job)
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body; it is bounded before it gets here."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest({"_root": ["Compressed request bodies are not accepted. Send the JSON as it is."]})
-    return await request.body()
+        raise InvalidRequest({"_root": [messages.BODY_COMPRESSED()]})
+    body = await request.body()
+    key = wire.idempotency_key(request.headers.get("idempotency-key"))
+    upscale_request = await _parse(body, request.headers.get("content-type"), services.settings)
+    if dry_run:
+        return await _preview(services, caller, upscale_request)
+    if key:
+        async with services.database.autocommit() as tx:
+            existing_job = await idempotency.find_result(
+                tx, caller, route=UPSCALE, key=key, fingerprint=upscale_request.fingerprint
+            )
+        if existing_job:
+            return await _replay(request, services, existing_job)
+    services.disk.require_room()
+    await _require_headroom_and_credits(services, caller, upscale_request)
+    priced = await _priced(services, caller, upscale_request)
+    try:
+        with tracing.span("submit", hiresfix__model=upscale_request.model.id, hiresfix__cost=priced.cost):
+            job = await _submit(services, caller, priced, key=key, request_id=request.state.request_id)
+    except idempotency.Replayed as winner:
+        return await _replay(request, services, winner.result_id)
+    log.info("job.accepted", job_id=str(job), model=upscale_request.model.id, scale=priced.recipe.scale)
+    return await _answer(request, services, job)
 
 
 async def _parse(body: bytes, content_type: str | None, settings: Settings) -> UpscaleRequest:
-    if len(body) < PARSED_AT_ONCE:
+    if len(body) < MAX_INLINE_PARSE_BYTES:
         return wire.parse_upscale(body, content_type, ignore_unknown_keys=settings.ignore_unknown_keys)
     return await asyncio.to_thread(
         wire.parse_upscale, body, content_type, ignore_unknown_keys=settings.ignore_unknown_keys
     )
 
 
-async def _recall(own: Service, caller: Caller, key: str, asked: UpscaleRequest) -> UUID | None:
-    async with own.database.looking() as tx:
-        return await idempotency.recall(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint)
-
-
-async def _replay(request: Request, own: Service, job: UUID) -> JSONResponse:
-    async with own.database.looking() as tx:
-        found = await lifecycle.get(tx, job)
-    return await _answer(request, own, job, state=found.state, more_headers={"Idempotency-Replayed": "true"})
+async def _replay(request: Request, services: Services, job_id: UUID) -> JSONResponse:
+    async with services.database.autocommit() as tx:
+        job = await lifecycle.get(tx, job_id)
+    return await _answer(request, services, job_id, state=job.state, extra_headers={"Idempotency-Replayed": "true"})
 
 
 async def _answer(
-    request: Request, own: Service, job: UUID, *, state: str = "QUEUED", more_headers: Mapping[str, str] = NO_HEADERS
+    request: Request,
+    services: Services,
+    job: UUID,
+    *,
+    state: str = JobState.QUEUED,
+    extra_headers: Mapping[str, str] = NO_HEADERS,
 ) -> JSONResponse:
-    headers = {"Location": f"/v2/jobs/{job}", **more_headers}
-    wanted = wire.preferred_wait(request.headers.getlist("prefer")) or 0
-    if granted := min(wanted, int(own.settings.max_wait_seconds)):
+    headers = {"Location": f"/v2/jobs/{job}", **extra_headers}
+    preferred = wire.preferred_wait(request.headers.getlist("prefer")) or 0
+    if granted := min(preferred, int(services.settings.max_wait_seconds)):
         headers["Preference-Applied"] = f"wait={granted}"
-        left = granted - (time.monotonic() - request.state.arrived)
-        if finished := await watch.finished(own.database, own.changes, job, seconds=left):
-            body = wire.finished(finished, public_url=own.settings.public_url, kept_for=own.settings.retention)
+        remaining = granted - (time.monotonic() - request.state.arrived)
+        if finished := await watch.wait_until_finished(
+            services.database, services.notifications, job, seconds=remaining
+        ):
+            settings = services.settings
+            body = wire.finished(finished, public_url=settings.public_url, kept_for=settings.retention)
             return JSONResponse(body, headers=headers)
     return JSONResponse(wire.accepted(job, state=state), status_code=202, headers=headers)
 
 
-async def _has_room_and_credits(own: Service, caller: Caller, asked: UpscaleRequest) -> None:
-    """A look before the costly probe; the transaction decides again about credits and budget."""
-    pace = await own.outlook.pace(asked.model.id)
-    most = own.settings.max_queued_jobs_total
-    waiting = await own.outlook.waiting(most=most)
-    async with own.database.looking() as tx:
-        room = await lifecycle.room_for(
+async def _require_headroom_and_credits(services: Services, caller: Caller, upscale_request: UpscaleRequest) -> None:
+    """Check queue, credits and budget before the costly probe; the transaction checks credits and budget again."""
+    settings = services.settings
+    pace = await services.estimator.pace(upscale_request.model.id)
+    queued = await services.estimator.queued_jobs(limit=settings.max_queued_jobs_total)
+    async with services.database.autocommit() as tx:
+        room = await headroom.check(
             tx,
             caller,
-            per_team=own.settings.max_queued_jobs,
-            in_total=most,
-            waiting=waiting,
-            seconds_a_job=pace.seconds if pace else None,
+            per_team=settings.max_queued_jobs,
+            in_total=settings.max_queued_jobs_total,
+            waiting=queued,
+            seconds_per_job=pace.seconds if pace else None,
         )
-        budget = await budgets.of_key(tx, caller.key) if room.budgeted else None
-    least = own.settings.price(asked.model).least  # the price itself where it is flat
-    if room.credits < least:
-        raise InsufficientCredits(required=least, available=room.credits)
-    if budget and budget.left < least:
-        raise OverBudget(budget=budget.monthly, spent=budget.spent, required=least)
+        budget = await budgets.of_key(tx, caller.key) if room.has_budget else None
+    minimum = settings.price(upscale_request.model).minimum  # the price itself where it is flat
+    if room.credits < minimum:
+        raise InsufficientCredits(required=minimum, available=room.credits)
+    if budget and budget.remaining < minimum:
+        raise OverBudget(budget=budget.monthly, spent=budget.spent, required=minimum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A request whose picture was looked at: what would be done, to what, and for how many credits."""
+class PricedRequest:
+    """A request whose image was probed: recipe, image, size of the result and price in credits."""
 
-    asked: UpscaleRequest
+    request: UpscaleRequest
     recipe: Recipe
-    picture: Probed
+    image: ProbedImage
     output: tuple[int, int]
     """Width and height of the result."""
     cost: int
 
 
-async def _order(own: Service, caller: Caller, asked: UpscaleRequest) -> Order:
-    """The one place where a price is made: the charge, a 402 and a dry run tell the same."""
-    recipe = asked.model.recipe(asked.values, seed=randbelow(MAX_SEED + 1), preset=own.settings.preset(asked.model))
-    await _check_hook(own, asked)
-    picture = await _probe(own, caller, asked, recipe)
-    output = picture.header.width * recipe.scale, picture.header.height * recipe.scale
-    cost = own.settings.price(asked.model).of(*output)
-    return Order(asked=asked, recipe=recipe, picture=picture, output=output, cost=cost)
+async def _priced(services: Services, caller: Caller, upscale_request: UpscaleRequest) -> PricedRequest:
+    """Probe the image and price the request. Charge, 402 and dry run all use this price."""
+    model, settings = upscale_request.model, services.settings
+    recipe = model.recipe(upscale_request.values, seed=randbelow(MAX_SEED + 1), preset=settings.preset(model))
+    await _check_webhook(services, upscale_request)
+    image = await _probe(services, caller, upscale_request, recipe)
+    output = image.header.width * recipe.scale, image.header.height * recipe.scale
+    cost = settings.price(model).of(*output)
+    return PricedRequest(request=upscale_request, recipe=recipe, image=image, output=output, cost=cost)
 
 
-async def _preview(own: Service, caller: Caller, asked: UpscaleRequest) -> JSONResponse:
-    """What the request would cost; nothing is stored or charged, and too few credits are no error."""
-    order = await _order(own, caller, asked)
-    async with own.database.looking() as tx:
+async def _preview(services: Services, caller: Caller, upscale_request: UpscaleRequest) -> JSONResponse:
+    """Answer a dry run: nothing is stored or charged, and too few credits are not an error."""
+    priced = await _priced(services, caller, upscale_request)
+    async with services.database.autocommit() as tx:
         available = await ledger.balance(tx, caller.team)
         budget = await budgets.of_key(tx, caller.key)
-    pace = await own.outlook.pace(asked.model.id)
-    header = order.picture.header
+    pace = await services.estimator.pace(upscale_request.model.id)
+    header = priced.image.header
     body = wire.preview(
-        asked.model,
-        cost=order.cost,
+        upscale_request.model,
+        cost=priced.cost,
         available=available,
-        budget_left=budget.left if budget else None,
+        budget_left=budget.remaining if budget else None,
         source=(header.width, header.height),
-        output=order.output,
+        output=priced.output,
         seconds_per_megapixel=pace.seconds_per_megapixel if pace else None,
     )
     return JSONResponse(body)
 
 
-async def _check_hook(own: Service, asked: UpscaleRequest) -> None:
-    if asked.hook is None:
+async def _check_webhook(services: Services, upscale_request: UpscaleRequest) -> None:
+    if upscale_request.webhook is None:
         return
     try:
-        await guarded_http.check_receiver(asked.hook.url, uploads.policy(own.settings))
+        await guarded_http.check_receiver(upscale_request.webhook.url, uploads.http_policy(services.settings))
     except FetchError as error:
         raise InvalidRequest({"webhookUrl": [error.message]}) from error
 
 
-async def _probe(own: Service, caller: Caller, asked: UpscaleRequest, recipe: Recipe) -> Probed:
-    """The picture, wherever it is; a fault of it or of its size is the caller's, named by its field."""
+async def _probe(services: Services, caller: Caller, upscale_request: UpscaleRequest, recipe: Recipe) -> ProbedImage:
+    """Get the image from wherever it is and probe it; report a problem with it or its size at the parameter."""
     try:
-        picture: bytes | Probed | None = wire.data_uri(asked.image)
-        if picture is None:
-            picture = await _own_picture(own, asked.image)
-        if picture is None:
-            picture = await uploads.fetch(asked.image, own.settings)
-        probed = picture if isinstance(picture, Probed) else await _decoded(own, caller, picture)
-    except (FetchError, PictureError, NotFound, Expired) as error:
-        raise wire.invalid_param(asked.model, "image", error.message) from error
+        image: bytes | ProbedImage | None = wire.data_uri(upscale_request.image)
+        if image is None:
+            image = await _own_image(services, upscale_request.image)
+        if image is None:
+            image = await uploads.fetch(upscale_request.image, services.settings)
+        if not isinstance(image, ProbedImage):
+            async with services.decode_slots:
+                image = await uploads.probe(image, services.sandbox, caller=caller)
+    except (FetchError, ImageError, NotFound, Expired) as error:
+        raise wire.invalid_param(upscale_request.model, "image", error.message) from error
     for param, check in (("scale_factor", uploads.check_output), ("output_format", uploads.check_format)):
         try:
-            check(probed.header, recipe, own.settings)
-        except PictureError as error:
-            raise wire.invalid_param(asked.model, param, error.message) from error
-    return probed
+            check(image.header, recipe, services.settings)
+        except ImageError as error:
+            raise wire.invalid_param(upscale_request.model, param, error.message) from error
+    return image
 
 
-async def _decoded(own: Service, caller: Caller, data: bytes) -> Probed:
-    async with own.decoding:
-        return await uploads.probe(data, own.quarantine, whose=caller)
+async def _own_image(services: Services, url: str) -> bytes | ProbedImage | None:
+    """Read an upload or result of ours from the store, never over HTTP; return None for any other URL.
 
-
-async def _own_picture(own: Service, url: str) -> bytes | Probed | None:
-    """An upload or a result of ours, read from the store and never over HTTP; None for any other URL.
-
-    What was decoded when it was handed in is not decoded again; the worker is going to, and would find it damaged.
+    Uploads were decoded on receipt, so that is skipped here. The worker decodes again and catches corruption.
     """
-    upload = wire.own_upload(url, own.settings.public_url)
-    if upload is not None:
-        async with own.database.looking() as tx:
-            kept = await uploads.get(tx, upload)
-        data = await own.storage.get(kept.key)
-        return uploads.recognised(kept, data) or data
-    job = wire.own_result(url, own.settings.public_url)
-    if job is None:
+    upload_id = wire.own_upload(url, services.settings.public_url)
+    if upload_id is not None:
+        async with services.database.autocommit() as tx:
+            upload = await uploads.get(tx, upload_id)
+        data = await services.storage.get(upload.key)
+        return uploads.probed_upload(upload, data) or data
+    job_id = wire.own_result(url, services.settings.public_url)
+    if job_id is None:
         return None
-    async with own.database.looking() as tx:
-        found = await lifecycle.get(tx, job)
-    if found.result is None or found.expired:
-        raise NotFound("The URL names a result that does not exist any more. Use another picture.")
-    return await own.storage.get(found.result["key"])
+    async with services.database.autocommit() as tx:
+        job = await lifecycle.get(tx, job_id)
+    if job.result is None or job.expired:
+        raise NotFound(messages.RESULT_GONE())
+    return await services.storage.get(job.result["key"])
 
 
 async def _submit(
-    own: Service,
-    caller: Caller,
-    order: Order,
-    *,
-    key: str | None,
-    request_id: str,
+    services: Services, caller: Caller, priced: PricedRequest, *, key: str | None, request_id: str
 ) -> UUID:
-    """Store the picture, then make job, charge, task and idempotency row in one transaction."""
-    job, asked, probed = uuid4(), order.asked, order.picture
-    source_key = await uploads.keep(own.storage, job, probed)
-    new = Submission(
+    """Store the image, then create job, charge, task and idempotency row in one transaction."""
+    job, upscale_request, image = uuid4(), priced.request, priced.image
+    source_key = await uploads.store_source(services.storage, job, image)
+    webhook = upscale_request.webhook
+    submission = Submission(
         id=job,
         caller=caller,
         request_id=request_id,
-        model=asked.model.id,
-        cost=order.cost,
-        recipe=order.recipe,
-        input=wire.stored_input(asked),
-        source=Source(
+        model=upscale_request.model.id,
+        cost=priced.cost,
+        recipe=priced.recipe,
+        input=wire.stored_input(upscale_request),
+        source=StoredSource(
             key=source_key,
-            sha256=probed.sha256,
-            media_type=probed.header.media_type,
-            bytes=len(probed.data),
-            width=probed.header.width,
-            height=probed.header.height,
+            sha256=image.sha256,
+            media_type=image.header.media_type,
+            bytes=len(image.data),
+            width=image.header.width,
+            height=image.header.height,
         ),
-        hook_url=asked.hook.url if asked.hook else None,
-        hook_events=asked.hook.events if asked.hook else (),
-        max_attempts=own.settings.max_attempts,
-        needs=own.settings.needs.get(asked.model.id, ()),
+        hook_url=webhook.url if webhook else None,
+        hook_events=webhook.events if webhook else (),
+        max_attempts=services.settings.max_attempts,
+        needs=services.settings.required_tags.get(upscale_request.model.id, ()),
         traceparent=tracing.traceparent(),
     )
     try:
-        async with own.database.pipelined() as tx:
+        async with services.database.pipelined() as tx:
             if key:
-                await idempotency.remember(tx, caller, route=UPSCALE, key=key, fingerprint=asked.fingerprint, job=job)
-            await lifecycle.submit(tx, own.queue, new)
-        own.outlook.one_more()
+                await idempotency.bind(
+                    tx, caller, route=UPSCALE, key=key, fingerprint=upscale_request.fingerprint, job=job
+                )
+            await lifecycle.submit(tx, services.queue, submission)
+        services.estimator.count_submission()
     except (HiresfixError, idempotency.Replayed):
-        # Surely rolled back. After a lost connection the commit may have happened: then the picture stays, and
-        # upkeep removes it if no job turns up for it.
+        # The transaction was rolled back for certain. After a lost connection the commit may have happened: then the
+        # image stays, and maintenance removes it if no job exists for it.
         with contextlib.suppress(StorageFailed):
-            await own.storage.delete(source_key)
+            await services.storage.delete(source_key)
         raise
     return job

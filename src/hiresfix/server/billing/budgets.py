@@ -1,7 +1,7 @@
-"""What an API key may spend in a calendar month (UTC), where its team wants to bound it.
+"""Budgets: limit what an API key may spend in a calendar month (UTC).
 
-Guarantees: however many requests race, the charges of a month less their refunds never exceed the budget; a refund
-gives back to the month of its charge. Nothing is counted twice: what was spent is read from the ledger.
+Guarantees: however many requests race, the charges of a month minus their refunds never exceed the budget. A refund
+counts in the month of its charge. The ledger is the only source of what was spent, so nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from hiresfix.server.database.pool import Tx
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Whole credits: what may be spent this month, and what was."""
+    """Monthly limit of a key and what it has spent this month, in whole credits."""
 
     monthly: int
     spent: int
 
     @property
-    def left(self) -> int:
-        """Nothing, too, where the budget was lowered below what was spent."""
+    def remaining(self) -> int:
+        """Credits left this month; 0 too if the budget was lowered below what was spent."""
         return max(0, self.monthly - self.spent)
 
 
 async def of_key(tx: Tx, key: UUID) -> Budget | None:
-    """The key's budget and what it has spent of it by now; None if it has none."""
+    """Return the key's budget and what it has spent this month; None for a key without a budget."""
     monthly = await query.value(tx, "select monthly_budget from api_keys where id = %(key)s", key=key)
     if monthly is None:
         return None
@@ -42,13 +42,15 @@ async def of_key(tx: Tx, key: UUID) -> Budget | None:
     return Budget(monthly=int(monthly), spent=int(spent))
 
 
-HELD: LiteralString = "select true from api_keys where id = %(key)s and monthly_budget is not null for no key update"
-"""Until the transaction ends nobody else decides what the key may spend. Finds a row if the key has a budget."""
+LOCK_BUDGET: LiteralString = (
+    "select true from api_keys where id = %(key)s and monthly_budget is not null for no key update"
+)
+"""Statement that locks the key until the transaction ends, so that no other charges it; no row without a budget."""
 
 
 async def check(tx: Tx, key: UUID, cost: int) -> None:
-    """Raises OverBudget if the charge of `cost` that `tx` has made after `HELD` is more than was left this month."""
-    # A statement of its own: it sees what those committed whom the lock made us wait for.
+    """Raise OverBudget if the charge of `cost` that `tx` made after `LOCK_BUDGET` exceeds what was left this month."""
+    # A new statement, so that it sees what the transactions committed that the lock waited for.
     budget = await of_key(tx, key)
     if budget and budget.spent > budget.monthly:
         raise OverBudget(budget=budget.monthly, spent=budget.spent - cost, required=cost)

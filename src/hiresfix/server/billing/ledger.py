@@ -1,7 +1,7 @@
-"""The ledger: every credit a team was granted, charged or given back, append-only, and the balance it sums to.
+"""Ledger: every grant, charge, refund and adjustment of a team's credits, append-only, and the resulting balance.
 
-Guarantees: `teams.credits` equals the sum of the team's entries after every commit and is never negative; a
-job is charged at most once and refunded at most once. Whole credits only.
+Guarantees: `teams.credits` equals the sum of the team's entries after every commit and is never negative. A job is
+charged at most once and refunded at most once. Amounts are whole credits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from hiresfix.server.database import query
 from hiresfix.server.database.pool import Cursor, Tx
 
 
-class Kind(StrEnum):
+class EntryKind(StrEnum):
+    """Reason for a change of the balance."""
+
     GRANT = "grant"
     CHARGE = "charge"
     REFUND = "refund"
@@ -26,16 +28,16 @@ class Kind(StrEnum):
 
 
 _COUNTERPARTY = {
-    Kind.GRANT: "issued",
-    Kind.CHARGE: "revenue",
-    Kind.REFUND: "revenue",
-    Kind.ADJUST: "adjustments",
+    EntryKind.GRANT: "issued",
+    EntryKind.CHARGE: "revenue",
+    EntryKind.REFUND: "revenue",
+    EntryKind.ADJUST: "adjustments",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One line of the ledger. `amount` is what the team gained (negative: lost) from `counterparty`."""
+class LedgerEntry:
+    """One entry of the ledger. `amount` is what the team gained (negative: lost) from `counterparty`."""
 
     id: int
     team_id: UUID
@@ -49,6 +51,7 @@ class Entry:
 
 
 async def balance(tx: Tx, team: UUID) -> int:
+    """Return the team's credits; raises NotFound."""
     credits = await query.value(tx, "select credits from teams where id = %(team)s", team=team)
     if credits is None:
         raise NotFound("Team not found")
@@ -59,50 +62,50 @@ async def grant(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> 
     """Give `amount` > 0 credits; returns the new balance."""
     if amount <= 0:
         raise ValueError("A grant must be positive")
-    return await _move(tx, team, Kind.GRANT, amount, actor=actor, reason=reason)
+    return await _move(tx, team, EntryKind.GRANT, amount, actor=actor, reason=reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """A charge that was sent to the database; nothing is known of it before `confirm`."""
+    """A charge that was sent to the database; its result is unknown before `confirm`."""
 
-    moved: Cursor
+    cursor: Cursor
     team: UUID
     cost: int
 
     async def confirm(self, tx: Tx) -> int:
-        """The new balance; raises InsufficientCredits, with the transaction still usable and nothing written."""
-        row = await self.moved.fetchone()
+        """Return the new balance; raises InsufficientCredits, with nothing written and the transaction still usable."""
+        row = await self.cursor.fetchone()
         if row is None:
             raise InsufficientCredits(required=self.cost, available=await balance(tx, self.team))
         return int(row[0])
 
 
 async def charge(tx: Tx, team: UUID, cost: int, *, job: UUID, actor: str) -> Charge:
-    """Take a job's price. In a pipeline it does not wait for the answer, which has to be read: `Charge.confirm`."""
-    moved = await _send_move(tx, team, Kind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
-    return Charge(moved=moved, team=team, cost=cost)
+    """Take a job's price. A pipeline does not wait for the answer, so the caller must call `Charge.confirm`."""
+    cursor = await _send_move(tx, team, EntryKind.CHARGE, -cost, job=job, actor=actor, reason="job submitted")
+    return Charge(cursor=cursor, team=team, cost=cost)
 
 
 async def adjust(tx: Tx, team: UUID, amount: int, *, actor: str, reason: str) -> int:
-    """Correct the balance by `amount`, up or down but not below zero (InsufficientCredits); returns the new one."""
+    """Correct the balance by `amount` and return the new one; raises InsufficientCredits below zero."""
     if not amount:
-        raise ValueError("An adjustment by nothing changes nothing")
-    return await _move(tx, team, Kind.ADJUST, amount, actor=actor, reason=reason)
+        raise ValueError("An adjustment must not be zero")
+    return await _move(tx, team, EntryKind.ADJUST, amount, actor=actor, reason=reason)
 
 
 async def refund(tx: Tx, team: UUID, cost: int, *, job: UUID, reason: str, actor: str = "system") -> bool:
-    """Give a job's price back, once however often and from wherever it is called; False: that was done before."""
-    # The lock that `_move` takes anyway, but before the look: two that refund one job cannot both find nothing.
+    """Refund a job's price at most once, however often it is called; return False if that was done before."""
+    # `_move` takes the same lock; here it comes before the read, so two refunds of one job cannot both find none.
     await query.execute(tx, "select 1 from teams where id = %(team)s for update", team=team)
-    done = await query.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
-    if done is None:
-        await _move(tx, team, Kind.REFUND, cost, job=job, actor=actor, reason=reason)
-    return done is None
+    refunded = await query.value(tx, "select 1 from ledger where job_id = %(job)s and kind = 'refund'", job=job)
+    if refunded is None:
+        await _move(tx, team, EntryKind.REFUND, cost, job=job, actor=actor, reason=reason)
+    return refunded is None
 
 
 async def refund_by_hand(tx: Tx, job: UUID, *, actor: str, reason: str) -> bool:
-    """Give back what the job's charge took, whatever became of the job; False: that was done before.
+    """Refund the job's charge, whatever its state; return False if that was done before.
 
     Raises NotFound for a job that was never charged.
     """
@@ -115,8 +118,8 @@ async def refund_by_hand(tx: Tx, job: UUID, *, actor: str, reason: str) -> bool:
     return await refund(tx, team, cost, job=job, actor=actor, reason=reason)
 
 
-# One statement, so that a move costs one message to the server. The update locks the team's row, so two moves of one
-# team queue up and neither reads a stale balance; without credits enough it finds no row and nothing is written.
+# One statement, so that a move costs one round trip. The update locks the team's row, so moves of one team wait for
+# each other and none reads a stale balance; without enough credits it finds no row and writes nothing.
 _MOVE: LiteralString = """
     with moved as (
         update teams set credits = credits + %(amount)s where id = %(team)s and credits + %(amount)s >= 0
@@ -130,14 +133,14 @@ _MOVE: LiteralString = """
 
 
 async def _move(
-    tx: Tx, team: UUID, kind: Kind, amount: int, *, actor: str, reason: str, job: UUID | None = None
+    tx: Tx, team: UUID, kind: EntryKind, amount: int, *, actor: str, reason: str, job: UUID | None = None
 ) -> int:
-    moved = await _send_move(tx, team, kind, amount, actor=actor, reason=reason, job=job)
-    return await Charge(moved=moved, team=team, cost=-amount).confirm(tx)
+    cursor = await _send_move(tx, team, kind, amount, actor=actor, reason=reason, job=job)
+    return await Charge(cursor=cursor, team=team, cost=-amount).confirm(tx)
 
 
 async def _send_move(
-    tx: Tx, team: UUID, kind: Kind, amount: int, *, actor: str, reason: str, job: UUID | None
+    tx: Tx, team: UUID, kind: EntryKind, amount: int, *, actor: str, reason: str, job: UUID | None
 ) -> Cursor:
     return await tx.execute(
         _MOVE,
@@ -153,11 +156,11 @@ async def _send_move(
     )
 
 
-async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
-    """The team's newest entries first."""
+async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[LedgerEntry]:
+    """Return the team's newest entries first."""
     return await query.every(
         tx,
-        Entry,
+        LedgerEntry,
         "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at"
         " from ledger where team_id = %(team)s order by id desc limit %(limit)s",
         team=team,
@@ -165,11 +168,19 @@ async def history(tx: Tx, team: UUID, *, limit: int = 100) -> Sequence[Entry]:
     )
 
 
-async def page(tx: Tx, team: UUID, *, user: UUID | None, before: int | None, limit: int) -> list[Entry]:
-    """The newest entries before one (None: all), of one user's jobs if wanted."""
+async def page(tx: Tx, team: UUID, *, user: UUID | None, before: int | None, limit: int) -> list[LedgerEntry]:
+    """Return the newest entries first.
+
+    Args:
+        tx: Transaction to read in.
+        team: Team whose entries are returned.
+        user: Only entries of this user's jobs; None is all of the team's.
+        before: Only entries older than the one with this id; None is all.
+        limit: Most entries to return.
+    """
     return await query.every(
         tx,
-        Entry,
+        LedgerEntry,
         "select id, team_id, job_id, kind, amount, counterparty, actor, reason, created_at from ledger"
         " where team_id = %(team)s and (%(before)s::bigint is null or id < %(before)s)"
         " and (%(user)s::uuid is null or job_id in (select id from jobs where user_id = %(user)s))"

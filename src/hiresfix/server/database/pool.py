@@ -1,7 +1,7 @@
-"""The connection to PostgreSQL: one pool a process, transactions, migrations. Knows no tables.
+"""Connections to PostgreSQL: one pool per process, transactions, retries. Knows no tables.
 
-`tx` in a signature means "inside your transaction, I commit nothing"; `db` means "I open my own and hold none
-while waiting for anything else".
+A parameter `tx` means: works inside the caller's transaction and commits nothing. A parameter `database` means: opens
+its own transactions, and holds none while it waits for anything else.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ log = structlog.get_logger(__name__)
 
 Tx = psycopg.AsyncConnection[tuple[Any, ...]]
 Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
-OUTAGE = (
+OUTAGE_ERRORS = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.errors.IdleInTransactionSessionTimeout,
-    psycopg.errors.ReadOnlySqlTransaction,  # what a primary says that has just become a standby
+    psycopg.errors.ReadOnlySqlTransaction,  # from a primary that has just become a standby
     PoolTimeout,
 )
-"""What is raised while the database is away; waiting and trying again is right for all of them."""
+"""Errors raised while the database is away; the right reaction to all of them is to wait and try again."""
 
-INSIST_SECONDS = 2.0
-"""Between two tries of what must not be left undone because the database was away."""
+RETRY_SECONDS = 2.0
+"""Pause between two tries of `retry_while_unavailable`."""
 
+POOL_TIMEOUT_SECONDS = 10.0
+"""How long a caller waits for a connection before PoolTimeout; the setting `database_timeout_seconds` overrides it."""
 LOCK_TIMEOUT = "10s"
 IDLE_TIMEOUT = "15s"
-"""A process that freezes between two statements must not keep everybody else from its rows for hours."""
+"""A process that freezes between two statements must not lock its rows for hours."""
 RECONNECT_SECONDS = 2.0
-"""The pool's pauses between two tries double up to this; by default it would sleep as long as the outage lasted."""
-
+"""Upper bound of the pool's growing pauses between attempts to connect; by default they grow with the outage."""
 
 # A network that silently drops packets must not hang a worker for the kernel's 15 minutes.
 KEEPALIVE = {
@@ -55,20 +56,30 @@ KEEPALIVE = {
 
 
 class Database:
-    """A pool of connections; an async context manager. `url` is any libpq connection string."""
+    """A pool of connections, used as an async context manager."""
 
-    def __init__(self, url: str, *, max_size: int = 10, name: str = "hiresfix") -> None:
+    def __init__(
+        self, url: str, *, max_size: int = 10, name: str = "hiresfix", timeout: float = POOL_TIMEOUT_SECONDS
+    ) -> None:
+        """Prepare the pool; entering the context connects it.
+
+        Args:
+            url: Any libpq connection string.
+            max_size: Most connections of the pool.
+            name: Application name that PostgreSQL and the metrics show.
+            timeout: Seconds that a caller waits for a connection before PoolTimeout is raised.
+        """
         self.url = url
         self._name = name
         self._pool: AsyncConnectionPool[Tx] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=max_size,
-            timeout=10,
+            timeout=timeout,
             open=False,
             reconnect_timeout=RECONNECT_SECONDS,
-            configure=_bound,
-            check=_still_open,
+            configure=_set_timeouts,
+            check=_check_open,
             kwargs={**KEEPALIVE, "application_name": name, "row_factory": tuple_row, "autocommit": True},
         )
 
@@ -84,29 +95,28 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
+        """Open a transaction: committed when the block ends, rolled back when it raises."""
         async with self._pool.connection() as tx, tx.transaction():
             yield tx
 
     @asynccontextmanager
     async def pipelined(self) -> AsyncIterator[Tx]:
-        """A transaction whose statements do not wait for one another.
+        """Open a transaction whose statements are sent without waiting for each other's answers.
 
-        They go out together, its begin and its commit with them; where a result is read (`fetchone`, `value`) all that
-        was sent before is answered first. What a statement raised is raised there, or at the end of the block: before
-        that nothing is known to have happened. A count of touched rows is not known: let the statement return
-        something.
+        Begin and commit are sent along with them. Reading a result (`fetchone`, `value`) waits for the answers to
+        everything sent before. A statement's error is raised there or at the end of the block; until then nothing is
+        known to have happened. Row counts are not known: let the statement return something.
         """
-        async with self._pool.connection() as tx, tx.pipeline():  # the former rolls back when the block raises
-            await tx.execute("begin")  # psycopg's own waits for its answer
+        async with self._pool.connection() as tx, tx.pipeline():  # the connection rolls back when the block raises
+            await tx.execute("begin")  # psycopg's own begin waits for its answer
             yield tx
             await tx.execute("commit")
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[Tx]:
-        """For looks that need not agree with one another: each statement is a transaction of its own.
+    async def autocommit(self) -> AsyncIterator[Tx]:
+        """Lend a connection on which each statement is its own transaction, for reads that need no common snapshot.
 
-        One message to the server and one back, where a transaction takes three.
+        A statement costs one round trip, where a transaction takes three.
         """
         tx = await self._pool.getconn()
         try:
@@ -115,29 +125,30 @@ class Database:
             await self._pool.putconn(tx)
 
 
-async def insist(step: Callable[[], Awaitable[Found]], *, postponed: str) -> Found:
-    """What `step` returns, begun anew for as long as the database is away; `postponed` is what the log calls that.
+async def retry_while_unavailable(step: Callable[[], Awaitable[Result]], *, log_event: str) -> Result:
+    """Run `step` until it succeeds, again and again while the database is away, and return its result.
 
-    A step whose commit was not acknowledged runs twice: it has to be one that then changes nothing.
+    Each failure is logged as `log_event`. A step whose commit was not acknowledged runs twice, so the second run must
+    change nothing.
     """
     while True:
         try:
             return await step()
-        except OUTAGE as error:
-            log.warning(postponed, reason=type(error).__name__)
-            await asyncio.sleep(INSIST_SECONDS)
+        except OUTAGE_ERRORS as error:
+            log.warning(log_event, reason=type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _still_open(connection: Tx) -> None:
-    """Raises if the server has closed the connection while nobody used it; asks nothing, only reads what came.
+async def _check_open(connection: Tx) -> None:
+    """Raise if the server closed the connection while it was idle; sends nothing, only reads pending input.
 
-    A server that vanished without a word is found out by the next statement, after `KEEPALIVE`.
+    The next statement notices a server that vanished silently, after `KEEPALIVE`.
     """
-    connection.pgconn.consume_input()  # a farewell message, perhaps
-    connection.pgconn.consume_input()  # and the end that follows it
+    connection.pgconn.consume_input()  # a termination message, if there is one
+    connection.pgconn.consume_input()  # and the end of the stream after it
 
 
-async def _bound(connection: Tx) -> None:
-    """No statement waits for a lock, and no transaction for its next statement, without end."""
+async def _set_timeouts(connection: Tx) -> None:
+    """Bound how long a statement waits for a lock, and a transaction for its next statement."""
     await connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
     await connection.execute(f"set idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())

@@ -12,25 +12,25 @@ Row = TypeVar("Row")
 
 
 async def one(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> Row | None:
-    """The first row as `kind`, whose fields the columns name; None if there is none."""
+    """Return the first row as `kind`, whose fields are named like the columns; None without a row."""
     async with tx.cursor(row_factory=class_row(kind)) as cursor:
         await cursor.execute(query, values)
         return await cursor.fetchone()
 
 
 async def every(tx: Tx, kind: type[Row], query: LiteralString, **values: object) -> list[Row]:
-    """All rows as `kind`."""
+    """Return all rows as `kind`."""
     async with tx.cursor(row_factory=class_row(kind)) as cursor:
         await cursor.execute(query, values)
         return await cursor.fetchall()
 
 
 async def value(tx: Tx, query: LiteralString, **values: object) -> Any:
-    """The first column of the first row; None if there is no row."""
+    """Return the first column of the first row; None without a row."""
     row = await (await tx.execute(query, values)).fetchone()
     return None if row is None else row[0]
 
 
 async def execute(tx: Tx, query: LiteralString, **values: object) -> int:
-    """Run a statement; the number of rows it touched."""
+    """Run a statement and return the number of rows it touched."""
     return (await tx.execute(query, values)).rowcount

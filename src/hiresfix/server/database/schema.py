@@ -10,46 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import structlog
 
 from hiresfix.errors import ConfigurationError
-from hiresfix.server.database.pool import log
+
+log = structlog.get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
-
-
 MIGRATION_LOCK_TIMEOUT = "3s"
-"""Shorter than `LOCK_TIMEOUT`: who waits behind a migration gets its turn before its own patience ends."""
-
-
-MIGRATION_TRIES = 20
-
-
+"""Shorter than `pool.LOCK_TIMEOUT`, so that statements queued behind a migration run before their own timeout."""
+MIGRATION_ATTEMPTS = 20
 MIGRATION_PAUSE = 2.0
-
-
-LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
-
-
+LOCK_ERRORS = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 MINIMUM_SERVER_VERSION = 140000
-
-
-NO_URL = "HIRESFIX_DATABASE_URL is not a PostgreSQL URL. Use postgresql://user:password@host/name."
+INVALID_URL = "HIRESFIX_DATABASE_URL is not a PostgreSQL URL. Use postgresql://user:password@host/name."
 
 
 def migrate(url: str, *, to: str = "head") -> tuple[str | None, str]:
     """Bring the schema to this release's version, or `to` an earlier one; returns (revision before, revision after).
 
-    Safe to call from several processes at once: an advisory lock lets one migrate while the others wait. Safe beside
-    processes at work: no statement waits for a lock longer than `MIGRATION_LOCK_TIMEOUT`, since behind one that waits
-    everybody else waits too; then everything is rolled back and tried again, `MIGRATION_TRIES` times.
-    Raises ConfigurationError for a server that is too old, a schema newer than this release, and locks that stay.
+    Several processes may call it at once: an advisory lock lets one migrate while the others wait. Others may use the
+    database meanwhile: no statement waits for a lock longer than `MIGRATION_LOCK_TIMEOUT`, because everybody else
+    queues behind a waiting one; then everything is rolled back and tried again, `MIGRATION_ATTEMPTS` times.
+    Raises ConfigurationError for a server that is too old, a schema newer than this release, or locks that stay.
     """
-    for left in reversed(range(MIGRATION_TRIES)):
+    for tries_left in reversed(range(MIGRATION_ATTEMPTS)):
         try:
             return _migrate(url, to)
-        except LOCKED as error:
-            log.warning("schema.locked", tries_left=left)
-            if not left:
+        except LOCK_ERRORS as error:
+            log.warning("schema.locked", tries_left=tries_left)
+            if not tries_left:
                 raise ConfigurationError(
                     "The schema could not be changed: other transactions hold its tables. Look for long ones in "
                     "pg_stat_activity, end them and run `hiresfix migrate` again. Nothing was changed."
@@ -59,7 +49,7 @@ def migrate(url: str, *, to: str = "head") -> tuple[str | None, str]:
 
 
 def _migrate(url: str, to: str) -> tuple[str | None, str]:
-    from alembic import command  # here: a process that only serves needs neither Alembic nor SQLAlchemy
+    from alembic import command  # imported here: a serving process needs neither Alembic nor SQLAlchemy
     from alembic.runtime.migration import MigrationContext
     from alembic.util import CommandError
 
@@ -80,35 +70,35 @@ def _migrate(url: str, to: str) -> tuple[str | None, str]:
 
 
 def newest_revision() -> str:
-    """The revision that this release was written for."""
+    """Return the revision that this release was written for."""
     return max(file.name.partition("_")[0] for file in MIGRATIONS.glob("[0-9]*_*.py"))
 
 
 def require_schema(url: str) -> None:
-    """Raises ConfigurationError unless this release can work on the schema that the database has.
+    """Raise ConfigurationError unless this release can work on the schema that the database has.
 
-    A schema that a newer release has migrated is good as long as it says so: while a fleet is upgraded process by
-    process, those of the release before are started again, too.
+    A schema migrated by a newer release is accepted as long as it says so: while a fleet is upgraded process by
+    process, processes of the previous release may be restarted too.
     """
     ours = newest_revision()
-    with contextlib.closing(_connected(url)) as connection:
+    with contextlib.closing(_connect(url)) as connection:
         if connection.execute("select to_regclass('alembic_version')").fetchone() == (None,):
             raise ConfigurationError("The database has no schema yet. Run `hiresfix migrate` first.")
-        (found,) = connection.execute("select version_num from alembic_version").fetchone() or ("0000",)
-        if found == ours:
+        (revision,) = connection.execute("select version_num from alembic_version").fetchone() or ("0000",)
+        if revision == ours:
             return
-        if found < ours:
+        if revision < ours:
             raise ConfigurationError(
-                f"The database's schema is at revision {found}, and this release needs {ours}. "
+                f"The database's schema is at revision {revision}, and this release needs {ours}. "
                 "Run `hiresfix migrate` first."
             )
-        (oldest,) = connection.execute("select oldest from schema_support").fetchone() or (found,)
+        (oldest,) = connection.execute("select oldest from schema_support").fetchone() or (revision,)
     if ours < oldest:
         raise ConfigurationError(
-            f"The database's schema is at revision {found}, and this release knows {ours}, which is too old to work on "
-            f"it: {oldest} is the oldest that may. Upgrade hiresfix here."
+            f"The database's schema is at revision {revision}, and this release knows {ours}, which is too old to "
+            f"work on it: {oldest} is the oldest that may. Upgrade hiresfix here."
         )
-    log.warning("schema.newer", found=found, known=ours, remedy="Upgrade hiresfix here when the fleet is.")
+    log.warning("schema.newer", found=revision, known=ours, remedy="Upgrade hiresfix here, as on the other machines.")
 
 
 def _alembic_config() -> Any:
@@ -123,7 +113,7 @@ def _alembic_config() -> Any:
 def _migration_connection(url: str) -> Iterator[Any]:
     from sqlalchemy import create_engine, pool
 
-    engine = create_engine("postgresql+psycopg://", creator=lambda: _connected(url), poolclass=pool.NullPool)
+    engine = create_engine("postgresql+psycopg://", creator=lambda: _connect(url), poolclass=pool.NullPool)
     try:
         with engine.begin() as connection:
             driver = connection.connection.driver_connection
@@ -139,12 +129,12 @@ def _migration_connection(url: str) -> Iterator[Any]:
         engine.dispose()
 
 
-def _connected(url: str) -> psycopg.Connection[Any]:
+def _connect(url: str) -> psycopg.Connection[Any]:
     try:
         return psycopg.connect(url, connect_timeout=10)
     except psycopg.ProgrammingError:
-        # Without its text and cause: they quote the URL, password and all.
-        raise ConfigurationError(NO_URL) from None
+        # Without its text and cause: they quote the URL with its password.
+        raise ConfigurationError(INVALID_URL) from None
     except psycopg.OperationalError as error:
         raise ConfigurationError(
             f"The database does not answer: {error} Check HIRESFIX_DATABASE_URL and that the server is up."

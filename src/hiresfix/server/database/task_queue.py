@@ -1,8 +1,8 @@
-"""Dispatch: hands *tasks* to workers through procrastinate. No product words.
+"""Task queue: hand tasks to workers through procrastinate. Knows neither jobs nor webhooks.
 
 Guarantees: a task enqueued in a transaction exists exactly if that transaction commits, and starts within
-milliseconds of it (LISTEN/NOTIFY). It does not guarantee "exactly once": a task may run twice or be lost with
-its worker, so whoever enqueues keeps the truth in a table of its own and sweeps it (see `jobs`, `webhooks`).
+milliseconds of it (LISTEN/NOTIFY). There is no "exactly once": a task may run twice or be lost with its worker, so
+the code that enqueues keeps the truth in a table of its own and enqueues lost tasks again (see `jobs`, `webhooks`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENQUEUE: LiteralString = (
 
 
 class Queue:
-    """One process's door to the queue. Enqueuing needs no connection of its own, working does."""
+    """The task queue as one process uses it. Enqueuing needs no connection of its own, working does."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -53,8 +53,7 @@ class Queue:
         return procrastinate.App(connector=connector)
 
     async def enqueue(self, tx: Tx, task: str, *, queue: str, at: datetime | None = None, **args: str) -> None:
-        """Ask for `task` to run on `queue`, now or `at` a time, once `tx` commits."""
-        # procrastinate's own way to this statement builds and logs a task object, at ten times the statement's cost.
+        """Enqueue `task` on `queue`, to run now or at a time, once `tx` commits."""
         await self.enqueue_for_each(tx, "select", {}, task, queue=queue, at=at, priority=0, **args)
 
     async def enqueue_for_each(
@@ -69,26 +68,37 @@ class Queue:
         priority: int = 0,
         **args: str,
     ) -> None:
-        """As `enqueue`, once for each row that the query `rows` finds: what is wanted is decided by the database.
+        """Enqueue `task` once for each row of a query, in the same statement.
 
-        Of the tasks that wait, workers take those of the highest priority first.
+        Args:
+            tx: Transaction that the tasks depend on.
+            rows: Query whose number of rows decides how many tasks there are.
+            values: Parameters of `rows`.
+            task: Name under which workers registered the task.
+            queue: Queue to put it on.
+            at: Earliest time to run it; None is now.
+            priority: Workers take waiting tasks of the highest priority first.
+            **args: Arguments of the task.
         """
-        # procrastinate's own way to its function builds and logs a task object, at several times the statement's cost.
-        named = {"queue": queue, "task": task, "args": Jsonb(args), "at": at, "priority": priority}
-        statement: LiteralString = "select " + _ENQUEUE + " from (" + rows + ") wanted"  # noqa: S608 - from literals
-        await tx.execute(statement, {**values, **named})
+        # procrastinate's own API builds and logs a task object, at several times the cost of the statement.
+        task_values = {"queue": queue, "task": task, "args": Jsonb(args), "at": at, "priority": priority}
+        statement: LiteralString = "select " + _ENQUEUE + " from (" + rows + ") rows_to_enqueue"  # noqa: S608 - from literals
+        await tx.execute(statement, {**values, **task_values})
 
-    def on(self, task: str, *, queue: str, run: Callable[..., Awaitable[None]]) -> None:
-        """Declare what this process does for `task`."""
+    def register(self, task: str, *, queue: str, run: Callable[..., Awaitable[None]]) -> None:
+        """Declare the function that this process runs for `task`."""
         self._tasks.append((task, queue, run))
 
-    async def work(self, *, queue: str, concurrency: int, beside: Sequence[str] = ()) -> None:
-        """Work on one queue until cancelled; what is running then is finished before this returns.
+    async def work(self, *, queue: str, concurrency: int, extra_queues: Sequence[str] = ()) -> None:
+        """Work on one queue until cancelled; running tasks are finished before this returns.
 
-        beside: more queues that its tasks are taken from, whatever queue they were declared for.
+        An outage of the database stops procrastinate's loop, with an error or, if only its listener or heartbeat
+        failed, without one. It is started again until it runs.
 
-        An outage of the database stops procrastinate's loop, by an error or, if only its listener or heartbeat
-        fell, without one. It is started again for as long as it takes.
+        Args:
+            queue: Queue whose registered tasks are run.
+            concurrency: Most tasks at a time.
+            extra_queues: More queues to take those tasks from.
         """
         while True:
             app = self._new_app()
@@ -99,7 +109,7 @@ class Queue:
                 async with app.open_async():
                     worker = _Worker(
                         app,
-                        queues=[queue, *beside],
+                        queues=[queue, *extra_queues],
                         concurrency=concurrency,
                         name=queue,
                         install_signal_handlers=False,
@@ -111,7 +121,11 @@ class Queue:
                 log.warning("queue.worker_restarting", queue=queue, reason="stopped by itself")
             except asyncio.CancelledError:
                 raise
-            except (procrastinate.exceptions.ConnectorException, psycopg_pool.PoolTimeout, *pool.OUTAGE) as error:
+            except (
+                procrastinate.exceptions.ConnectorException,
+                psycopg_pool.PoolTimeout,
+                *pool.OUTAGE_ERRORS,
+            ) as error:
                 log.warning("queue.worker_restarting", queue=queue, reason=type(error).__name__)
             except Exception:
                 log.exception("queue.worker_crashed", queue=queue)
@@ -119,16 +133,18 @@ class Queue:
 
 
 class _Worker(procrastinate.worker.Worker):
-    """procrastinate 3.10's worker, mended: it stops when its listener or heartbeat falls, so that it can be started
-    again, and does not forget that a task was announced while it looked for one.
+    """Worker of procrastinate 3.10 with two fixes.
+
+    It stops when its listener or heartbeat fails, so that it can be started again, and it does not lose a notification
+    that arrives while it looks for tasks.
     """
 
     _announced = 0
-    """Tasks, so far."""
+    """Number of tasks announced so far."""
 
     async def _periodic_deferrer(self) -> None:
-        # Upstream's returns at once when there are no periodic tasks, and its end is all that the watch over listener
-        # and heartbeat sees: after any outage a worker would go on without notifications, polling, for good.
+        # Upstream's returns at once without periodic tasks, and upstream watches listener and heartbeat only until the
+        # first of the three ends: after any outage a worker would go on without notifications, polling, forever.
         await asyncio.Event().wait()
 
     async def _handle_notification(self, *, channel: str, notification: procrastinate.jobs.Notification) -> None:
@@ -137,16 +153,16 @@ class _Worker(procrastinate.worker.Worker):
         await super()._handle_notification(channel=channel, notification=notification)
 
     async def _fetch_and_process_jobs(self) -> None:
-        # Upstream clears its event after the look that found nothing. What was announced between the two waited for
-        # the next poll, five seconds: one of sixty jobs that were submitted as soon as the one before was done.
+        # Upstream clears its event after the query that found nothing. A task announced between the two waited for the
+        # next poll, five seconds; this hit one of sixty jobs that were each submitted when the previous one was done.
         seen = None
         while seen != self._announced and not self._stop_event.is_set():
             seen = self._announced
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]  # upstream
 
 
-async def bury_orphans(tx: Tx) -> int:
-    """Remove tasks whose worker is gone; whoever needed them enqueues anew. Returns how many."""
+async def delete_orphaned_tasks(tx: Tx) -> int:
+    """Delete tasks whose worker is gone, and return their number; their owners enqueue them again."""
     await query.execute(tx, "delete from procrastinate_workers where last_heartbeat < now() - interval '10 minutes'")
-    # The foreign key has just set worker_id to null where the worker went away.
+    # The foreign key has just set worker_id to null for deleted workers.
     return await query.execute(tx, "delete from procrastinate_jobs where status = 'doing' and worker_id is null")

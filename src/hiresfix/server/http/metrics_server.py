@@ -1,10 +1,10 @@
-"""A process's own small HTTP server, for whoever watches it: `/healthz` and `/metrics`.
+"""A small HTTP server of each process for monitoring: `/healthz` and `/metrics`.
 
-Workers have no other, and API processes that share a port need one each, or every scrape would meet another one.
+Workers have no other server, and API processes that share a port need one each, or every scrape would reach a random
+process.
 
-Guarantees: it answers from the process's own loop, which also renews leases, so one that answers can keep
-its job; it takes no signals away from the process, and ends with it. A port that is taken does not keep
-the process from working: it is logged, and the figures are missing.
+It answers from the event loop that also renews leases, so a process that answers can keep its job. It handles no
+signals and ends with the process. If the port is taken, the process logs that and works without metrics.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ log = structlog.get_logger(__name__)
 REFUSED = "Metrics are for the operator. Send HIRESFIX_METRICS_TOKEN as a bearer token."
 
 
-Figures = Callable[[], Awaitable[Iterable[Metric]]]
+MetricsSource = Callable[[], Awaitable[Iterable[Metric]]]
 
 
-async def none() -> Iterable[Metric]:
+async def no_metrics() -> Iterable[Metric]:
+    """Return nothing."""
     return ()
 
 
-def application(token: str | None, more: Figures) -> Starlette:
-    """The two routes; with a token, figures are only for whoever carries it. `more`: beside the process's own."""
+def application(token: str | None, extra: MetricsSource) -> Starlette:
+    """Return the two routes. `token`: required for metrics, if set. `extra`: metrics besides the process's own."""
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def figures(request: Request) -> Response:
+    async def metrics_text(request: Request) -> Response:
         if token is not None and not metrics.is_allowed(request.headers.get("authorization"), token):
             return JSONResponse({"error": REFUSED, "code": "forbidden"}, status_code=403)
-        return Response(metrics.render(await more()), media_type=metrics.CONTENT_TYPE)
+        return Response(metrics.render(await extra()), media_type=metrics.CONTENT_TYPE)
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/metrics", figures)])
+    return Starlette(routes=[Route("/healthz", healthz), Route("/metrics", metrics_text)])
 
 
-class _Beside(uvicorn.Server):
-    """A server that leaves the signals to the process around it."""
+class _ServerWithoutSignals(uvicorn.Server):
+    """A server that leaves signals to the process it runs in."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -61,8 +62,8 @@ class _Beside(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings, more: Figures = none) -> AsyncIterator[None]:
-    """Serve for the length of the block, if a port is set."""
+async def serving(settings: Settings, extra: MetricsSource = no_metrics) -> AsyncIterator[None]:
+    """Serve during the block, if a port is set."""
     if settings.metrics_port is None:
         yield
         return
@@ -70,17 +71,17 @@ async def serving(settings: Settings, more: Figures = none) -> AsyncIterator[Non
         listener = _listen(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         log.error("metrics.not_served", port=settings.metrics_port, reason=error.strerror or str(error),
-                  remedy="Set HIRESFIX_METRICS_PORT and HIRESFIX_METRICS_HOST to what is free here.")  # fmt: skip
+                  remedy="Set HIRESFIX_METRICS_PORT and HIRESFIX_METRICS_HOST to a free address.")  # fmt: skip
         yield
         return
-    app = application(settings.metrics_token, more)
-    server = _Beside(server_config(app, host=settings.metrics_host, port=settings.metrics_port))
-    served = asyncio.create_task(server.serve(sockets=[listener]))
+    app = application(settings.metrics_token, extra)
+    server = _ServerWithoutSignals(server_config(app, host=settings.metrics_host, port=settings.metrics_port))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield
     finally:
         server.should_exit = server.force_exit = True
-        await served
+        await task
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,7 +1,7 @@
-"""What every answer has in common, whoever makes it: request id, protective headers, quota, a line in the log.
+"""Middleware: request id, protective headers, rate-limit headers, log line, CORS and limits of the body.
 
-Guarantees: no exception leaves without a JSON 500; headers that a route sets itself stay as it set them; the log line
-names the path and never the query. Request bodies are bounded in bytes and in time for every route alike.
+Every exception becomes a JSON 500. Headers that a route sets itself are not changed. The log line has the path and
+never the query. Request bodies are limited in bytes and in time, for every route alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hiresfix.server.platform.tracing import Span
 log = structlog.get_logger(__name__)
 
 QUOTA_HEADERS = "quota_headers"
-"""Where in a request's state the headers wait that tell its caller's standing (see `gate`)."""
+"""Name in a request's state for the caller's rate-limit headers (see `api.dependencies`)."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HSTS = "max-age=31536000"
@@ -43,13 +43,13 @@ _PROTECTIVE = {
 
 
 def protective_headers(public_url: str) -> Mapping[str, str]:
-    """Headers for every answer that does not say otherwise; browsers are told to insist on TLS where there is any."""
+    """Return the default headers of every answer; with an https URL they make browsers insist on TLS."""
     https = public_url.startswith("https://")
     return {**_PROTECTIVE, "Strict-Transport-Security": _HSTS} if https else _PROTECTIVE
 
 
-class Envelope:
-    """Outermost layer of the application."""
+class RequestMiddleware:
+    """Outermost middleware: request id, default headers, metrics, trace, log line and the 500 for exceptions."""
 
     def __init__(self, app: ASGIApp, *, public_url: str) -> None:
         self._app = app
@@ -60,15 +60,15 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            scope["path"] = scope["path"].rstrip("/")  # both spellings answer; a redirect would lose the body
+            scope["path"] = scope["path"].rstrip("/")  # both spellings work; a redirect would lose the body
         request_id = _request_id(scope)
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(request_id=request_id, arrived=time.monotonic())
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        started, status = time.perf_counter(), 0
+        started_at, status = time.perf_counter(), 0
 
-        async def send_named(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -81,23 +81,23 @@ class Envelope:
 
         try:
             with _traced(scope) as span:
-                await self._app(scope, receive, send_named)
+                await self._app(scope, receive, send_with_headers)
                 span.rename(f"{scope['method']} {_route(scope)}")
                 span.note(http__route=_route(scope), http__response__status_code=status)
         except ClientDisconnect:
-            pass  # nobody is left to be answered, and nothing of ours broke: the log line tells it by its status 0
+            pass  # nobody is left to answer; the log line shows it by its status 0
         except Exception:
             log.exception("request.crashed", path=scope["path"])
-            if status:  # half an answer is out; only closing the connection can still tell the client
+            if status:  # the answer has begun; only closing the connection can still tell the client
                 raise
             body = {"error": "Internal server error", "code": "internal_error", "requestId": request_id}
-            await JSONResponse(body, status_code=500)(scope, receive, send_named)
+            await JSONResponse(body, status_code=500)(scope, receive, send_with_headers)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started_at
             _count(scope, status, seconds)
-            # Clients poll: what only looked and was answered well is not worth a line a second.
-            note = log.debug if scope["method"] in ("GET", "HEAD") and 200 <= status < 400 else log.info
-            note(
+            # Clients poll: a successful GET is not worth a log line a second.
+            write = log.debug if scope["method"] in ("GET", "HEAD") and 200 <= status < 400 else log.info
+            write(
                 "request.answered",
                 method=scope["method"],
                 path=scope["path"],
@@ -107,7 +107,7 @@ class Envelope:
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
-    """Under the route's template: a path names a job, or whatever a stranger tries."""
+    """Count the request under its route's template, because paths are unbounded."""
     method, route = metrics.method(scope["method"]), _route(scope)
     metrics.REQUESTS.labels(method, route, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
@@ -119,23 +119,23 @@ def _route(scope: Scope) -> str:
 
 @contextlib.contextmanager
 def _traced(scope: Scope) -> Iterator[Span]:
-    """A span of the contract's requests; probes and scrapes would only bury them."""
+    """Open a span for requests of the contract; probes and scrapes would bury them."""
     if not scope["path"].startswith("/v2/"):
         yield tracing.UNTRACED
         return
-    method, joins = metrics.method(scope["method"]), Headers(scope=scope).get("traceparent")
+    method, parent = metrics.method(scope["method"]), Headers(scope=scope).get("traceparent")
     facts = {"http__request__method": method, "hiresfix__request_id": scope["state"]["request_id"]}
-    with tracing.span(method, joins=joins, **facts) as span:
+    with tracing.span(method, joins=parent, **facts) as span:
         yield span
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else str(uuid4())
+    sent = Headers(scope=scope).get("x-request-id", "")
+    return sent if _REQUEST_ID.fullmatch(sent) else str(uuid4())
 
 
-class CrossOrigin(CORSMiddleware):
-    """What pages of listed origins may do; everybody else's preflight gets a 400 in JSON like any other error."""
+class JsonCorsMiddleware(CORSMiddleware):
+    """CORS for the listed origins; other preflight requests get a 400 in JSON like any other error."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         answer = super().preflight_response(request_headers)
@@ -146,15 +146,15 @@ class CrossOrigin(CORSMiddleware):
         return JSONResponse({"error": text, "code": "cors_refused"}, status_code=400, headers=allowed)
 
 
-class BoundedBody:
-    """Whoever reads a request's body gets RequestTooLarge or RequestTimedOut from it where a limit is passed.
+class BodyLimitMiddleware:
+    """Reading a request's body raises RequestTooLarge or RequestTimedOut when it exceeds a limit.
 
-    Raised in the route that reads, so that who may not ask at all is told that first (contract.md 4.6).
+    Raised in the route that reads the body, so that authentication errors come first (contract.md 4.6).
     """
 
-    def __init__(self, app: ASGIApp, *, most: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
         self._app = app
-        self._most = most
+        self._max_bytes = max_bytes
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,9 +167,9 @@ class BoundedBody:
 
         async def receive_bounded() -> Message:
             nonlocal received, complete
-            if complete:  # what comes now is that the client left, for which one may wait
+            if complete:  # only http.disconnect can follow
                 return await receive()
-            if declared.isdigit() and int(declared) > self._most:
+            if declared.isdigit() and int(declared) > self._max_bytes:
                 raise RequestTooLarge
             try:
                 async with asyncio.timeout_at(deadline):
@@ -177,7 +177,7 @@ class BoundedBody:
             except TimeoutError as error:
                 raise RequestTimedOut(self._seconds) from error
             received += len(message.get("body", b""))
-            if received > self._most:
+            if received > self._max_bytes:
                 raise RequestTooLarge
             complete = not message.get("more_body", False)
             return message

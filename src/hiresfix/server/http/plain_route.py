@@ -1,4 +1,4 @@
-"""Routes that read requests and make answers themselves: FastAPI names them, and has nothing to solve or to convert."""
+"""Routes without dependency injection: the endpoint reads the request and returns the response itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import request_response
 
 
-class Plain(APIRoute):
-    """Its endpoint takes the request and, as text, what the path's parameters stand for, and returns the answer."""
+class PlainRoute(APIRoute):
+    """A route whose endpoint takes the request and the path's parameters as text, and returns a response."""
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **more: Any) -> None:
         super().__init__(path, endpoint, **more)

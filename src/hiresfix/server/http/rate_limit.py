@@ -1,9 +1,9 @@
-"""Counting requests: so many in any minute, counted in this process or, for several API nodes, in one Redis.
+"""Rate limits: at most N requests in any minute, counted in this process or, for several API nodes, in one Redis.
 
-Guarantees: a moving window, so no two halves of a minute add up to more than the quota; a refused request is not
-counted; the time until the next one is allowed is exact. While Redis is away each process counts for itself: nobody
-is refused for that, nobody waits longer than `PATIENCE_SECONDS`, and only one request in `PAUSE_SECONDS` waits at all.
-It knows no accounts and no HTTP: who is counted, and what for, are names to it.
+A moving window, so the quota holds for any 60 seconds; a refused request is not counted; the time until the next one is
+allowed is exact. While Redis is unavailable each process counts for itself: nobody is refused because of that, nobody
+waits longer than `REDIS_TIMEOUT_SECONDS`, and only one request per `REDIS_PAUSE_SECONDS` waits at all. Knows no
+accounts and no HTTP: client and purpose are just names.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from hiresfix.server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_SECONDS = 0.25
-"""How long a request waits for Redis: usually it answers within a thousandth of that."""
-PAUSE_SECONDS = 5.0
-"""How long Redis is left alone after it did not answer."""
-CONNECTIONS = 20
+REDIS_TIMEOUT_SECONDS = 0.25
+"""How long a request waits for Redis; usually Redis answers in a thousandth of that."""
+REDIS_PAUSE_SECONDS = 5.0
+"""How long Redis is not asked again after it did not answer."""
+MAX_REDIS_CONNECTIONS = 20
 PREFIX = "hiresfix"
-_AWAY = (RedisError, TimeoutError, OSError)
+_OUTAGE_ERRORS = (RedisError, TimeoutError, OSError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """`amount` requests in any `seconds` for each caller; quotas of different names are counted apart."""
+    """`amount` requests in any `seconds` for each client; quotas with different names are counted separately."""
 
     name: str
     amount: int
@@ -49,8 +49,8 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Where a caller stands after a request: was it allowed, how many more are, and when there is one more."""
+class QuotaStatus:
+    """A client's quota after a request: whether it was allowed, how many remain, and when one more is allowed."""
 
     quota: Quota
     allowed: bool
@@ -59,61 +59,61 @@ class Standing:
     """Unix time at which the oldest counted request leaves the window."""
 
     def seconds_to_wait(self, now: float) -> int:
-        """Whole seconds, rounded up, at least 1: after them a refused request is allowed."""
+        """Return the whole seconds after which a refused request is allowed, at least 1."""
         return max(1, math.ceil(self.next_at - now))
 
 
-class Counters:
-    """Counting in this process, by when the requests were that a caller's quota was spent on.
+class MemoryCounters:
+    """Counts requests in this process, by the times of each client's counted requests.
 
-    Waits for nothing: the library's store in memory tidies up on threads, and while those were busy decoding
-    pictures every request waited for them. Holds who was counted within the window and nobody else.
+    Never waits: the library's in-memory store cleans up on threads, and every request had to wait while those were busy
+    decoding images. Holds only clients that were counted within the window.
     """
 
     def __init__(self) -> None:
-        # By the quota's name and the caller, in the order in which callers were counted last.
+        # By the quota's name and the client, in the order in which clients were counted last.
         self._counted: defaultdict[str, dict[str, deque[float]]] = defaultdict(dict)
 
-    def take(self, quota: Quota, who: str, *, now: float) -> Standing:
-        """Count one request of `who` at `now` (Unix time) if the quota allows it."""
-        callers = self._counted[quota.name]
-        self._forget(callers, until=now - quota.seconds)
-        times = callers.get(who) or deque()
+    def take(self, quota: Quota, client: str, *, now: float) -> QuotaStatus:
+        """Count one request of `client` at `now` (Unix time) if the quota allows it."""
+        clients = self._counted[quota.name]
+        self._forget(clients, until=now - quota.seconds)
+        times = clients.get(client) or deque()
         while times and times[0] < now - quota.seconds:
             times.popleft()
         if allowed := len(times) < quota.amount:
             times.append(now)
-            callers.pop(who, None)
-            callers[who] = times
-        return Standing(
+            clients.pop(client, None)
+            clients[client] = times
+        return QuotaStatus(
             quota=quota, allowed=allowed, remaining=quota.amount - len(times), next_at=times[0] + quota.seconds
         )
 
     @staticmethod
-    def _forget(callers: dict[str, deque[float]], *, until: float) -> None:
-        while callers and callers[first := next(iter(callers))][-1] < until:
-            del callers[first]
+    def _forget(clients: dict[str, deque[float]], *, until: float) -> None:
+        while clients and clients[first := next(iter(clients))][-1] < until:
+            del clients[first]
 
     def __len__(self) -> int:
-        """How many callers are held."""
+        """Return the number of clients held."""
         return sum(map(len, self._counted.values()))
 
 
-class Limiter:
-    """The counters of this process. `redis_url` None: in memory; else shared by all that use the same Redis."""
+class RateLimiter:
+    """Counts requests in memory or, with `redis_url`, together with all processes that use the same Redis."""
 
     def __init__(self, redis_url: str | None = None) -> None:
-        self._own = Counters()
+        self._local = MemoryCounters()
         self._pool: BlockingConnectionPool | None = None
         self._shared: MovingWindowRateLimiter | None = None
-        self._ask_again = 0.0  # monotonic; 0: Redis answered the last time
+        self._retry_at = 0.0  # monotonic; 0: Redis answered the last time
         if redis_url:
             self._pool = BlockingConnectionPool.from_url(
                 redis_url,
-                max_connections=CONNECTIONS,
-                timeout=PATIENCE_SECONDS,
-                socket_timeout=PATIENCE_SECONDS,
-                socket_connect_timeout=PATIENCE_SECONDS,
+                max_connections=MAX_REDIS_CONNECTIONS,
+                timeout=REDIS_TIMEOUT_SECONDS,
+                socket_timeout=REDIS_TIMEOUT_SECONDS,
+                socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
                 retry=Retry(NoBackoff(), 1),  # a connection from before a restart of Redis fails once
             )
             storage = RedisStorage(
@@ -125,38 +125,39 @@ class Limiter:
             self._shared = MovingWindowRateLimiter(storage)
 
     async def aclose(self) -> None:
+        """Close the connections to Redis."""
         if self._pool:
             await self._pool.aclose()
 
-    async def take(self, quota: Quota, who: str) -> Standing:
-        """Count one request of `who` if the quota allows it."""
-        if self._shared and time.monotonic() >= self._ask_again:
-            was_away = self._ask_again > 0
-            if was_away:  # the others go on meanwhile
-                self._ask_again = time.monotonic() + PAUSE_SECONDS
+    async def take(self, quota: Quota, client: str) -> QuotaStatus:
+        """Count one request of `client` if the quota allows it."""
+        if self._shared and time.monotonic() >= self._retry_at:
+            was_unavailable = self._retry_at > 0
+            if was_unavailable:  # other requests do not wait meanwhile
+                self._retry_at = time.monotonic() + REDIS_PAUSE_SECONDS
             try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    standing = await _take(self._shared, quota, who)
-            except _AWAY as error:
-                self._ask_again = time.monotonic() + PAUSE_SECONDS
-                log.warning("limiter.away", reason=type(error).__name__)
+                async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+                    status = await _take(self._shared, quota, client)
+            except _OUTAGE_ERRORS as error:
+                self._retry_at = time.monotonic() + REDIS_PAUSE_SECONDS
+                log.warning("rate_limit.redis_unavailable", reason=type(error).__name__)
             else:
-                if was_away:
-                    self._ask_again = 0.0
-                    log.info("limiter.back")
-                return standing
-        return self._own.take(quota, who, now=time.time())
+                if was_unavailable:
+                    self._retry_at = 0.0
+                    log.info("rate_limit.redis_recovered")
+                return status
+        return self._local.take(quota, client, now=time.time())
 
 
-async def _take(limiter: MovingWindowRateLimiter, quota: Quota, who: str) -> Standing:
+async def _take(limiter: MovingWindowRateLimiter, quota: Quota, client: str) -> QuotaStatus:
     item = RateLimitItemPerSecond(quota.amount, quota.seconds, namespace=PREFIX)
-    allowed = await limiter.hit(item, quota.name, who)
-    window = await limiter.get_window_stats(item, quota.name, who)
-    return Standing(quota=quota, allowed=allowed, remaining=max(0, window.remaining), next_at=window.reset_time)
+    allowed = await limiter.hit(item, quota.name, client)
+    window = await limiter.get_window_stats(item, quota.name, client)
+    return QuotaStatus(quota=quota, allowed=allowed, remaining=max(0, window.remaining), next_at=window.reset_time)
 
 
 class Bucket(StrEnum):
-    """What a request counts as. Job polling is apart: published loops crash on an error in place of a job."""
+    """Quota a request is counted in. Job polling has its own: published clients crash on an error in a poll."""
 
     GENERAL = "general"
     JOB_POLLING = "job-polling"
@@ -167,7 +168,7 @@ class Bucket(StrEnum):
 
 
 def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
-    """How many a minute of each."""
+    """Return the quotas per minute."""
     amounts = {
         Bucket.GENERAL: settings.rate_general,
         Bucket.JOB_POLLING: settings.rate_job_polling,
@@ -180,11 +181,11 @@ def quotas(settings: Settings) -> Mapping[Bucket, Quota]:
 
 
 def address_group(host: str | None) -> str:
-    """What counts as one address: a subscriber's whole IPv6 network (/64), or one IPv4 address however written."""
+    """Return the group that counts as one address: an IPv6 /64 network, or an IPv4 address in its usual form."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:
-        return "unknown"  # a socket file, or nonsense from a proxy: all of those together
+        return "unknown"  # a Unix socket or an invalid value from a proxy: counted together
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))

@@ -1,9 +1,8 @@
-"""HTTP below the application: uvicorn, bounded against clients that are slow, huge or not speaking HTTP.
+"""uvicorn with limits against clients that are slow, send too much or do not speak HTTP.
 
-Guarantees: request line and headers fit into `MAX_HEADER_BYTES`, together; a connection on which no complete request
-begins within `HEADER_SECONDS`, or on which a client still sends a body `REST_SECONDS` after its answer, is closed; what
-is no HTTP gets the same envelope of JSON and request id as any other error. How long and how large a body may be is the
-application's to say (`envelope.BoundedBody`).
+Request line and headers together fit into `MAX_HEADER_BYTES`. A connection is closed if no complete request head
+arrives within `HEADER_SECONDS`, or if the client is still sending a body `REST_SECONDS` after its answer. Anything that
+is not HTTP gets the same JSON error as any other. Time and size of bodies are limited by `middleware`.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ MAX_HEADER_BYTES = 32 * 1024
 HEADER_SECONDS = 20.0
 REST_SECONDS = 5.0
 STOP_SECONDS = 10
-"""What requests in progress get to finish when the process is told to stop."""
+"""Time that requests in progress get to finish when the process is told to stop."""
 
 
-class BoundedHttp(H11Protocol):
-    """uvicorn's HTTP/1.1 with limits on what a client may take its time with, apart from the body proper."""
+class BoundedHttpProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol with time limits for request heads and for unread bodies."""
 
     _waiting_for: Literal["head", "rest"] | None = None
     _timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn itself
         super().connection_made(transport)
         self._wait_for("head")
 
@@ -49,9 +48,9 @@ class BoundedHttp(H11Protocol):
 
     def _watch(self) -> None:
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._wait_for("head")  # of the first or, on a connection kept open, the next request
+            self._wait_for("head")  # of the first request or, on a kept-open connection, the next
         elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
-            self._wait_for("rest")  # uvicorn reads and drops it, so that the client gets to read our answer
+            self._wait_for("rest")  # uvicorn reads and drops it, so that the client can read the answer
         else:
             self._wait_for(None)
 
@@ -62,9 +61,9 @@ class BoundedHttp(H11Protocol):
             self._timer.cancel()
         self._waiting_for = what
         seconds = {"head": HEADER_SECONDS, "rest": REST_SECONDS, None: 0.0}[what]
-        self._timer = self.loop.call_later(seconds, self._too_late) if what else None
+        self._timer = self.loop.call_later(seconds, self._close_late) if what else None
 
-    def _too_late(self) -> None:
+    def _close_late(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
 
@@ -84,7 +83,7 @@ class BoundedHttp(H11Protocol):
             "X-Content-Type-Options": "nosniff",
             "Connection": "close",
         }
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else half an answer is out already
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun already
             response = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
@@ -92,15 +91,15 @@ class BoundedHttp(H11Protocol):
 
 
 def server_config(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
-    """How this server runs under uvicorn."""
+    """Return the uvicorn configuration of this server."""
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=BoundedHttp,
+        http=BoundedHttpProtocol,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
-        proxy_headers=False,  # the application believes only the proxies it was told of
+        proxy_headers=False,  # the application trusts only the configured proxies
         server_header=False,
         log_config=None,
         access_log=False,

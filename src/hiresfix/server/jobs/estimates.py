@@ -1,8 +1,8 @@
-"""How long it takes: the recent pace of each model, the order of the waiting jobs, and what follows for one job.
+"""Estimates: the recent pace of each model, and from it the queue position and remaining time of a job.
 
-Everything is measured, nothing promised: a model that finished nothing of late has no pace, and what depends on
-it is unknown. However often callers ask, the database is asked once in `QUEUE_SECONDS` about the queue and once
-in `PACE_SECONDS` about the pace. A job that is newer than the last look has no forecast yet, or causes a look.
+Everything is measured, nothing is promised: a model that has finished no job recently has no pace, and whatever
+depends on it is unknown. However often callers ask, one process reads the queue at most once in `QUEUE_SECONDS` and
+the pace once in `PACE_SECONDS`. A job that is newer than the last snapshot has no estimate yet, or causes a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,21 +21,23 @@ from uuid import UUID
 from hiresfix.models import catalog
 from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Database, Tx
-from hiresfix.server.jobs.queue_snapshot import Line, Waiting
+from hiresfix.server.jobs import queue_snapshot
+from hiresfix.server.jobs.queue_snapshot import QueueSnapshot
+from hiresfix.states import JobState
 
 QUEUE_SECONDS = 2.0
 PACE_SECONDS = 60.0
-WAITING_SECONDS = 1.0
-REST = 10.0
-"""Between two looks at the queue lies so many times what the last one took: a long queue takes a while."""
-RECENT = "7 days"
-SAMPLE = 200
-"""Jobs of a model that its pace is measured on, the newest ones."""
+COUNT_SECONDS = 1.0
+SNAPSHOT_REST = 10.0
+"""Minimum pause between two snapshots, as a multiple of the last one's duration: a long queue takes a while."""
+PACE_PERIOD = "7 days"
+PACE_SAMPLE = 200
+"""The pace of a model is measured on its newest jobs, up to this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What a model's recent jobs took from their start: seconds on average, and per megapixel of output."""
+    """Recent duration of a model's jobs from their start: seconds on average, and per megapixel of output."""
 
     model: str
     seconds: float
@@ -43,32 +45,18 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ahead:
-    """A running job: megapixels it will put out, and its progress in percent."""
-
-    id: UUID
-    model: str
-    megapixels: float
-    progress: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """`position` in the queue from 1, while it waits; `seconds` until it is done, at least 1. None: unknown."""
+class Estimate:
+    """`position` in the queue from 1, while the job waits; `seconds` until it is done, at least 1. None: unknown."""
 
     position: int | None = None
     seconds: int | None = None
 
 
-UNKNOWN = Forecast()
-
-_RUNNING: LiteralString = """
-    select id, model, progress, megapixels(jobs) as megapixels from jobs where state = 'PROCESSING'
-"""
+UNKNOWN = Estimate()
 
 
 async def paces(tx: Tx) -> dict[str, Pace]:
-    """By model id; only jobs that went through at the first attempt count, since others also waited."""
+    """Return the pace by model id, of jobs that succeeded at the first attempt; others include waiting time."""
     rows = await query.every(
         tx,
         Pace,
@@ -76,64 +64,65 @@ async def paces(tx: Tx) -> dict[str, Pace]:
         " as seconds_per_megapixel from unnest(%(models)s::text[]) as wanted (name) cross join lateral"
         " (select model, extract(epoch from completed_at - started_at) as seconds,"
         "  (result ->> 'width')::numeric * (result ->> 'height')::numeric / 1e6 as megapixels from jobs"
-        "  where model = wanted.name and state = 'COMPLETED' and completed_at > now() - %(recent)s::interval"
+        "  where model = wanted.name and state = 'COMPLETED' and completed_at > now() - %(period)s::interval"
         "  and attempt = 1 and queued_at <= started_at order by completed_at desc limit %(sample)s) recent"
         " group by model",
         models=[model.id for model in catalog.MODELS],
-        recent=RECENT,
-        sample=SAMPLE,
+        period=PACE_PERIOD,
+        sample=PACE_SAMPLE,
     )
     return {pace.model: pace for pace in rows}
 
 
-async def waiting_in_all(tx: Tx, *, most: int) -> int:
-    """How many jobs wait, counted no further than `most`."""
-    counted = "select count(*) from (select from jobs where state = 'QUEUED' limit %(most)s) waiting"
-    return int(await query.value(tx, counted, most=most))
+async def count_queued(tx: Tx, *, limit: int) -> int:
+    """Return how many jobs wait, counted up to `limit`."""
+    statement: LiteralString = "select count(*) from (select from jobs where state = 'QUEUED' limit %(limit)s) waiting"
+    return int(await query.value(tx, statement, limit=limit))
 
 
-async def running(tx: Tx) -> list[Ahead]:
-    return await query.every(tx, Ahead, _RUNNING)
+class QueueEstimates:
+    """Estimates of all waiting and running jobs of one snapshot.
 
-
-class Forecasts:
-    """What can be said about the jobs that wait and those that run, as they were at one moment.
-
-    As many jobs as run are taken to run side by side until the queue is empty: while jobs wait, the workers are busy.
-    A job of unknown length makes everything behind it unknown, and one that nobody can hold only itself.
+    Assumes that as many jobs as run now run side by side until the queue is empty: while jobs wait, all workers are
+    busy. A job of unknown duration makes the duration of everything behind it unknown; a job that no worker can hold
+    only its own.
     """
 
-    def __init__(self, waiting: Line, running: Iterable[Ahead], paces: Mapping[str, Pace]) -> None:
-        pace = {name: found.seconds_per_megapixel for name, found in paces.items()}
+    def __init__(self, snapshot: QueueSnapshot, paces: Mapping[str, Pace]) -> None:
+        pace = {name: measured.seconds_per_megapixel for name, measured in paces.items()}
         self._running = {
-            job.id: pace.get(job.model, math.nan) * job.megapixels * (1 - job.progress / 100) for job in running
+            job.id: pace.get(job.model, math.nan) * job.megapixels * (1 - job.progress / 100)
+            for job in snapshot.running
         }
         self._lanes = max(1, len(self._running))
-        self._own = [
-            math.nan if size is None else pace.get(model, math.nan) * size
-            for model, size in zip(waiting.models, waiting.megapixels, strict=True)
+        self._durations = [
+            math.nan if job.megapixels is None else pace.get(job.model, math.nan) * job.megapixels
+            for job in snapshot.waiting
         ]
-        counted = (0.0 if size is None else own for own, size in zip(self._own, waiting.megapixels, strict=True))
-        self._before = list(accumulate(counted, initial=math.fsum(self._running.values())))
-        self._places = {waiting.ids[16 * place : 16 * place + 16]: place for place in range(len(self._own))}
+        ahead = (
+            0.0 if job.megapixels is None else duration
+            for job, duration in zip(snapshot.waiting, self._durations, strict=True)
+        )
+        self._ahead = list(accumulate(ahead, initial=math.fsum(self._running.values())))
+        self._places = {job.id: place for place, job in enumerate(snapshot.waiting)}
 
-    def of_waiting(self, job: UUID) -> Forecast:
-        place = self._places.get(job.bytes)
+    def of_waiting(self, job: UUID) -> Estimate:
+        place = self._places.get(job)
         if place is None:
             return UNKNOWN
-        seconds = self._before[place] / self._lanes + self._own[place]
-        return Forecast(position=place + 1, seconds=_whole(seconds))
+        seconds = self._ahead[place] / self._lanes + self._durations[place]
+        return Estimate(position=place + 1, seconds=_whole_seconds(seconds))
 
-    def of_running(self, job: UUID) -> Forecast:
-        return Forecast(seconds=_whole(self._running.get(job, math.nan)))
+    def of_running(self, job: UUID) -> Estimate:
+        return Estimate(seconds=_whole_seconds(self._running.get(job, math.nan)))
 
 
-def _whole(seconds: float) -> int | None:
+def _whole_seconds(seconds: float) -> int | None:
     return None if math.isnan(seconds) else max(1, math.ceil(seconds))
 
 
-class Unfinished(Protocol):
-    """What a forecast reads of a job."""
+class EstimatedJob(Protocol):
+    """The fields of a job that an estimate needs."""
 
     @property
     def id(self) -> UUID: ...
@@ -146,88 +135,86 @@ class Unfinished(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Picture:
-    """The queue as it was at `taken_at`, by the database's clock.
+class _CachedEstimates:
+    """Estimates of the snapshot taken at `taken_at` (database's clock).
 
-    By this process's: worth keeping until `stale`, and not to be replaced before `rested`.
+    By this process's clock: used until `stale_at`, and not replaced before `replaceable_at`.
     """
 
     taken_at: datetime
-    stale: float
-    rested: float
-    forecasts: Forecasts
+    stale_at: float
+    replaceable_at: float
+    estimates: QueueEstimates
 
 
-class Outlook:
-    """One process's view of pace and queue, a moment old at most."""
+class Estimator:
+    """One process's cached view of pace and queue, at most a moment old."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._paces: dict[str, Pace] = {}
         self._paces_until = -math.inf
-        self._picture: _Picture | None = None
-        self._line = Waiting()
-        self._looking = asyncio.Lock()
-        self._waiting = 0
-        self._waiting_until = -math.inf
+        self._cached: _CachedEstimates | None = None
+        self._reading = asyncio.Lock()
+        self._queued = 0
+        self._queued_until = -math.inf
 
     async def pace(self, model: str) -> Pace | None:
-        """A model's recent pace, None if it has none; while the database is away, what was known last."""
-        async with self._looking:
+        """Return the model's recent pace, None if it has none; the last known one while the database is away."""
+        async with self._reading:
             if time.monotonic() >= self._paces_until:
-                # Noted first: while the database is away, strangers who ask for this do not queue up for it.
+                # Set first: while the database is away, anonymous requests for the pace must not queue up for it.
                 self._paces_until = time.monotonic() + PACE_SECONDS
-                with suppress(*pool.OUTAGE):
+                with suppress(*pool.OUTAGE_ERRORS):
                     async with self._database.transaction() as tx:
                         self._paces = await paces(tx)
         return self._paces.get(model)
 
-    async def waiting(self, *, most: int) -> int:
-        """How many jobs wait in all, counted no further than `most` and at most `WAITING_SECONDS` ago, with those that
-        were submitted through this process since.
+    async def queued_jobs(self, *, limit: int) -> int:
+        """Return how many jobs wait, counted up to `limit`.
+
+        The count is at most `COUNT_SECONDS` old; jobs submitted through this process since then are added to it.
         """
-        if time.monotonic() >= self._waiting_until:
-            self._waiting_until = time.monotonic() + WAITING_SECONDS  # first: whoever asks meanwhile does not count too
-            async with self._database.looking() as tx:
-                self._waiting = await waiting_in_all(tx, most=most)
-        return self._waiting
+        if time.monotonic() >= self._queued_until:
+            self._queued_until = time.monotonic() + COUNT_SECONDS  # first: concurrent callers must not count as well
+            async with self._database.autocommit() as tx:
+                self._queued = await count_queued(tx, limit=limit)
+        return self._queued
 
-    def one_more(self) -> None:
-        """A job was submitted through this process."""
-        self._waiting += 1
+    def count_submission(self) -> None:
+        """Add a job that was submitted through this process to the count of waiting jobs."""
+        self._queued += 1
 
-    async def of(self, job: Unfinished) -> Forecast:
-        """What can be said about this job; nothing once it is finished."""
-        if job.state not in ("QUEUED", "PROCESSING"):
+    async def estimate(self, job: EstimatedJob) -> Estimate:
+        """Return the estimate for this job; UNKNOWN once it is finished, or while the database is away."""
+        if job.state not in (JobState.QUEUED, JobState.PROCESSING):
             return UNKNOWN
         try:
-            picture = await self._look(since=job.started_at or job.created_at)
-        except pool.OUTAGE:
-            return UNKNOWN  # no reason to break off what is being told of the job itself
-        known = picture.forecasts
-        return known.of_waiting(job.id) if job.state == "QUEUED" else known.of_running(job.id)
+            cached = await self._current(since=job.started_at or job.created_at)
+        except pool.OUTAGE_ERRORS:
+            return UNKNOWN  # the rest of the answer about the job is still useful
+        known = cached.estimates
+        return known.of_waiting(job.id) if job.state == JobState.QUEUED else known.of_running(job.id)
 
-    async def _look(self, *, since: datetime) -> _Picture:
-        """The queue, from memory if that is fresh and knows of what happened at `since`."""
-        async with self._looking:
-            picture, now = self._picture, time.monotonic()
-            if picture is None or (now >= picture.rested and (now >= picture.stale or picture.taken_at < since)):
-                picture = self._picture = await self._take_picture()
-            return picture
+    async def _current(self, *, since: datetime) -> _CachedEstimates:
+        """Return the cached estimates if they are fresh and know of what happened at `since`, else new ones."""
+        async with self._reading:
+            cached, now = self._cached, time.monotonic()
+            if cached is None or (now >= cached.replaceable_at and (now >= cached.stale_at or cached.taken_at < since)):
+                cached = self._cached = await self._take_snapshot()
+            return cached
 
-    async def _take_picture(self) -> _Picture:
+    async def _take_snapshot(self) -> _CachedEstimates:
         started = time.monotonic()
         async with self._database.transaction() as tx:
-            taken_at = await query.value(tx, "select now()")
+            snapshot = await queue_snapshot.take(tx)
             if time.monotonic() >= self._paces_until:
                 self._paces, self._paces_until = await paces(tx), time.monotonic() + PACE_SECONDS
-            at_work = await running(tx)
-            line = await self._line.look(tx, [job.id for job in at_work])
-        found = Forecasts(line, at_work, self._paces)
+        estimates = QueueEstimates(snapshot, self._paces)
         ended = time.monotonic()
-        return _Picture(
-            taken_at=taken_at,
-            stale=started + QUEUE_SECONDS,
-            rested=ended + REST * (ended - started),
-            forecasts=found,
+        return _CachedEstimates(
+            taken_at=snapshot.taken_at,
+            stale_at=started + QUEUE_SECONDS,
+            replaceable_at=ended + SNAPSHOT_REST * (ended - started),
+            estimates=estimates,
         )

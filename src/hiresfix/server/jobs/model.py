@@ -1,4 +1,4 @@
-"""Values of a job: submission, claim, outcome, and the job as its owner sees it."""
+"""Data classes of jobs: submission, claim, the ways an attempt ends, and a job as its owner sees it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from hiresfix.recipe import Recipe
+from hiresfix.server import storage_keys
 from hiresfix.server.accounts.authentication import Caller
-from hiresfix.server.jobs import orphaned_results
 from hiresfix.states import JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The caller's picture as stored at submission; sizes in bytes and (oriented) pixels."""
+class StoredSource:
+    """The caller's image as stored at submission; sizes in bytes and (oriented) pixels."""
 
     key: str
     sha256: str
@@ -26,8 +26,8 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """The enlarged picture as stored by the attempt that won, and what the engine said about it."""
+class StoredResult:
+    """The upscaled image as stored by the attempt that won, with the engine's metadata."""
 
     key: str
     sha256: str
@@ -40,50 +40,53 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """An attempt's end: the picture is in the store."""
+    """The attempt succeeded: the image is in the store."""
 
-    result: Result
+    result: StoredResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An attempt's end: no picture. `error` is for the caller: no paths, hosts or traces."""
+    """The attempt failed. `error` is shown to the caller: no paths, hosts or traces."""
 
     error: str
     retryable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """An attempt's end: a picture was made and failed its own check. `error` is as in `Failed`.
+class RejectedResult:
+    """The attempt produced an image that failed its quality check. `error` is shown to the caller.
 
-    The job is tried once more, however many attempts are left and whatever ended the others.
+    The job gets exactly one more attempt after its first rejected result, if any attempt is left.
     """
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
-    """An attempt's end: this release does not understand the job; a worker of a newer one may.
+class Unsupported:
+    """This release does not understand the job; a worker of a newer release may.
 
-    It costs no attempt, until the job has gone around for `UNDERSTOOD_WITHIN`: then it fails with `error`.
+    The attempt is not counted. A job that stays unsupported for `lifecycle.MAX_UNSUPPORTED` fails with `error`.
     """
 
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hindered:
-    """An attempt's end: nothing is known of the job, because what every job needs is away. It costs no attempt."""
+class StoreUnavailable:
+    """The attempt stopped because the file store is unavailable, which says nothing about the job.
+
+    The attempt is not counted.
+    """
 
 
-Outcome = Completed | Failed | Refused | Foreign | Hindered
+AttemptOutcome = Completed | Failed | RejectedResult | Unsupported | StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """All a new job consists of. `id` is chosen beforehand because the source is stored under it."""
+    """A new job. The caller of `submit` chooses `id` beforehand because the source is stored under it."""
 
     id: UUID
     caller: Caller
@@ -92,12 +95,12 @@ class Submission:
     cost: int
     recipe: Recipe
     input: dict[str, Any]
-    source: Source
+    source: StoredSource
     hook_url: str | None
     hook_events: tuple[str, ...]
     max_attempts: int
     needs: tuple[str, ...] = ()
-    """Tags that a worker must have; the memory it takes follows from recipe and source."""
+    """Tags that a worker must have; the memory it needs follows from recipe and source."""
     traceparent: str | None = None
 
 
@@ -110,7 +113,7 @@ class Job:
     user_id: UUID
     key_id: UUID | None
     model: str
-    state: str
+    state: JobState
     progress: int
     cost: int
     attempt: int
@@ -126,6 +129,9 @@ class Job:
     started_at: datetime | None
     completed_at: datetime | None
     expired: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", JobState(self.state))  # the database returns a plain string
 
     @property
     def seed(self) -> int:
@@ -150,10 +156,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to work on a job until its lease ends, proven by `token`.
+    """The right to work on a job until its lease expires, proven by `token`.
 
-    `stored_recipe` is as the job's row has it: another release may have written it, so reading it is part of the
-    attempt (`recipe`), which can fail and is counted, and not of the claim.
+    `stored_recipe` is kept as the job's row has it, because another release may have written it. Reading it
+    (`recipe`) is part of the attempt, which is counted and can fail.
     """
 
     id: UUID
@@ -161,38 +167,38 @@ class Claim:
     attempt: int
     max_attempts: int
     stored_recipe: dict[str, Any]
-    source: Source
+    source: StoredSource
     model: str
     request_id: str
-    refused: bool
-    """An earlier attempt's picture failed its own check: this one is to be computed in full precision."""
-    waited: float
-    """Seconds since this attempt could have begun."""
-    age: float
-    """Seconds since the job was submitted, when it was claimed."""
+    rejected_before: bool
+    """An earlier attempt's image failed its quality check: compute this one in full precision."""
+    wait_seconds: float
+    """Time since this attempt could have started."""
+    age_seconds: float
+    """Time from the submission of the job to this claim."""
     traceparent: str | None
-    """The trace of the submission, which the work on the job joins."""
+    """The trace of the submission, which the attempt joins."""
 
     @property
     def result_key(self) -> str:
-        """Where this attempt puts its picture: a name of its own, so that nobody overwrites anybody."""
-        return orphaned_results.result_key(self.id, self.token)
+        """Storage key of this attempt's image; unique to the attempt, so attempts never overwrite each other."""
+        return storage_keys.result(self.id, self.token)
 
     def recipe(self) -> Recipe:
         return Recipe.from_dict(self.stored_recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What a team and a key have left at a moment. budgeted: whether the key has a budget at all."""
+class Headroom:
+    """The team's credits at one moment, and whether the key has a budget at all."""
 
     credits: int
-    budgeted: bool
+    has_budget: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """A job that was handed on: the attempt that went silent, and the job's state now."""
+class ExpiredLease:
+    """A job whose lease expired: the attempt that went silent, and the job's state now."""
 
     id: UUID
     request_id: str
@@ -201,8 +207,8 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purgeable:
-    """A finished job with a file that has served its time, and where its files are."""
+class PurgeableJob:
+    """A finished job with a file past its retention, and the keys of its files."""
 
     id: UUID
     completed_at: datetime

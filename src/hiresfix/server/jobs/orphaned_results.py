@@ -1,9 +1,9 @@
-"""Strays: pictures that an attempt stored, or may store yet, after it lost its claim.
+"""Orphaned results: images that an attempt stored, or may still store, after it lost its claim.
 
-Guarantees: the place is written down in the transaction that takes the claim away, so that nothing a worker stores
-before it dies stays for good, and no look through the whole store is needed to find it. A claim is never given out
-twice, so what lies at such a place is nobody's result, now or later. Whoever is so late that the note is gone finds
-its claim lost and deletes its picture itself.
+Guarantees: the storage key is recorded in the same transaction that takes the claim away, so nothing a worker stores
+before it dies stays for good, and finding it needs no scan of the store. A token is never issued twice, so whatever
+lies under such a key is not, and never becomes, a job's result. A worker that is so late that the record is gone
+finds its claim lost and deletes its image itself.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
+from hiresfix.server import storage_keys
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
 
-def result_key(job: UUID, token: UUID) -> str:
-    """Where the attempt with this token stores its picture."""
-    return f"results/{job}/{token}"
-
-
-async def note(tx: Tx, job: UUID) -> None:
-    """The attempt that has the job's token, if one has, is about to lose it."""
+async def record(tx: Tx, job: UUID) -> None:
+    """Record the key of the attempt that is about to lose its claim on the job, if there is one."""
     token = await query.value(tx, "select token from jobs where id = %(job)s", job=job)
     if token is not None:
-        await query.execute(tx, "insert into strays (key) values (%(key)s)", key=result_key(job, token))
+        await query.execute(tx, "insert into strays (key) values (%(key)s)", key=storage_keys.result(job, token))
 
 
-async def overdue(tx: Tx, *, age: timedelta, after: str) -> list[str]:
-    """Places noted so long ago, up to 1000, in the order of their keys from the one that follows `after`."""
+async def list_due(tx: Tx, *, age: timedelta, after: str) -> list[str]:
+    """Return up to 1000 keys recorded at least `age` ago, in key order, starting behind `after`."""
     rows = await tx.execute(
         "select key from strays where since < now() - %(age)s and key > %(after)s order by key limit 1000",
         {"age": age, "after": after},

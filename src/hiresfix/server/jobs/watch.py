@@ -1,4 +1,4 @@
-"""Waiting for jobs without holding anything: no connection, no transaction, one small object a waiter."""
+"""Watch a job until it is finished, holding no connection and no transaction in between."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from contextlib import aclosing
 from uuid import UUID
 
 from hiresfix.server.database import pool
-from hiresfix.server.database.notifications import POLL_SECONDS, Changes
+from hiresfix.server.database.notifications import POLL_SECONDS, Notifications
 from hiresfix.server.database.pool import Database
 from hiresfix.server.jobs import lifecycle
 from hiresfix.server.jobs.model import Job
 from hiresfix.states import TERMINAL
 
 
-async def follow(database: Database, changes: Changes, job: UUID, *, seconds: float) -> AsyncGenerator[Job | None]:
-    """The job now, and again whenever it may have changed; a finished one is the last.
+async def updates(
+    database: Database, notifications: Notifications, job: UUID, *, seconds: float
+) -> AsyncGenerator[Job | None]:
+    """Yield the job now and whenever it may have changed, ending with the finished job.
 
-    None stands for a look that the database did not answer. It ends early after `seconds` or when the process is
-    about to stop. At least every `POLL_SECONDS` there is a look, whatever happens to notifications.
+    Yields None when the database did not answer. Ends early after `seconds`, or when the process is about to stop.
+    Reads the job at least every `POLL_SECONDS`, even if notifications are lost.
     """
     deadline = time.monotonic() + seconds
-    with changes.watch(job) as watch:
+    with notifications.subscribe(job) as watch:
         while True:
-            found = await _look(database, job)
-            yield found
+            current = await _read(database, job)
+            yield current
             left = deadline - time.monotonic()
-            if (found and found.state in TERMINAL) or left <= 0 or not await watch.wait(min(left, POLL_SECONDS)):
+            if (current and current.state in TERMINAL) or left <= 0 or not await watch.wait(min(left, POLL_SECONDS)):
                 return
 
 
-async def finished(database: Database, changes: Changes, job: UUID, *, seconds: float) -> Job | None:
-    """The job as soon as it is finished; None if it is not within `seconds`."""
-    async with aclosing(follow(database, changes, job, seconds=seconds)) as looks:
-        async for found in looks:
-            if found and found.state in TERMINAL:
-                return found
+async def wait_until_finished(
+    database: Database, notifications: Notifications, job: UUID, *, seconds: float
+) -> Job | None:
+    """Return the job as soon as it is finished, or None if it is not within `seconds`."""
+    async with aclosing(updates(database, notifications, job, seconds=seconds)) as states:
+        async for current in states:
+            if current and current.state in TERMINAL:
+                return current
     return None
 
 
-async def _look(database: Database, job: UUID) -> Job | None:
+async def _read(database: Database, job: UUID) -> Job | None:
     try:
-        async with database.looking() as tx:
+        async with database.autocommit() as tx:
             return await lifecycle.get(tx, job)
-    except pool.OUTAGE:
+    except pool.OUTAGE_ERRORS:
         return None

@@ -1,13 +1,12 @@
-"""The worker processes that are up: who they are, what they can hold, and until when they count as alive.
+"""Worker registry: which worker processes are up, what each can hold, and until when it counts as alive.
 
-What a worker can hold is its `Capacity`; the view `capacities` and the function `holds` say the same to SQL.
+`Capacity` says what a worker can hold; in SQL, the view `capacities` and the function `holds` say the same.
 
-Guarantees: a worker is listed from the moment it is ready for jobs until it leaves, or until it has not been heard of
-for `BEATS` of its own beats; a worker that was forgotten, by a crash of the database too, is listed again with its next
-beat. It decides nothing about jobs: a worker that is missing here keeps what its leases give it.
+Guarantees: a worker is listed from the moment it is ready for jobs until it leaves, or until it has missed
+`MISSED_HEARTBEATS` of its heartbeats. A worker whose row was lost (a crash of the database, too) is listed again with
+its next heartbeat. The registry decides nothing about jobs: a worker that is missing here keeps its leases.
 
-Whoever asks "is a worker alive?", say a readiness check, asks `anybody_alive`; who wants to show them, `members` gives
-the dead ones of the last hour too.
+A readiness check asks `any_alive`; `list_workers` also returns the workers that died within the last hour.
 """
 
 from __future__ import annotations
@@ -22,40 +21,45 @@ from uuid import UUID
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
-BEATS = 4
-"""A worker is dead when so many beats in a row are missing; never sooner than in `LEAST_SECONDS`."""
-LEAST_SECONDS = 5.0
-REMEMBERED = "1 hour"
+MISSED_HEARTBEATS = 4
+"""Number of missed heartbeats in a row after which a worker is dead, but never sooner than `MIN_ALIVE_SECONDS`."""
+MIN_ALIVE_SECONDS = 5.0
+DEAD_WORKERS_KEPT = "1 hour"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a worker can hold: results of so many megapixels, and jobs that need nothing but these tags (None: any)."""
+    """Limits of a worker: megapixels of a result, and the tags it has. A job may need no other tags; None: any."""
 
     most_megapixels: float
     tags: Sequence[str] | None
 
     @property
     def name(self) -> str:
-        """The same for equal capacities in any process; 16 letters and digits. Empty for one that holds everything."""
+        """16 hexadecimal digits, the same for equal capacities in any process; empty for `UNLIMITED`."""
         if self.tags is None:
             return ""
         return hashlib.blake2b(f"{float(self.most_megapixels)} {sorted(self.tags)}".encode(), digest_size=8).hexdigest()
 
     def to_sql(self) -> dict[str, object]:
-        """The arguments of `holds`."""
+        """Return the arguments of the SQL function `holds`."""
         return {"most_megapixels": self.most_megapixels, "tags": None if self.tags is None else list(self.tags)}
 
 
-ANYTHING = Capacity(most_megapixels=math.inf, tags=None)
+UNLIMITED = Capacity(most_megapixels=math.inf, tags=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """What a worker says of itself. name: as the jobs it works on have it. device: as torch calls it.
+class WorkerInfo:
+    """A worker's description of itself.
 
-    memory_bytes: of the device, or of the host where that is the CPU. most_megapixels: of a result that it can hold.
-    tags: what it has that jobs may need. draining: it finishes what it has and takes nothing more.
+    Attributes:
+        name: as in the rows of the jobs it works on.
+        device: in torch's notation.
+        memory_bytes: of the device, or of the host if the device is the CPU.
+        most_megapixels: the largest result that fits.
+        tags: properties that jobs may need.
+        draining: it finishes its running job and takes no other.
     """
 
     id: UUID
@@ -74,7 +78,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member(Worker):
+class RegisteredWorker(WorkerInfo):
     """A worker as the database knows it."""
 
     started_at: datetime
@@ -82,8 +86,8 @@ class Member(Worker):
     alive: bool
 
 
-async def beat(tx: Tx, worker: Worker, *, every: float) -> None:
-    """The worker lives, and is going to say so again in `every` seconds."""
+async def heartbeat(tx: Tx, worker: WorkerInfo, *, every: float) -> None:
+    """Record that the worker is alive and sends its next heartbeat in `every` seconds."""
     await query.execute(
         tx,
         "insert into workers (id, name, host, device, memory_bytes, most_megapixels, tags, version, draining,"
@@ -100,37 +104,37 @@ async def beat(tx: Tx, worker: Worker, *, every: float) -> None:
         tags=sorted(worker.tags),
         version=worker.version,
         draining=worker.draining,
-        lifetime=max(BEATS * every, LEAST_SECONDS),
+        lifetime=max(MISSED_HEARTBEATS * every, MIN_ALIVE_SECONDS),
     )
 
 
-async def leave(tx: Tx, worker: UUID) -> None:
-    """The worker ends and says so; no error when it is not listed."""
+async def unregister(tx: Tx, worker: UUID) -> None:
+    """Remove a worker that shuts down; does nothing if it is not listed."""
     await query.execute(tx, "delete from workers where id = %(worker)s", worker=worker)
 
 
-async def anybody_alive(tx: Tx) -> bool:
-    """Whether any worker is up and takes jobs."""
+async def any_alive(tx: Tx) -> bool:
+    """Return True if at least one worker is up and takes jobs."""
     return bool(await query.value(tx, "select exists (select from workers where alive_until > now() and not draining)"))
 
 
-async def members(tx: Tx) -> list[Member]:
-    """Every worker that is remembered, by name."""
+async def list_workers(tx: Tx) -> list[RegisteredWorker]:
+    """Return all registered workers by name, including those that died within the last hour."""
     return await query.every(
         tx,
-        Member,
+        RegisteredWorker,
         "select id, name, host, device, memory_bytes, most_megapixels, tags, version, draining, started_at, seen_at,"
         " alive_until > now() as alive from workers order by name, started_at",
     )
 
 
 async def capacities(tx: Tx) -> list[Capacity]:
-    """The different capacities of the workers that take jobs now; `ANYTHING` alone while no worker is known."""
+    """Return the distinct capacities of the workers that take jobs now; only `UNLIMITED` if no worker is known."""
     return await query.every(tx, Capacity, "select most_megapixels, tags from capacities")
 
 
 async def forget_dead(tx: Tx) -> int:
-    """Forget those that have been dead for an hour; returns how many."""
+    """Delete workers that have been dead for an hour; returns their number."""
     return await query.execute(
-        tx, "delete from workers where alive_until < now() - %(remembered)s::interval", remembered=REMEMBERED
+        tx, "delete from workers where alive_until < now() - %(kept)s::interval", kept=DEAD_WORKERS_KEPT
     )

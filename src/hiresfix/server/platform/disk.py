@@ -1,8 +1,8 @@
-"""Free room on the disks where this server keeps files, and whether there is enough to take more in.
+"""Free space on the disks where this server keeps files, and whether new images can be accepted.
 
-Guarantees: asking costs nothing and never waits, however slow a disk is: it is looked at beside, every
-`LOOK_SECONDS`, and the last look counts. Below the watermark nothing new is taken in; what is accepted already goes on,
-and intake resumes by itself.
+Asking costs nothing and never waits, however slow a disk is: the disks are checked in the background every
+`CHECK_SECONDS`, and the last result counts. Below the watermark no new images are accepted; accepted jobs go on, and
+the server accepts images again by itself.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from pathlib import Path
 
 import structlog
 
+from hiresfix import messages
 from hiresfix.errors import Unavailable
 from hiresfix.server.platform import metrics
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 2.0
+CHECK_SECONDS = 2.0
 RETRY_AFTER = 60
-"""Seconds: somebody has to make room first."""
-FULL = "The server's disk is nearly full, so it takes in no pictures just now. Nothing was charged. Try again later."
+"""Seconds: the operator has to free space first."""
 
 
 class Disk:
-    """Folders by a name that the operator sees, and the bytes that are to stay free below each of them; 0: none."""
+    """Watched folders by a name for the operator, and the bytes that must stay free on each disk; 0: no limit."""
 
-    def __init__(self, places: Mapping[str, Path], *, least: int) -> None:
-        self._places = places
-        self._least = least
+    def __init__(self, folders: Mapping[str, Path], *, min_free: int) -> None:
+        self._folders = folders
+        self._min_free = min_free
         self._free: Mapping[str, int] = {}
         self._open = True
 
     @property
     def free(self) -> Mapping[str, int]:
-        """Bytes by place, as of the last look; places that cannot be looked at are missing."""
+        """Free bytes by folder, as of the last check; folders that cannot be checked are missing."""
         return self._free
 
     def has_room(self) -> bool:
-        return all(free >= self._least for free in self._free.values())
+        """Return whether every folder is above the watermark."""
+        return all(free >= self._min_free for free in self._free.values())
 
     def require_room(self) -> None:
-        """Raises Unavailable below the watermark; call it before anything is stored or charged."""
+        """Raise Unavailable below the watermark; call it before anything is stored or charged."""
         if not self.has_room():
-            raise Unavailable(FULL, retry_after=RETRY_AFTER)
+            raise Unavailable(messages.DISK_FULL(), retry_after=RETRY_AFTER)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Look at the disks for the length of the block, first at its beginning."""
-        self._note(await asyncio.to_thread(self._look))
+        """Check the disks during the block, first at its beginning."""
+        self._note(await asyncio.to_thread(self._measure))
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -60,15 +61,15 @@ class Disk:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self._note(await asyncio.to_thread(self._look))
+            await asyncio.sleep(CHECK_SECONDS)
+            self._note(await asyncio.to_thread(self._measure))
 
-    def _look(self) -> dict[str, int]:
-        found = {}
-        for name, place in self._places.items():
-            with contextlib.suppress(OSError):  # an unmounted disk is for the store's own check to tell
-                found[name] = shutil.disk_usage(_existing(place)).free
-        return found
+    def _measure(self) -> dict[str, int]:
+        free = {}
+        for name, folder in self._folders.items():
+            with contextlib.suppress(OSError):  # an unmounted disk is reported by the store's own check
+                free[name] = shutil.disk_usage(_existing(folder)).free
+        return free
 
     def _note(self, free: Mapping[str, int]) -> None:
         self._free = free
@@ -76,12 +77,16 @@ class Disk:
             metrics.DISK_FREE.labels(name).set(size)
         is_open = self.has_room()
         if is_open != self._open:
-            note = log.info if is_open else log.error
-            note("intake.resumed" if is_open else "intake.stopped", free=dict(free), least=self._least)
+            write = log.info if is_open else log.error
+            write(
+                "images.accepted_again" if is_open else "images.refused_disk_full",
+                free=dict(free),
+                min_free=self._min_free,
+            )
         self._open = is_open
-        metrics.INTAKE_OPEN.set(is_open)
+        metrics.ACCEPTING_IMAGES.set(is_open)
 
 
-def _existing(place: Path) -> Path:
-    """The folder, or the nearest one above it that exists: where it will be made."""
-    return next(folder for folder in (place, *place.parents) if folder.exists())
+def _existing(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
+    return next(candidate for candidate in (folder, *folder.parents) if candidate.exists())

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error; never keys, prompts or the queries of URLs."""
+"""Logs: one JSON object per line on standard error; never keys, prompts or the queries of URLs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _KEY = re.compile(r"(afk_[A-Za-z0-9]{4})[A-Za-z0-9]+")
 
 
 def _without_keys(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
-    """API keys cut to what may be shown: nobody logs one on purpose, but a client can put it into a path."""
+    """Shorten API keys: none is logged on purpose, but a client can put one into a path."""
     return {name: _KEY.sub(r"\1…", value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def configure(level: str) -> None:
-    """Send our events from `level` up, and what libraries log from WARNING up, to standard error."""
+    """Send our events from `level` up, and those of libraries from WARNING up, to standard error."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,11 +1,11 @@
-"""What this process counts and measures, in one registry, as Prometheus reads it.
+"""Prometheus metrics of this process, in one registry.
 
-Guarantees: every label takes its values from a closed set (routes are templates, sizes are classes), so that no caller
-can make series. Each process tells of itself alone, on a port of its own where several share one (`monitoring`): so the
-multiprocess mode of prometheus-client, with files that outlive their processes and gauges whose sense depends on how
-they are merged, is not needed. What only the database knows is read by `census`.
+Every label has a closed set of values (routes are templates, sizes are classes), so that callers cannot create series.
+Each process exports only its own metrics, on a port of its own if several share one (`http.metrics_server`). So the
+multiprocess mode of prometheus-client is not needed, with its files that outlive processes and its merged gauges.
+Figures that only the database knows are in `jobs.fleet_metrics`.
 
-This module knows no jobs and asks nobody: whoever does something counts it here, after it is done.
+This module knows no jobs: other modules count here, after something is done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from hiresfix import __version__
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # upstream; a second series for each counter, which nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call] # upstream; avoids a second series for each counter
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 REGISTRY = CollectorRegistry()
 
@@ -57,24 +57,27 @@ REQUEST_SECONDS = Histogram(
     buckets=_REQUEST_BUCKETS,
     registry=REGISTRY,
 )
-DECODED = Counter(
-    "hiresfix_quarantine_pictures_total",
-    "Strangers' pictures given to the decoder: ok, refused, crash, memory, time, nonsense, busy or gone.",
+SANDBOX_IMAGES = Counter(
+    "hiresfix_sandbox_images_total",
+    "Images decoded in the sandbox: ok, rejected, crashed, out_of_memory, timed_out, invalid_answer, no_process or "
+    "process_killed.",
     ["outcome"],
     registry=REGISTRY,
 )
-READY = Gauge("hiresfix_ready", "1 while the readiness check holds, as last looked at.", ["check"], registry=REGISTRY)
+READY = Gauge("hiresfix_ready", "1 while the readiness check passes, as of its last run.", ["check"], registry=REGISTRY)
 DISK_FREE = Gauge(
     "hiresfix_disk_free_bytes", "Free bytes where this process keeps files.", ["place"], registry=REGISTRY
 )
-INTAKE_OPEN = Gauge("hiresfix_intake_open", "0 while too little disk is free to take pictures in.", registry=REGISTRY)
-INTAKE_OPEN.set(1)  # workers take nothing in, and must not look as if they refused to
+ACCEPTING_IMAGES = Gauge(
+    "hiresfix_accepting_images", "0 while too little disk is free to accept images.", registry=REGISTRY
+)
+ACCEPTING_IMAGES.set(1)  # workers accept no uploads, and must not look as if they refused them
 
 # Jobs -------------------------------------------------------------------------------------------------------------
 
 ATTEMPTS = Counter(
     "hiresfix_job_attempts_total",
-    "Attempts by how they ended: completed, failed, retried or lost (cancelled, given back, or the lease lapsed).",
+    "Attempts by how they ended: completed, failed, retried or lost (cancelled, given back, or the lease expired).",
     ["model", "outcome"],
     registry=REGISTRY,
 )
@@ -92,17 +95,17 @@ PACE = Histogram(
     buckets=_PACE_BUCKETS,
     registry=REGISTRY,
 )
-LAPSED = Counter(
-    "hiresfix_job_leases_lapsed_total",
-    "Jobs whose worker went silent, by what became of them: requeued or failed.",
+EXPIRED_LEASES = Counter(
+    "hiresfix_job_leases_expired_total",
+    "Jobs whose lease expired, by what became of them: requeued or failed.",
     ["became"],
     registry=REGISTRY,
 )
 TASKS_REPLACED = Counter(
-    "hiresfix_queue_tasks_replaced_total", "Lost tasks that upkeep enqueued again.", registry=REGISTRY
+    "hiresfix_queue_tasks_replaced_total", "Lost tasks that maintenance enqueued again.", registry=REGISTRY
 )
-UPKEEP_FAILURES = Counter(
-    "hiresfix_upkeep_failures_total", "Steps of upkeep that did not go through.", ["step"], registry=REGISTRY
+MAINTENANCE_FAILURES = Counter(
+    "hiresfix_maintenance_failures_total", "Maintenance steps that failed.", ["step"], registry=REGISTRY
 )
 WEBHOOK_ATTEMPTS = Counter(
     "hiresfix_webhook_attempts_total",
@@ -133,12 +136,12 @@ class _Pools(Collector):
 
     def collect(self) -> Iterator[Metric]:
         size = GaugeMetricFamily("hiresfix_database_pool_connections", "Connections open.", labels=["pool"])
-        idle = GaugeMetricFamily("hiresfix_database_pool_idle", "Connections nobody uses.", labels=["pool"])
+        idle = GaugeMetricFamily("hiresfix_database_pool_idle", "Idle connections.", labels=["pool"])
         waiting = GaugeMetricFamily(
-            "hiresfix_database_pool_waiting", "Who waits for a connection just now.", labels=["pool"]
+            "hiresfix_database_pool_waiting", "Requests waiting for a connection.", labels=["pool"]
         )
         failed = CounterMetricFamily(
-            "hiresfix_database_pool_errors", "Waits for a connection that ended without one.", labels=["pool"]
+            "hiresfix_database_pool_errors", "Waits for a connection that failed.", labels=["pool"]
         )
         for name, read in self._stats.items():
             stats = read()
@@ -149,7 +152,7 @@ class _Pools(Collector):
 
 
 class _Memory(Collector):
-    """Memory of the worker's device, by whoever knows the device."""
+    """Memory of the worker's device, as read by the worker."""
 
     def __init__(self) -> None:
         self.read: Callable[[], Mapping[str, int]] = dict
@@ -172,12 +175,12 @@ REGISTRY.register(DEVICE_MEMORY)
 
 
 def method(name: str) -> str:
-    """A request's method as a label; callers may invent methods."""
+    """Return a request's method as a label; unknown methods are 'other'."""
     return name if name in _METHODS else "other"
 
 
 def size_class(megapixels: float) -> str:
-    """The class of a result's size as a label: "0-1", "1-4", "4-16", "16-64" or "64+" megapixels."""
+    """Return the size class of a result as a label: "0-1", "1-4", "4-16", "16-64" or "64+" megapixels."""
     low = 0
     for high in _SIZES:
         if megapixels <= high:
@@ -187,13 +190,13 @@ def size_class(megapixels: float) -> str:
 
 
 def observe_stage(model: str, stage: str, megapixels: float, seconds: float) -> None:
-    """Note what a stage of an attempt took; clocks of two machines may disagree, so never less than nothing."""
+    """Record the seconds of a stage of an attempt; negative times, from differing clocks, count as 0."""
     STAGE_SECONDS.labels(model, stage, size_class(megapixels)).observe(max(0.0, seconds))
     if stage == "engine" and megapixels > 0:
         PACE.labels(model).observe(seconds / megapixels)
 
 
-class _Given(Collector):
+class _FixedCollector(Collector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = tuple(families)
 
@@ -202,20 +205,20 @@ class _Given(Collector):
 
 
 def render(more: Iterable[Metric] = ()) -> bytes:
-    """Everything in the text format of Prometheus, and what is given, whose names must be others."""
-    return generate_latest(REGISTRY) + generate_latest(_Given(more))
+    """Return all metrics in the text format of Prometheus, and `more` metrics with other names."""
+    return generate_latest(REGISTRY) + generate_latest(_FixedCollector(more))
 
 
 def families(more: Iterable[Metric] = ()) -> dict[str, Metric]:
-    """Every metric by the name that Prometheus knows it by; those without labelled values yet as well."""
-    found = {}
+    """Return every metric by its name in Prometheus, including those without labelled values yet."""
+    by_name = {}
     for metric in (*REGISTRY.collect(), *more):
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-        found[name] = metric
-    return found
+        by_name[name] = metric
+    return by_name
 
 
 def is_allowed(authorization: str | None, token: str) -> bool:
-    """Whether an Authorization header carries the operator's token as its bearer."""
-    scheme, _, given = (authorization or "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    """Return whether an Authorization header has the operator's bearer token."""
+    scheme, _, sent = (authorization or "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode())

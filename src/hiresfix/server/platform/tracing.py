@@ -1,10 +1,10 @@
-"""Traces for OpenTelemetry, where the operator names a collector: request, submission, job, stages of the engine.
+"""OpenTelemetry traces, if the operator configures a collector: request, submission, job, stages of the engine.
 
-Guarantees: without a collector nothing of OpenTelemetry is imported and a span costs a function call. Spans carry ids,
-models and sizes; never keys, prompts, URLs of callers or texts of exceptions. A collector that is away loses spans and
-delays nobody: they are sent beside, in batches.
+Without a collector nothing of OpenTelemetry is imported and a span costs one function call. Spans have ids, models and
+sizes; never keys, prompts, URLs of callers or texts of exceptions. If the collector is unavailable, spans are lost and
+nothing is delayed: they are sent in the background, in batches.
 
-The trace goes on in another process by its `traceparent` (W3C Trace Context), which travels with the job. Sampling,
+Another process continues the trace by its `traceparent` (W3C Trace Context), which travels with the job. Sampling,
 headers for the collector and further attributes are OpenTelemetry's own settings (`OTEL_TRACES_SAMPLER`, ...).
 """
 
@@ -19,42 +19,44 @@ from hiresfix.errors import ConfigurationError
 
 EXPORT_SECONDS = 5.0
 
-Fact = str | int | float
+SpanAttribute = str | int | float
 
 
 class Span(Protocol):
-    """A stretch of work that is being traced."""
+    """A traced piece of work."""
 
+    def rename(self, name: str) -> None:
+        """Change the name."""
+
+    def note(self, **facts: SpanAttribute) -> None:
+        """Add attributes; `__` in a name stands for a dot."""
+
+
+class _NoSpan:
     def rename(self, name: str) -> None: ...
-    def note(self, **facts: Fact) -> None:
-        """Attributes; `__` in a name stands for a dot."""
+    def note(self, **facts: SpanAttribute) -> None: ...
 
 
-class _Nothing:
-    def rename(self, name: str) -> None: ...
-    def note(self, **facts: Fact) -> None: ...
-
-
-class _Something:
+class _OtelSpan:
     def __init__(self, span: Any) -> None:
         self._span = span
 
     def rename(self, name: str) -> None:
         self._span.update_name(name)
 
-    def note(self, **facts: Fact) -> None:
+    def note(self, **facts: SpanAttribute) -> None:
         self._span.set_attributes(_attributes(facts))
 
 
-UNTRACED: Span = _Nothing()
+UNTRACED: Span = _NoSpan()
 _tracer: Any = None
 
 
 @contextlib.contextmanager
 def exporting(url: str | None, *, role: str) -> Iterator[None]:
-    """Send this process's spans to the collector at `url` (OTLP over HTTP) for the length of the block.
+    """Send this process's spans to the collector at `url` (OTLP over HTTP) during the block.
 
-    role: "api" or "worker". Raises ConfigurationError if the part that speaks OpenTelemetry is not installed.
+    `role` is "api" or "worker". Raises ConfigurationError if the OpenTelemetry packages are not installed.
     """
     global _tracer
     if url is None:
@@ -77,7 +79,7 @@ def _provider(url: str, role: str) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "HIRESFIX_TELEMETRY_URL needs a part that is not installed. pip install 'hiresfix[telemetry]', or unset it."
+            "HIRESFIX_TELEMETRY_URL needs missing packages. Run pip install 'hiresfix[telemetry]', or unset it."
         ) from error
     resource = Resource.create({"service.name": f"hiresfix-{role}", "service.version": __version__})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -87,8 +89,8 @@ def _provider(url: str, role: str) -> Any:
 
 
 @contextlib.contextmanager
-def span(name: str, *, joins: str | None = None, **facts: Fact) -> Iterator[Span]:
-    """Trace the block. `joins`: the traceparent it goes on from; None: the span around it, if there is one."""
+def span(name: str, *, joins: str | None = None, **facts: SpanAttribute) -> Iterator[Span]:
+    """Trace the block. `joins`: the traceparent to continue; None: the surrounding span, if there is one."""
     if _tracer is None:
         yield UNTRACED
         return
@@ -98,18 +100,18 @@ def span(name: str, *, joins: str | None = None, **facts: Fact) -> Iterator[Span
         name,
         context=_context(joins),
         attributes=_attributes(facts),
-        record_exception=False,  # its text may hold what a caller wrote
+        record_exception=False,  # its text may contain a caller's input
         set_status_on_exception=False,
     ) as started:
         try:
-            yield _Something(started)
+            yield _OtelSpan(started)
         except Exception as error:
             started.set_status(StatusCode.ERROR, type(error).__name__)
             raise
 
 
 def traceparent() -> str | None:
-    """What another process joins the current trace by; None where there is none."""
+    """Return the traceparent by which another process joins the current trace; None without a trace."""
     if _tracer is None:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -127,5 +129,5 @@ def _context(joins: str | None) -> Any:
     return TraceContextTextMapPropagator().extract({"traceparent": joins})
 
 
-def _attributes(facts: dict[str, Fact]) -> dict[str, Fact]:
+def _attributes(facts: dict[str, SpanAttribute]) -> dict[str, SpanAttribute]:
     return {name.replace("__", "."): fact for name, fact in facts.items()}

@@ -1,8 +1,8 @@
-"""Decoding processes that stay for the next picture of the same person: the sockets to them, while nobody uses them.
+"""Idle decoding processes, kept for the next image of the same user: the sockets to them while nobody uses them.
 
-Guarantees: a process that one person's pictures were decoded in is only ever handed to that person again, and to one
-call at a time; of those that wait for another picture there are at most `MOST`. It does not end processes: one ends
-by itself when its socket is closed, or when it was left alone for `decoder.STAY_SECONDS`.
+A process that decoded one user's images is only used for that user again, and by one call at a time. At most
+`MAX_IDLE_PROCESSES` wait for another image. This module does not end processes: a process exits when its socket is
+closed, or after `process.IDLE_SECONDS` without an image.
 """
 
 from __future__ import annotations
@@ -14,61 +14,61 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
-from hiresfix.server.sandbox.process import STAY_SECONDS
+from hiresfix.server.sandbox.process import IDLE_SECONDS
 
-MOST = 64
-"""Processes that wait; each takes 3 MB or so of its own."""
-_FRESH_SECONDS = STAY_SECONDS / 2
-"""Older ones may be about to leave."""
+MAX_IDLE_PROCESSES = 64
+"""Each takes about 3 MB of its own."""
+_MAX_IDLE_SECONDS = IDLE_SECONDS / 2
+"""Processes that waited longer may be about to exit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sitting:
-    whose: UUID
-    desk: socket.socket
+class _IdleProcess:
+    user: UUID
+    connection: socket.socket
     since: float
 
 
-class Sittings:
-    """For any number of threads."""
+class IdleProcesses:
+    """Thread-safe pool of idle processes by user."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[_Sitting] = []  # the one that was used longest ago comes first
+        self._waiting: list[_IdleProcess] = []  # least recently used first
 
-    def take(self, whose: UUID) -> socket.socket | None:
-        """The process that this person used last, for the caller alone; None if none waits."""
+    def take(self, user: UUID) -> socket.socket | None:
+        """Remove and return the process that this user used last; None if there is none."""
         with self._lock:
             self._drop_old()
-            for at in reversed(range(len(self._waiting))):
-                if self._waiting[at].whose == whose:
-                    desk = self._waiting.pop(at).desk
-                    if _is_silent(desk):
-                        return desk
-                    desk.close()
+            for index in reversed(range(len(self._waiting))):
+                if self._waiting[index].user == user:
+                    connection = self._waiting.pop(index).connection
+                    if _is_quiet(connection):
+                        return connection
+                    connection.close()
         return None
 
-    def put(self, whose: UUID, desk: socket.socket) -> None:
-        """It waits for this person's next picture."""
+    def put(self, user: UUID, connection: socket.socket) -> None:
+        """Keep the process for this user's next image."""
         with self._lock:
-            self._waiting.append(_Sitting(whose=whose, desk=desk, since=time.monotonic()))
+            self._waiting.append(_IdleProcess(user=user, connection=connection, since=time.monotonic()))
             self._drop_old()
 
     def close(self) -> None:
-        """Send all of them home."""
+        """Close all sockets, which ends the processes."""
         with self._lock:
-            for sitting in self._waiting:
-                sitting.desk.close()
+            for process in self._waiting:
+                process.connection.close()
             self._waiting.clear()
 
     def _drop_old(self) -> None:
-        oldest = time.monotonic() - _FRESH_SECONDS
-        while self._waiting and (len(self._waiting) > MOST or self._waiting[0].since < oldest):
-            self._waiting.pop(0).desk.close()
+        oldest = time.monotonic() - _MAX_IDLE_SECONDS
+        while self._waiting and (len(self._waiting) > MAX_IDLE_PROCESSES or self._waiting[0].since < oldest):
+            self._waiting.pop(0).connection.close()
 
 
-def _is_silent(desk: socket.socket) -> bool:
-    """Whether nothing came before anything was asked: word of the process's death, or of what it should not say."""
-    news = select.poll()
-    news.register(desk, select.POLLIN)
-    return not news.poll(0)
+def _is_quiet(connection: socket.socket) -> bool:
+    """Return whether the socket is quiet; pending data means that the process exited or misbehaves."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)

@@ -1,17 +1,17 @@
-"""Sandboxed decoding process: `python -m hiresfix.server.sandbox.process TERMS`, started by `sandbox.client`.
+"""Sandboxed decoding process: `python -m hiresfix.server.sandbox.process LIMITS`, started by `sandbox.client`.
 
 Standard input is a Unix socket. Every message on it is one byte with one to three descriptors: where to answer, the
-picture's bytes and, if its pixels are wanted, a file for them. This process has imported the decoders and never
-looks at a picture: it forks a child for each, so what one picture does to a child's memory, no other picture sees.
+image's bytes and, if its pixels are wanted, a file for them. This process has imported the decoders and never reads an
+image itself: it forks a child for each, so that no image can change the memory that another is decoded in.
 
-Where the picture's bytes are not among the descriptors, they come through the first, and the child may stay for
-further ones: who asked sees to it that they are the same person's (`sittings`). It stays as long as pictures are small,
-sound, quickly decoded and soon followed by another, and for `SITTING_SECONDS` at most; its answers say whether it does.
+If the image's bytes are not among the descriptors, they come through the first one, and the child may stay for more
+images; `idle_processes` makes sure that they are the same user's. The child stays as long as images are small, sound,
+quickly decoded and soon followed by another, and for `REUSE_SECONDS` at most; its answers say whether it stays.
 
-Guarantees for a child: bounded address space, processor and wall time, no core dump, no file it could fill beyond
-the pixels asked for, no environment worth stealing (the parent chose it), and not root where the parent was. An
-answer is one line of JSON; a child that ends without one is answered for. When the socket closes, everything ends.
-What it does not do: forbid system calls. A decoder that is taken over can still do what its user may.
+A child has limits of address space, CPU time and elapsed time. It writes no core dump and no file beyond the requested
+pixels, has no environment worth stealing (the parent chose it), and is not root where the parent was. An answer is one
+line of JSON; if a child ends without one, this process answers for it. When the socket closes, everything ends.
+System calls are not filtered: a decoder that is taken over can still do what its user may.
 """
 
 from __future__ import annotations
@@ -34,53 +34,59 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from hiresfix import images
-from hiresfix.errors import PictureError
-from hiresfix.images import DecodedImage, Limits
+from hiresfix.errors import ImageError
+from hiresfix.files import write_all
+from hiresfix.images import DecodedImage, ImageLimits
+from hiresfix.units import MEGAPIXEL
 
 NOBODY = 65_534
 """The user and group that own nothing, on every Linux."""
-THREADS = 4
-"""A decoder may start; AVIF's would start one a core, each with a stack that counts as address space."""
-DESCRIPTORS = 64
+MAX_THREADS = 4
+"""Threads of a decoder; AVIF's would start one per core, each with a stack that counts as address space."""
+MAX_DESCRIPTORS = 64
 METADATA_BYTES = 8 * 1024 * 1024
-"""More than profile, EXIF and XMP of a `Picture` can have together."""
+"""More than profile, EXIF and XMP of a `DecodedImage` can take together."""
 BLOBS = ("icc", "exif", "xmp")
 
-STAY_SECONDS = 10.0
-"""A child waits for another picture of the same person."""
-SITTING_SECONDS = 60.0
-SITTING_PROCESSOR_SECONDS = 1.0
-"""Of all pictures together: what is left of the bounds is enough for one more."""
+IDLE_SECONDS = 10.0
+"""How long a child waits for another image of the same user."""
+REUSE_SECONDS = 60.0
+REUSE_CPU_SECONDS = 1.0
+"""CPU time of all images of a child; the rest of its limit is enough for one more image."""
 SMALL_BYTES = 2 * 1024 * 1024
 SMALL_PIXELS = 2 * 1024 * 1024
-"""Larger pictures end a sitting: what they took is given back with the process."""
+"""A child exits after a larger image, which returns its memory."""
 LENGTH = struct.Struct(">I")
-"""Goes before a picture's bytes."""
+"""Length in front of an image's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What every picture is decoded under. memory: bytes of address space beyond what this process has anyway;
-    processor_seconds, wall_seconds: whole seconds until the child is killed.
+class SandboxLimits:
+    """Limits of decoding one image.
+
+    `memory`: bytes of address space beyond what this process has anyway. `processor_seconds`, `wall_seconds`: whole
+    seconds until the child is killed.
     """
 
-    limits: Limits
+    image_limits: ImageLimits
     memory: int
     processor_seconds: int
     wall_seconds: int
 
     def to_json(self) -> str:
+        """Return the limits as a command-line argument."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Terms:
+    def from_json(cls, text: str) -> SandboxLimits:
+        """Read the limits from a command-line argument."""
         values = json.loads(text)
-        return cls(**{**values, "limits": Limits(**values["limits"])})
+        return cls(**{**values, "image_limits": ImageLimits(**values["image_limits"])})
 
     @property
     def pixel_bytes(self) -> int:
-        """The most a `Picture` can take: four channels of 16 bit, and its metadata."""
-        return int(self.limits.max_input_megapixels * images.MEGAPIXEL) * 8 + METADATA_BYTES
+        """Largest size of a `DecodedImage`: four channels of 16 bit, and its metadata."""
+        return int(self.image_limits.max_input_megapixels * MEGAPIXEL) * 8 + METADATA_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +95,12 @@ class _Child:
     deadline: float
 
 
-class _Forks:
-    """The children at work, from fork to burial."""
+class _ForkServer:
+    """Forks children and tracks them until they are reaped."""
 
-    def __init__(self, control: socket.socket, terms: Terms) -> None:
+    def __init__(self, control: socket.socket, limits: SandboxLimits) -> None:
         self._control = control
-        self._terms = terms
+        self._limits = limits
         self._children: dict[int, _Child] = {}
         # A dying child wakes `select`: the handler does nothing, the byte in the pipe does.
         self._woken, waker = os.pipe()
@@ -104,64 +110,65 @@ class _Forks:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def run(self) -> None:
-        """Until the other end of the control socket is closed."""
+        """Run until the other end of the control socket is closed."""
         while True:
-            ready, _, _ = select.select([self._control.fileno(), self._woken], [], [], self._patience())
+            ready, _, _ = select.select([self._control.fileno(), self._woken], [], [], self._timeout())
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, 4096)
-            self._end_overdue()
-            self._bury()
-            if self._control.fileno() in ready and not self._take():
+            self._kill_overdue()
+            self._reap()
+            if self._control.fileno() in ready and not self._fork():
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
 
-    def _patience(self) -> float | None:
+    def _timeout(self) -> float | None:
         deadlines = [child.deadline for child in self._children.values()]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
-    def _end_overdue(self) -> None:
+    def _kill_overdue(self) -> None:
         for pid, child in self._children.items():
             if time.monotonic() >= child.deadline:
-                os.kill(pid, signal.SIGKILL)  # not yet waited for, so the number is still this child's
+                os.kill(pid, signal.SIGKILL)  # not yet reaped, so the pid is still this child's
 
-    def _bury(self) -> None:
-        """Answer for children that ended without an answer."""
+    def _reap(self) -> None:
+        """Reap children that ended, and answer for those that crashed or were killed."""
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             child = self._children.pop(pid)
             if status:
-                late = time.monotonic() >= child.deadline or os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
-                _send(child.answer, {"stopped": "time" if late else "crash", "status": status})
+                is_late = time.monotonic() >= child.deadline or os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
+                _send(child.answer, {"stopped": "timed_out" if is_late else "crashed", "status": status})
             child.answer.close()
 
-    def _take(self) -> bool:
-        """Fork for the next picture; False when there will be none."""
+    def _fork(self) -> bool:
+        """Fork a child for the next image; return False when the socket is closed."""
         message, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
         if not message:
             return False
         answer, *files = descriptors
         answering = socket.socket(fileno=answer)
-        deadline = time.monotonic() + self._terms.wall_seconds + (0.0 if files else SITTING_SECONDS + STAY_SECONDS)
-        bounds = _bounds(self._terms, writes=len(files) > 1)  # here: a page that a child touches first is a page copied
+        deadline = time.monotonic() + self._limits.wall_seconds + (0.0 if files else REUSE_SECONDS + IDLE_SECONDS)
+        # Computed before the fork: every page that a child touches is copied.
+        resource_limits = _resource_limits(self._limits, writes=len(files) > 1)
         try:
             pid = os.fork()
         except OSError:
-            _send(answering, {"stopped": "busy"})
+            _send(answering, {"stopped": "no_process"})
             answering.close()
         else:
             if pid == 0:
-                self._be_child(answering, files, bounds)
+                self._run_child(answering, files, resource_limits)
             self._children[pid] = _Child(answer=answering, deadline=deadline)
         for descriptor in files:
             os.close(descriptor)
         return True
 
-    def _be_child(self, answer: socket.socket, files: list[int], bounds: Bounds) -> None:
-        """In the child; never returns."""
+    def _run_child(self, answer: socket.socket, files: list[int], resource_limits: ResourceLimits) -> None:
+        """Decode in the child process; never return."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -169,20 +176,20 @@ class _Forks:
             self._control.close()
             for child in self._children.values():
                 child.answer.close()
-            _confine(bounds)
+            _confine(resource_limits)
             if files:
-                _limit_time(self._terms)
-                answer.sendall(_line(_of_file(*files, limits=self._terms.limits)))
+                _limit_time(self._limits)
+                answer.sendall(_line(_decode_file(*files, limits=self._limits.image_limits)))
             else:
-                _sit(answer, self._terms)
+                _decode_series(answer, self._limits)
             status = 0
         finally:
-            # Whatever was raised, no cleanup of a process that handled a stranger's bytes is worth running.
+            # After any exception, skip the cleanup of a process that handled untrusted bytes.
             os._exit(status)
 
 
 def _send(answer: socket.socket, content: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # nobody may be listening any more
+    with contextlib.suppress(OSError):  # the client may be gone
         answer.send(_line(content), socket.MSG_DONTWAIT)
 
 
@@ -190,149 +197,145 @@ def _line(content: dict[str, Any]) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-Bounds = tuple[tuple[int, int], ...]
-"""Resources of the system and the most of each that a child may take."""
+ResourceLimits = tuple[tuple[int, int], ...]
+"""Resources of the system, and how much of each a child may take."""
 
 
-def _bounds(terms: Terms, *, writes: bool) -> Bounds:
+def _resource_limits(limits: SandboxLimits, *, writes: bool) -> ResourceLimits:
     return (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, terms.pixel_bytes if writes else 0),
-        (resource.RLIMIT_NOFILE, DESCRIPTORS),
-        (resource.RLIMIT_CPU, terms.processor_seconds),
-        (resource.RLIMIT_AS, _address_space() + terms.memory),
+        (resource.RLIMIT_FSIZE, limits.pixel_bytes if writes else 0),
+        (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
+        (resource.RLIMIT_CPU, limits.processor_seconds),
+        (resource.RLIMIT_AS, _address_space() + limits.memory),
     )
 
 
-def _confine(bounds: Bounds) -> None:
-    for what, most in bounds:
-        with contextlib.suppress(ValueError):  # the machine's own limit is tighter already
-            resource.setrlimit(what, (most, most))
+def _confine(resource_limits: ResourceLimits) -> None:
+    for kind, limit in resource_limits:
+        with contextlib.suppress(ValueError):  # the machine's own limit is lower already
+            resource.setrlimit(kind, (limit, limit))
     if os.geteuid() == 0:
-        with contextlib.suppress(PermissionError):  # a container may not let root become anybody else
+        with contextlib.suppress(PermissionError):  # a container may forbid changing the user
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def _address_space() -> int:
-    """Bytes this process has mapped; 0 where /proc does not tell."""
+    """Return the bytes this process has mapped; 0 without /proc."""
     try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - for every picture: no path objects
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - runs for every image: no path objects
             pages = int(file.read().split()[0])
     except OSError:
         return 0
     return pages * resource.getpagesize()
 
 
-def _limit_time(terms: Terms) -> None:
-    """For the picture that comes now, should nobody be left to kill this process."""
-    signal.alarm(terms.wall_seconds + 1)
+def _limit_time(limits: SandboxLimits) -> None:
+    """Set an alarm for the current image, in case the fork server is gone."""
+    signal.alarm(limits.wall_seconds + 1)
 
 
-def _sit(desk: socket.socket, terms: Terms) -> None:
-    """Probe one person's pictures, until none comes any more or one was not small, sound and quickly done."""
-    until = time.monotonic() + SITTING_SECONDS
-    desk.settimeout(STAY_SECONDS)
-    while (data := _received(desk)) is not None:
-        _limit_time(terms)
-        answer = _of(data, None, limits=terms.limits)
+def _decode_series(connection: socket.socket, limits: SandboxLimits) -> None:
+    """Probe one user's images until no more come, or one was not small, sound and quickly decoded."""
+    until = time.monotonic() + REUSE_SECONDS
+    connection.settimeout(IDLE_SECONDS)
+    while (data := _receive_image(connection)) is not None:
+        _limit_time(limits)
+        answer = _decode(data, None, limits=limits.image_limits)
         header = answer.get("header")
         stays = (
             header is not None
             and header["width"] * header["height"] <= SMALL_PIXELS
-            and time.process_time() < SITTING_PROCESSOR_SECONDS
+            and time.process_time() < REUSE_CPU_SECONDS
             and time.monotonic() < until
         )
-        desk.sendall(_line({**answer, "stays": stays}))
+        connection.sendall(_line({**answer, "stays": stays}))
         if not stays:
             return
         signal.alarm(0)
 
 
-def _received(desk: socket.socket) -> bytes | None:
-    """The next picture; None if there is none."""
+def _receive_image(connection: socket.socket) -> bytes | None:
+    """Return the next image; None if there is none."""
     with contextlib.suppress(TimeoutError, ConnectionResetError):
-        if head := _exactly(desk, LENGTH.size):
-            return _exactly(desk, *LENGTH.unpack(head))
+        if head := _receive_exactly(connection, LENGTH.size):
+            return _receive_exactly(connection, *LENGTH.unpack(head))
     return None
 
 
-def _exactly(desk: socket.socket, size: int) -> bytes | None:
+def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
     content = bytearray()
     while len(content) < size:
-        received = desk.recv(size - len(content))
+        received = connection.recv(size - len(content))
         if not received:
             return None
         content += received
     return bytes(content)
 
 
-def _of_file(source: int, pixels: int | None = None, *, limits: Limits) -> dict[str, Any]:
+def _decode_file(source: int, pixels: int | None = None, *, limits: ImageLimits) -> dict[str, Any]:
     try:
         with open(source, "rb", buffering=0) as file:
             data = file.read()
     except MemoryError:
-        return {"stopped": "memory"}
-    return _of(data, pixels, limits=limits)
+        return {"stopped": "out_of_memory"}
+    return _decode(data, pixels, limits=limits)
 
 
-def _of(data: bytes, pixels: int | None, *, limits: Limits) -> dict[str, Any]:
-    """The answer to a picture. pixels: the file for them, None if nobody wants them."""
+def _decode(data: bytes, pixels: int | None, *, limits: ImageLimits) -> dict[str, Any]:
+    """Return the answer to an image. `pixels`: the file for its pixels, None if they are not wanted."""
     try:
         header = images.read_header(data, limits)
-        picture = images.decode(data, limits)
-    except PictureError as error:
+        image = images.decode(data, limits)
+    except ImageError as error:
         if isinstance(error.__cause__, MemoryError):
-            return {"stopped": "memory"}
-        return {"refused": error.message}
+            return {"stopped": "out_of_memory"}
+        return {"rejected": {"message": error.message, "reason": error.reason, "params": dict(error.params)}}
     except MemoryError:
-        return {"stopped": "memory"}
+        return {"stopped": "out_of_memory"}
     if pixels is None:
         return {"header": asdict(header)}
-    return {"picture": _hand_over(picture, pixels)}
+    return {"image": _write_image(image, pixels)}
 
 
-def _hand_over(picture: DecodedImage, pixels: int) -> dict[str, Any]:
-    """Write samples and metadata one after the other; returns what is needed to read them."""
-    blobs = {name: getattr(picture, name) for name in BLOBS}
-    arrays = [picture.rgb] if picture.alpha is None else [picture.rgb, picture.alpha]
+def _write_image(image: DecodedImage, pixels: int) -> dict[str, Any]:
+    """Write pixels and metadata one after the other; return what is needed to read them."""
+    blobs = {name: getattr(image, name) for name in BLOBS}
+    arrays = [image.rgb] if image.alpha is None else [image.rgb, image.alpha]
     with open(pixels, "wb", buffering=0) as file:
         for array in arrays:
-            _write(file.fileno(), np.ascontiguousarray(array).data.cast("B"))
+            write_all(file.fileno(), np.ascontiguousarray(array).data.cast("B"))
         for blob in blobs.values():
-            _write(file.fileno(), memoryview(blob or b""))
+            write_all(file.fileno(), memoryview(blob or b""))
     return {
-        "width": picture.width,
-        "height": picture.height,
-        "bits": 8 * picture.rgb.dtype.itemsize,
-        "alpha": picture.alpha is not None,
-        "grey": picture.grey,
-        "dpi": picture.dpi,
-        "quantisation": picture.quantisation,
-        "notes": picture.notes,
+        "width": image.width,
+        "height": image.height,
+        "bits": 8 * image.rgb.dtype.itemsize,
+        "alpha": image.alpha is not None,
+        "grey": image.grey,
+        "dpi": image.dpi,
+        "quantisation": image.quantisation,
+        "notes": image.notes,
         "blobs": {name: None if blob is None else len(blob) for name, blob in blobs.items()},
     }
 
 
-def _write(descriptor: int, content: memoryview) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
 def _import_decoders() -> None:
-    """All that is imported when a picture is opened, because a child may not find it any more."""
+    """Import everything that opening an image needs, because a confined child may not be able to."""
     Image.init()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = min(THREADS, os.cpu_count() or 1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = min(MAX_THREADS, os.cpu_count() or 1)
 
 
 def main() -> None:
+    """Run the fork server on standard input."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # we end with whoever holds the other end, who may be draining
-    terms = Terms.from_json(sys.argv[1])
+        signal.signal(number, signal.SIG_IGN)  # the process ends with its client, which may be draining
+    limits = SandboxLimits.from_json(sys.argv[1])
     _import_decoders()
-    gc.freeze()  # a collection in a child would copy every page it looks at
-    _Forks(socket.socket(fileno=0), terms).run()
+    gc.freeze()  # a garbage collection in a child would copy every page it touches
+    _ForkServer(socket.socket(fileno=0), limits).run()
 
 
 if __name__ == "__main__":

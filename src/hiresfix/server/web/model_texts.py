@@ -1,6 +1,6 @@
-"""What the pages say of each model beyond the catalog's facts: why one would want it, and what people ask.
+"""Texts about each model beyond the catalog: tagline, highlights, questions and answers.
 
-A model without an entry has a page all the same, with what the catalog says. Texts are messages.
+A model without an entry still has a page, with the texts of the catalog. All texts are messages to translate.
 """
 
 from __future__ import annotations
@@ -13,104 +13,104 @@ from hiresfix.server.web.message_format import mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
-    """`reasons`: title and text; `questions`: question and answer."""
+class ModelText:
+    """Texts of one model; `reasons` are titles and texts, `questions` are questions and answers."""
 
     tagline: str
     reasons: tuple[tuple[str, str], ...]
     questions: tuple[tuple[str, str], ...]
 
 
-ABOUT: Mapping[str, About] = {
-    catalog.CLARITY.id: About(
-        tagline=mark("Make pictures larger and give them the detail they lack. You decide how much may be invented."),
+MODEL_TEXTS: Mapping[str, ModelText] = {
+    catalog.CLARITY.id: ModelText(
+        tagline=mark("Upscale images and fill in the detail they lack. You decide how much is invented."),
         reasons=(
             (
                 mark("Detail where it belongs"),
                 mark(
-                    "Stone, foliage, hair and cloth gain texture. Skies, skin and walls stay calm, because nothing is"
-                    " invented where the picture shows none."
+                    "Stone, foliage, hair and fabric gain texture. Skies, skin and walls stay smooth: where the image"
+                    " has no texture, none is invented."
                 ),
             ),
             (
-                mark("Three sliders, not thirty"),
+                mark("Three simple sliders"),
                 mark(
-                    "`creativity` says how much may be invented, `resemblance` how closely it follows your picture,"
-                    " `dynamic` how crisp it looks. The defaults suit most photographs."
+                    "`creativity` sets how much detail is invented, `resemblance` how closely the result follows your"
+                    " image, and `dynamic` how crisp it looks. The defaults suit most photos."
                 ),
             ),
             (
-                mark("The same picture again"),
+                mark("Reproducible results"),
                 mark(
-                    "The same seed and settings on the same kind of machine give the same pixels. Every finished job"
-                    " tells the seed it used."
+                    "The same seed and settings on the same kind of hardware give the same pixels. Every finished job"
+                    " reports the seed it used."
                 ),
             ),
             (
-                mark("Colours stay as they were"),
+                mark("Colours are preserved"),
                 mark(
-                    "Colour profile, transparency, 16-bit depth and orientation come through. Each result is compared"
-                    " with your picture, and the figures are in the job."
+                    "Colour profile, transparency, 16-bit depth and orientation are kept. Every result is compared with"
+                    " your image, and the job reports the metrics."
                 ),
             ),
         ),
         questions=(
             (
-                mark("Will faces and lettering change?"),
+                mark("Will faces and text change?"),
                 mark(
-                    "At low creativity they hardly do. Raise `resemblance` and lower `creativity` for people and text,"
-                    " or take `faithful-upscale`, which invents as little as it can."
+                    "Hardly, at low creativity. For people and text, raise `resemblance` and lower `creativity`, or use"
+                    " `faithful-upscale`, which invents as little as possible."
                 ),
             ),
             (
                 mark("Does it follow my prompt?"),
                 mark(
-                    "Only where the operator has installed diffusion weights. The offline engine ignores prompts and"
-                    " says so in the job's `metadata.warnings`."
+                    "Only if the operator has installed diffusion weights. The offline engine ignores prompts and says"
+                    " so in the job's `metadata.warnings`."
                 ),
             ),
         ),
     ),
-    catalog.FAITHFUL.id: About(
-        tagline=mark("Make pictures larger and sharper, and invent as little as possible."),
+    catalog.FAITHFUL.id: ModelText(
+        tagline=mark("Upscale and sharpen images while inventing as little as possible."),
         reasons=(
             (
-                mark("True to the source"),
+                mark("True to the original"),
                 mark(
-                    "The result, made small again, is pulled back to your picture until both agree, so that nothing"
-                    " drifts away from it."
+                    "The result is adjusted until it matches your image when scaled back down, so that it does not"
+                    " drift."
                 ),
             ),
             (
-                mark("Photographs and drawings"),
+                mark("Photos and drawings"),
                 mark(
-                    "`content` chooses between a network for photographs and one for drawings, which keeps lines clean"
-                    " and flat areas flat."
+                    "`content` selects a network for photos or one for drawings, which keeps lines clean and flat areas"
+                    " flat."
                 ),
             ),
             (
                 mark("Nothing to adjust"),
-                mark("Choose the factor and go. It is the right choice for documents, products, faces and maps."),
+                mark("Choose a scale factor and go. A good choice for documents, products, faces and maps."),
             ),
             (
-                mark("Colours stay as they were"),
+                mark("Colours are preserved"),
                 mark(
-                    "Colour profile, transparency, 16-bit depth and orientation come through. Each result is compared"
-                    " with your picture, and the figures are in the job."
+                    "Colour profile, transparency, 16-bit depth and orientation are kept. Every result is compared with"
+                    " your image, and the job reports the metrics."
                 ),
             ),
         ),
         questions=(
             (
-                mark("How does it differ from clarity-upscale?"),
+                mark("How is it different from clarity-upscale?"),
                 mark(
-                    "It sharpens what is there. `clarity-upscale` also invents plausible detail where the picture has"
-                    " texture, which looks richer and is less true."
+                    "It sharpens what is there. `clarity-upscale` also invents plausible detail in textured areas,"
+                    " which looks richer but is less faithful."
                 ),
             ),
             (
-                mark("When should I choose anime as content?"),
-                mark("For drawings, comics and flat graphics. Leave it at `photo` for everything a camera made."),
+                mark("When should I set content to anime?"),
+                mark("For drawings, comics and flat graphics. Use `photo` for anything taken with a camera."),
             ),
         ),
     ),

@@ -1,7 +1,7 @@
-"""The public pages: what this server offers, in every language, made from the catalog and the settings.
+"""Public pages: what this server offers, in every language.
 
-Nothing on them is known twice: parameters, prices, limits and times come from where the API takes them, so that page,
-OpenAPI document and validation cannot disagree.
+Parameters, prices, limits and times come from the catalog, the settings and the estimates, which the API uses too, so
+that pages, OpenAPI document and validation cannot disagree.
 """
 
 from __future__ import annotations
@@ -14,196 +14,198 @@ from starlette.responses import Response
 
 from hiresfix.errors import HiresfixError
 from hiresfix.models import catalog
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.models.pricing import Price
 from hiresfix.recipe import OutputFormat
-from hiresfix.server.api.dependencies import service
+from hiresfix.server.api.dependencies import services_of
 from hiresfix.server.settings import Settings
 from hiresfix.server.web import samples, schema_table, snippets, structured_data
 from hiresfix.server.web.error_texts import ERRORS
 from hiresfix.server.web.languages import Language
-from hiresfix.server.web.model_texts import ABOUT
-from hiresfix.server.web.samples import Sample
-from hiresfix.server.web.templating import page_of, render
+from hiresfix.server.web.model_texts import MODEL_TEXTS
+from hiresfix.server.web.samples import SampleImage
+from hiresfix.server.web.templating import page_context, render
 
 SCRIPTS = ("pages.js",)
-_MET_BY_CALLERS = (
+_DOCUMENTED_ERRORS = (
     "validation_error", "unauthenticated", "insufficient_credits", "forbidden", "over_budget", "not_found", "conflict",
     "expired", "rate_limited", "storage_failed", "unavailable",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """A model with what the operator takes for it and, if there is one, a picture of what it does."""
+class ModelCard:
+    """A model with its price on this server and its first sample, if it has one."""
 
-    model: Model
+    model: CatalogModel
     price: Price
-    sample: Sample | None
+    sample: SampleImage | None
 
 
-async def front(request: Request, language: Language) -> Response:
-    """What this is, in one screen."""
-    page = page_of(request, "/", language)
+async def front_page(request: Request, language: Language) -> Response:
+    """Render the front page."""
+    page = page_context(request, "/", language)
     return render(
         request,
         "front.html",
         page,
         scripts=SCRIPTS,
         samples=samples.SAMPLES,
-        offers=_offers(service(request).settings),
+        cards=_model_cards(services_of(request).settings),
         submission=snippets.submission(catalog.CLARITY, page.origin),
-        structured_data=structured_data.software(page, language),
+        structured_data=structured_data.front_page_data(page, language),
     )
 
 
-async def models(request: Request, language: Language) -> Response:
-    """All models."""
-    page = page_of(request, "/models", language)
+async def models_page(request: Request, language: Language) -> Response:
+    """Render the list of models."""
+    page = page_context(request, "/models", language)
     return render(
         request,
         "models.html",
         page,
         samples=samples.SAMPLES,
-        offers=_offers(service(request).settings),
-        structured_data=structured_data.trail(page, language, [("/models", language("Models"))]),
+        cards=_model_cards(services_of(request).settings),
+        structured_data=structured_data.breadcrumbs(page, language, [("/models", language("Models"))]),
     )
 
 
-async def model(request: Request, language: Language, offered: Model) -> Response:
-    """Everything about one model."""
-    own = service(request)
-    page = page_of(request, f"/models/{offered.id}", language)
-    price = own.settings.price(offered)
-    pace = await own.outlook.pace(offered.id)
-    asked = questions(offered, own.settings, language)
-    about = ABOUT.get(offered.id)
-    shown = samples.of(offered)
+async def model_page(request: Request, language: Language, model: CatalogModel) -> Response:
+    """Render the page of one model."""
+    services = services_of(request)
+    settings = services.settings
+    page = page_context(request, f"/models/{model.id}", language)
+    price = settings.price(model)
+    pace = await services.estimator.pace(model.id)
+    questions = faq(model, settings, language)
+    text = MODEL_TEXTS.get(model.id)
+    model_samples = samples.samples_of(model)
     return render(
         request,
         "model.html",
         page,
         scripts=SCRIPTS,
-        model=offered,
-        others=[other for other in catalog.MODELS if other is not offered],
-        about=about,
-        samples=shown,
-        settings=own.settings,
+        model=model,
+        others=[other for other in catalog.MODELS if other is not model],
+        text=text,
+        samples=model_samples,
+        settings=settings,
         price=price,
         seconds=pace.seconds if pace else None,
-        contents=_contents(language, why=about is not None, samples=len(shown) > 1),
-        features=features(offered, own.settings, language),
-        schema=schema_table.rows(offered, language),
-        questions=asked,
-        errors=_errors(),
+        contents=_contents(language, has_text=text is not None, has_samples=len(model_samples) > 1),
+        features=features(model, settings, language),
+        schema=schema_table.schema_rows(model, language),
+        questions=questions,
+        errors=_error_rows(),
         key_variable=snippets.KEY_VARIABLE,
-        submission=snippets.submission(offered, page.origin),
+        submission=snippets.submission(model, page.origin),
         polling=snippets.polling(page.origin),
         uploading=snippets.uploading(page.origin),
         accepted=snippets.accepted(),
-        completed=snippets.completed(offered, page.origin, price.least),
-        structured_data=structured_data.model(page, language, offered, asked),
+        completed=snippets.completed(model, page.origin, price.minimum),
+        structured_data=structured_data.model_page_data(page, language, model, questions),
     )
 
 
-async def not_found(request: Request, language: Language) -> Response:
-    """For a person whose address leads nowhere."""
-    return render(request, "not_found.html", page_of(request, "/", language, indexed=False), status=404)
+async def not_found_page(request: Request, language: Language) -> Response:
+    """Render the 404 page for people."""
+    return render(request, "not_found.html", page_context(request, "/", language, indexed=False), status=404)
 
 
-def features(offered: Model, settings: Settings, language: Language) -> list[str]:
-    """What the model can do, read off its parameters and the operator's limits."""
-    names = {param.name for param in offered.params}
-    scales = [language("{n}×", n=choice) for choice in offered.param("scale_factor").choices if choice != 1]
+def features(model: CatalogModel, settings: Settings, language: Language) -> list[str]:
+    """Return the features of a model, from its parameters and the operator's limits."""
+    names = {param.name for param in model.params}
+    scales = [language("{n}×", n=choice) for choice in model.param("scale_factor").choices if choice != 1]
     formats = [f"`{choice}`" for choice in OutputFormat]
-    found = [
-        language("Enlarges by {scales}, up to {limit} megapixels",
+    model_features = [
+        language("Upscales by {scales}, up to {limit} megapixels",
                  scales=language.either(scales), limit=language.number(settings.max_output_megapixels)),
-        language("Takes PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF and HEIC, up to {limit} MB",
+        language("Accepts PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF and HEIC files up to {limit} MB",
                  limit=language.number(settings.max_image_bytes / 2**20, 0)),
-        language("Returns {formats}, with transparency, profile and orientation as they were",
+        language("Returns {formats}; keeps colour profile and orientation, and transparency unless it is `jpg`",
                  formats=language.either(formats)),
     ]  # fmt: skip
     if "seed" in names:
-        found.append(language("Reproducible with a seed"))
+        model_features.append(language("Reproducible results with a seed"))
     if "prompt" in names:
-        found.append(language("Prompts and negative prompts, where diffusion weights are installed"))
+        model_features.append(language("Prompts and negative prompts, if diffusion weights are installed"))
     return [
-        *found,
-        language("Progress, place in the queue and expected time while you wait"),
+        *model_features,
+        language("Live progress, queue position and estimated time"),
         language("Signed webhooks and idempotent retries"),
     ]
 
 
-def questions(offered: Model, settings: Settings, language: Language) -> list[tuple[str, str]]:
-    """Question and answer: first what anybody asks, then what is asked about this model."""
+def faq(model: CatalogModel, settings: Settings, language: Language) -> list[tuple[str, str]]:
+    """Return questions and answers: general ones, and those about the model before the last."""
     days = language.plural("{n} day", "{n} days", settings.retention_days)
-    about = ABOUT.get(offered.id)
-    own = [(language(question), language(answer)) for question, answer in about.questions] if about else []
+    text = MODEL_TEXTS.get(model.id)
+    model_questions = [(language(question), language(answer)) for question, answer in text.questions] if text else []
     return [
         (
-            language("Is there an API for {label}?", label=offered.label),
+            language("Is there an API for {label}?", label=model.label),
             language(
-                "Yes: `POST /v2/images/upscale` with `model` set to `{id}`. It is the job API that clients of"
-                " hosted services already use, so existing programs need another address and another key.",
-                id=offered.id,
+                "Yes: `POST /v2/images/upscale` with `model` set to `{id}`. Clients of hosted services already use this"
+                " job API, so existing programs only need a new address and API key.",
+                id=model.id,
             ),
         ),
         (
-            language("How many parameters does it take?"),
+            language("How many parameters does it have?"),
             language(
-                "There are {count}, inside `{key}`. Only `image` is needed, the others have defaults.",
-                count=language.number(len(offered.params)),
-                key=offered.params_key,
+                "There are {count}, inside `{key}`. Only `image` is required.",
+                count=language.number(len(model.params)),
+                key=model.params_key,
             ),
         ),
         (
             language("What does a failed job cost?"),
-            language("Nothing. The credits come back by themselves, also when you cancel a job before it is done."),
+            language("Nothing. Credits are refunded automatically, also when you cancel a job before it finishes."),
         ),
-        *own,
+        *model_questions,
         (
-            language("Where do my pictures go?"),
+            language("Where do my images go?"),
             language(
-                "Nowhere else: this server makes and keeps them. Results are deleted after {days}, and at once if"
-                " you ask with `DELETE /v2/jobs/JOB_ID/files`.",
+                "Nowhere else: this server processes and stores them. Results are deleted after {days}, or immediately"
+                " with `DELETE /v2/jobs/JOB_ID/files`.",
                 days=days,
             ),
         ),
     ]
 
 
-def _offers(settings: Settings) -> list[Offer]:
+def _model_cards(settings: Settings) -> list[ModelCard]:
     return [
-        Offer(model=each, price=settings.price(each), sample=next(iter(samples.of(each)), None))
-        for each in catalog.MODELS
+        ModelCard(model=model, price=settings.price(model), sample=next(iter(samples.samples_of(model)), None))
+        for model in catalog.MODELS
     ]
 
 
-def _contents(language: Language, *, why: bool, samples: bool) -> list[tuple[str, str]]:
-    found = [
-        ("why", language("Why"), why),
-        ("samples", language("Samples"), samples),
+def _contents(language: Language, *, has_text: bool, has_samples: bool) -> list[tuple[str, str]]:
+    """Return id and title of the page's sections."""
+    sections = [
+        ("why", language("Highlights"), has_text),
+        ("samples", language("Samples"), has_samples),
         ("overview", language("Overview"), True),
         ("start", language("Quick start"), True),
-        ("lifecycle", language("Life of a job"), True),
+        ("lifecycle", language("Job lifecycle"), True),
         ("schema", language("Input schema"), True),
         ("pricing", language("Pricing"), True),
-        ("faq", language("Questions"), True),
+        ("faq", language("FAQ"), True),
     ]
-    return [(place, label) for place, label, shown in found if shown]
+    return [(section_id, title) for section_id, title, exists in sections if exists]
 
 
-def _errors() -> Sequence[tuple[int, str, str]]:
-    """Status, code and meaning of what callers meet."""
-    statuses = {kind.code: kind.status for kind in _kinds(HiresfixError)}
-    return sorted((statuses[code], code, ERRORS[code]) for code in _MET_BY_CALLERS)
+def _error_rows() -> Sequence[tuple[int, str, str]]:
+    """Return status, code and meaning of the errors that callers meet."""
+    statuses = {kind.code: kind.status for kind in _error_types(HiresfixError)}
+    return sorted((statuses[code], code, ERRORS[code]) for code in _DOCUMENTED_ERRORS)
 
 
-def _kinds(kind: type[HiresfixError]) -> list[type[HiresfixError]]:
-    return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
+def _error_types(kind: type[HiresfixError]) -> list[type[HiresfixError]]:
+    return [kind, *(subtype for child in kind.__subclasses__() for subtype in _error_types(child))]
 
 
 def paths() -> list[str]:
-    """Of all indexed pages, without language."""
-    return ["/", "/models", *(f"/models/{each.id}" for each in catalog.MODELS)]
+    """Return the paths of all indexed pages, without language."""
+    return ["/", "/models", *(f"/models/{model.id}" for model in catalog.MODELS)]

@@ -1,6 +1,6 @@
-"""The samples on the pages: pictures of the repository, made larger by the engine with the settings that are shown.
+"""Samples on the pages: images of the repository, upscaled by the engine with the parameters that are shown.
 
-`python -m benchmarks.samples` makes them again. The pictures are CC0; `origin` says where they come from.
+`python -m benchmarks.samples` makes them again. The images are CC0; `origin` says where they come from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiresfix.models import catalog
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.server.web.message_format import mark
 
 BUDGIE = "https://github.com/BuddiesOfBudgie/budgie-backgrounds"
@@ -18,11 +18,11 @@ UBUNTU_MATE = "https://github.com/ubuntu-mate/ubuntu-mate-artwork"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """`title` and `alt` are messages; `params` are what a request would hold beside the picture."""
+class SampleImage:
+    """One sample; `title` and `alt` are messages, `params` are the parameters of a request besides the image."""
 
     name: str
-    model: Model
+    model: CatalogModel
     title: str
     alt: str
     params: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Sample:
     origin: str
     width: int = 240
     height: int = 180
-    """Both in pixels, of the picture before."""
+    """Pixels of the image before upscaling."""
 
     @property
     def before(self) -> str:
@@ -45,8 +45,8 @@ class Sample:
         return int(self.params["scale_factor"])
 
 
-SAMPLES: tuple[Sample, ...] = (
-    Sample(
+SAMPLES: tuple[SampleImage, ...] = (
+    SampleImage(
         name="colosseum",
         model=catalog.CLARITY,
         title=mark("Architecture"),
@@ -55,7 +55,7 @@ SAMPLES: tuple[Sample, ...] = (
         author="Ubuntu Budgie",
         origin=BUDGIE,
     ),
-    Sample(
+    SampleImage(
         name="lake",
         model=catalog.CLARITY,
         title=mark("Landscape"),
@@ -64,7 +64,7 @@ SAMPLES: tuple[Sample, ...] = (
         author="Ubuntu Budgie",
         origin=BUDGIE,
     ),
-    Sample(
+    SampleImage(
         name="hippo",
         model=catalog.CLARITY,
         title=mark("Animals"),
@@ -73,7 +73,7 @@ SAMPLES: tuple[Sample, ...] = (
         author="Hu Chen",
         origin=UBUNTU_MATE,
     ),
-    Sample(
+    SampleImage(
         name="tea",
         model=catalog.CLARITY,
         title=mark("Texture"),
@@ -82,7 +82,7 @@ SAMPLES: tuple[Sample, ...] = (
         author="Ubuntu Budgie",
         origin=BUDGIE,
     ),
-    Sample(
+    SampleImage(
         name="waves",
         model=catalog.CLARITY,
         title=mark("Water"),
@@ -91,7 +91,7 @@ SAMPLES: tuple[Sample, ...] = (
         author="Ubuntu Budgie",
         origin=BUDGIE,
     ),
-    Sample(
+    SampleImage(
         name="facade",
         model=catalog.FAITHFUL,
         title=mark("Edges"),
@@ -100,20 +100,20 @@ SAMPLES: tuple[Sample, ...] = (
         author="Ubuntu Budgie",
         origin=BUDGIE,
     ),
-    Sample(
+    SampleImage(
         name="lobster",
         model=catalog.FAITHFUL,
-        title=mark("Photograph"),
-        alt=mark("A bright blue lobster on dark ground"),
+        title=mark("Photo"),
+        alt=mark("A bright blue lobster on a dark background"),
         params={"scale_factor": 4, "content": "photo"},
         author="David Clode",
         origin=UBUNTU_MATE,
     ),
-    Sample(
+    SampleImage(
         name="minotaur",
         model=catalog.FAITHFUL,
         title=mark("Illustration"),
-        alt=mark("A drawn minotaur in armour"),
+        alt=mark("A drawing of a minotaur in armour"),
         params={"scale_factor": 4, "content": "anime"},
         author="Simon Butcher",
         origin=UBUNTU_MATE,
@@ -121,5 +121,5 @@ SAMPLES: tuple[Sample, ...] = (
 )
 
 
-def of(model: Model) -> tuple[Sample, ...]:
+def samples_of(model: CatalogModel) -> tuple[SampleImage, ...]:
     return tuple(sample for sample in SAMPLES if sample.model is model)

@@ -1,4 +1,4 @@
-"""The input schema of a model as rows of a table, made from the same JSON Schema that `GET /v2/models` shows."""
+"""Table rows for the input schema of a model, made from the JSON Schema that `GET /v2/models` returns."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiresfix import wire
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.server.web.languages import Language
 from hiresfix.server.web.message_format import mark
 from hiresfix.wire.parse import DEFAULT_EVENTS
 
-_MODEL = mark("Which model makes the picture.")
-_HOOK = mark("Where to send a signed request when something happens to the job.")
-_EVENTS = mark("Which events to send there.")
+_MODEL_HELP = mark("The model to use.")
+_WEBHOOK_HELP = mark("URL that receives signed requests about the job.")
+_EVENTS_HELP = mark("Events to send to that URL.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """`default` as one writes it in JSON, None for none; `allowed` and `help` in the reader's language."""
+class SchemaRow:
+    """One parameter; `default` is JSON or None, `allowed` and `help` are in the language of the page."""
 
     name: str
     type: str
@@ -29,47 +29,61 @@ class Row:
     help: str
 
 
-def rows(model: Model, language: Language) -> list[Row]:
-    """Every parameter of a request for the model, the outer ones first and last."""
+def schema_rows(model: CatalogModel, language: Language) -> list[SchemaRow]:
+    """Return all parameters of a request: `model` first, those of the model, then the webhook."""
     schema = wire.json_schema(model)
-    own = [
-        _row(f"{model.params_key}.{name}", facts, language, required=name in schema["required"])
+    model_rows = [
+        _model_row(f"{model.params_key}.{name}", facts, language, required=name in schema["required"])
         for name, facts in schema["properties"].items()
     ]
     events = ", ".join(f"`{event}`" for event in wire.EVENTS)
     return [
-        _outer("model", "string", f"`{model.id}`", language(_MODEL), required=True),
-        *own,
-        _outer("webhookUrl", "string (uri)", language("an http(s) URL"), language(_HOOK)),
-        _outer("webhookEvents", "array", events, language(_EVENTS), default=", ".join(DEFAULT_EVENTS)),
+        SchemaRow(
+            name="model",
+            type="string",
+            required=True,
+            default=None,
+            allowed=f"`{model.id}`",
+            help=language(_MODEL_HELP),
+        ),
+        *model_rows,
+        SchemaRow(
+            name="webhookUrl",
+            type="string (uri)",
+            required=False,
+            default=None,
+            allowed=language("an http(s) URL"),
+            help=language(_WEBHOOK_HELP),
+        ),
+        SchemaRow(
+            name="webhookEvents",
+            type="array",
+            required=False,
+            default=", ".join(DEFAULT_EVENTS),
+            allowed=events,
+            help=language(_EVENTS_HELP),
+        ),
     ]
 
 
-def _outer(
-    name: str, kind: str, allowed: str, explained: str, *, required: bool = False, default: str | None = None
-) -> Row:
-    return Row(name=name, type=kind, required=required, default=default, allowed=allowed, help=explained)
-
-
-def _row(name: str, facts: Mapping[str, Any], language: Language, *, required: bool) -> Row:
-    kind = f"{facts['type']} ({facts['format']})" if "format" in facts else facts["type"]
-    default, explained = facts.get("default"), facts["description"]
-    return Row(
+def _model_row(name: str, facts: Mapping[str, Any], language: Language, *, required: bool) -> SchemaRow:
+    default, description = facts.get("default"), facts["description"]
+    return SchemaRow(
         name=name,
-        type=kind,
+        type=f"{facts['type']} ({facts['format']})" if "format" in facts else facts["type"],
         required=required,
         default=None if default is None else str(default),
         allowed=_allowed(facts, language),
-        help=language(explained),
+        help=language(description),
     )
 
 
 def _allowed(facts: Mapping[str, Any], language: Language) -> str:
-    """In words; values that one types stand as code and are not translated."""
+    """Return the allowed values in words; literal values are code and not translated."""
     if "enum" in facts:
         return ", ".join(f"`{choice}`" for choice in facts["enum"])
     if "minimum" in facts and "maximum" in facts:
-        return language("`{least}` to `{most}`", least=facts["minimum"], most=facts["maximum"])
+        return language("`{minimum}` to `{maximum}`", minimum=facts["minimum"], maximum=facts["maximum"])
     if "maxLength" in facts:
         return language("up to {count} characters", count=language.number(facts["maxLength"]))
     return language("an http(s) URL or a data URI") if facts.get("format") == "uri" else "–"

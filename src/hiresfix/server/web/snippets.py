@@ -1,65 +1,64 @@
-"""Programs for callers to copy, made for a model and for the address of this server. Tests run every one of them.
+"""Example programs for callers to copy, with the address of this server. Tests run every one of them.
 
-They read the API key from the environment, so that nobody pastes one into a file that is shared.
+They read the API key from the environment, so that nobody pastes it into a shared file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 
-PICTURE = "https://example.com/input.jpg"
-JOB = "JOB_ID"
+IMAGE_URL = "https://example.com/input.jpg"
+JOB_ID = "JOB_ID"
+EXAMPLE_JOB = "b2c3d4e5-f6a7-4901-9cde-f23456789012"
 KEY_VARIABLE = "HIRESFIX_API_KEY"
-REQUEST = "REQUEST"
-_SHOWN = ("image", "scale_factor", "creativity", "content")
-"""Parameters of an example, where a model has them."""
+REQUEST_PLACEHOLDER = "REQUEST"
+_EXAMPLE_PARAMS = ("image", "scale_factor", "creativity", "content")
+"""Parameters of the example request, if the model has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snippets:
-    """The same in three languages."""
+    """The same program in three languages."""
 
     curl: str
     python: str
     javascript: str
 
     def items(self) -> tuple[tuple[str, str, str], ...]:
-        """Identifier, name and program."""
+        """Return identifier, name of the language and program."""
         return ("curl", "curl", self.curl), ("python", "Python", self.python), ("js", "JavaScript", self.javascript)
 
 
-def body(model: Model) -> dict[str, Any]:
-    """A small request for the model; values are its defaults."""
-    params = {name: next(p for p in model.params if p.name == name) for name in _names(model)}
-    values = {name: PICTURE if param.kind == "uri" else param.default for name, param in params.items()}
+def example_request(model: CatalogModel) -> dict[str, Any]:
+    """Return a small request for the model, with default values."""
+    params = {param.name: param for param in model.params}
+    values = {
+        name: IMAGE_URL if params[name].kind == "uri" else params[name].default
+        for name in _EXAMPLE_PARAMS
+        if name in params
+    }
     return {"model": model.id, model.params_key: values}
 
 
-def _names(model: Model) -> list[str]:
-    own = [param.name for param in model.params]
-    return [name for name in _SHOWN if name in own]
-
-
-def submission(model: Model, origin: str) -> Snippets:
-    """One request that starts a job."""
-    sent = body(model)
+def submission(model: CatalogModel, origin: str) -> Snippets:
+    """Return programs that start a job."""
+    request = example_request(model)
     return Snippets(
         curl=f"""curl -X POST {origin}/v2/images/upscale \\
   -H "X-API-Key: ${KEY_VARIABLE}" \\
   -H "Content-Type: application/json" \\
-  -d '{_indented(json.dumps(sent, indent=2), 6)}'""",
+  -d '{_indented(json.dumps(request, indent=2), 6)}'""",
         python=f"""import os
 import requests
 
 response = requests.post(
     "{origin}/v2/images/upscale",
     headers={{"X-API-Key": os.environ["{KEY_VARIABLE}"]}},
-    json={_indented(_python(sent), 4)},
+    json={_indented(json.dumps(request, indent=4), 4)},
 )
 response.raise_for_status()
 print(response.json())  # {{'jobId': '...', 'status': 'QUEUED'}}""",
@@ -69,7 +68,7 @@ print(response.json())  # {{'jobId': '...', 'status': 'QUEUED'}}""",
     "X-API-Key": process.env.{KEY_VARIABLE},
     "Content-Type": "application/json",
   }},
-  body: JSON.stringify({_indented(json.dumps(sent, indent=2), 2)}),
+  body: JSON.stringify({_indented(json.dumps(request, indent=2), 2)}),
 }});
 if (!response.ok) throw new Error(await response.text());
 const {{ jobId }} = await response.json();
@@ -78,9 +77,9 @@ console.log(jobId);""",
 
 
 def polling(origin: str) -> Snippets:
-    """Waiting for a job's end."""
+    """Return programs that wait for a job to end."""
     return Snippets(
-        curl=f"""curl {origin}/v2/jobs/{JOB} \\
+        curl=f"""curl {origin}/v2/jobs/{JOB_ID} \\
   -H "X-API-Key: ${KEY_VARIABLE}\"""",
         python=f"""import os
 import time
@@ -88,7 +87,7 @@ import requests
 
 while True:
     response = requests.get(
-        "{origin}/v2/jobs/{JOB}",
+        "{origin}/v2/jobs/{JOB_ID}",
         headers={{"X-API-Key": os.environ["{KEY_VARIABLE}"]}},
     )
     response.raise_for_status()
@@ -100,7 +99,7 @@ print(job["result"] or job["error"])""",
         javascript=f"""let job;
 do {{
   await new Promise((resolve) => setTimeout(resolve, 2000));
-  const response = await fetch("{origin}/v2/jobs/{JOB}", {{
+  const response = await fetch("{origin}/v2/jobs/{JOB_ID}", {{
     headers: {{ "X-API-Key": process.env.{KEY_VARIABLE} }},
   }});
   if (!response.ok) throw new Error(await response.text());
@@ -111,7 +110,7 @@ console.log(job.result ?? job.error);""",
 
 
 def uploading(origin: str) -> Snippets:
-    """Handing in a file; the answer's `url` goes where a picture's address goes."""
+    """Return programs that upload a file; the `url` of the response can be used as `image`."""
     return Snippets(
         curl=f"""curl -X POST {origin}/v2/uploads \\
   -H "X-API-Key: ${KEY_VARIABLE}" \\
@@ -141,14 +140,14 @@ console.log((await response.json()).url);""",
     )
 
 
-def of_form(origin: str) -> dict[str, str]:
-    """Programs that make one picture, by language; the studio puts what its form says in place of `REQUEST`."""
+def studio_programs(origin: str) -> dict[str, str]:
+    """Return programs by language that upscale an image; the studio replaces `REQUEST_PLACEHOLDER` by its request."""
     return {
         "curl": f"""curl -X POST {origin}/v2/images/upscale \\
   -H "X-API-Key: ${KEY_VARIABLE}" \\
   -H "Content-Type: application/json" \\
   -H "Prefer: wait=20" \\
-  -d {REQUEST}""",
+  -d {REQUEST_PLACEHOLDER}""",
         "python": f"""import os
 import time
 import requests
@@ -156,7 +155,7 @@ import requests
 server = "{origin}"
 session = requests.Session()
 session.headers["X-API-Key"] = os.environ["{KEY_VARIABLE}"]
-request = {REQUEST}
+request = {REQUEST_PLACEHOLDER}
 
 response = session.post(f"{{server}}/v2/images/upscale", json=request)
 response.raise_for_status()
@@ -166,7 +165,7 @@ while (job := session.get(address).json())["status"] in ("QUEUED", "PROCESSING")
 print(job["result"]["images"][0] if job["result"] else job["error"])""",
         "javascript": f"""const server = "{origin}";
 const headers = {{ "X-API-Key": process.env.{KEY_VARIABLE}, "Content-Type": "application/json" }};
-const request = {REQUEST};
+const request = {REQUEST_PLACEHOLDER};
 
 const response = await fetch(`${{server}}/v2/images/upscale`, {{
   method: "POST",
@@ -185,30 +184,24 @@ console.log(job.result?.images[0] ?? job.error);""",
 
 
 def accepted() -> str:
-    """The answer to a submission."""
-    return json.dumps({"jobId": "b2c3d4e5-f6a7-4901-9cde-f23456789012", "status": "QUEUED"}, indent=2)
+    """Return the response to a submission."""
+    return json.dumps({"jobId": EXAMPLE_JOB, "status": "QUEUED"}, indent=2)
 
 
-def completed(model: Model, origin: str, cost: int) -> str:
-    """A finished job, with the fields that matter most."""
-    job = "b2c3d4e5-f6a7-4901-9cde-f23456789012"
-    shown = {
-        "id": job,
+def completed(model: CatalogModel, origin: str, cost: int) -> str:
+    """Return a finished job with its main fields."""
+    job = {
+        "id": EXAMPLE_JOB,
         "status": "COMPLETED",
         "model": model.id,
         "progress": 100,
-        "result": {"images": [f"{origin}/files/images/{job}-1.png"]},
+        "result": {"images": [f"{origin}/files/images/{EXAMPLE_JOB}-1.png"]},
         "error": None,
         "creditCost": cost,
     }
-    return json.dumps(shown, indent=2)
-
-
-def _python(value: Mapping[str, Any]) -> str:
-    """As JSON, which is Python too as long as nothing is true, false or null."""
-    return json.dumps(value, indent=4)
+    return json.dumps(job, indent=2)
 
 
 def _indented(text: str, by: int) -> str:
-    """Every line but the first moved to the right."""
+    """Indent every line but the first."""
     return text.replace("\n", "\n" + " " * by)

@@ -1,4 +1,4 @@
-"""What machines read of a page: JSON-LD in the words of schema.org, and the map of the site for search engines."""
+"""Structured data for search engines: JSON-LD with the vocabulary of schema.org, and the sitemap."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import hiresfix
-from hiresfix.models.catalog import Model
+from hiresfix.models.catalog import CatalogModel
 from hiresfix.server.web import samples
 from hiresfix.server.web.languages import LANGUAGES, Language
-from hiresfix.server.web.static_files import address
-from hiresfix.server.web.templating import Page
+from hiresfix.server.web.static_files import static_url
+from hiresfix.server.web.templating import PageContext
 
 _LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
 _CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
 
 
-def software(page: Page, language: Language) -> dict[str, Any]:
-    """The front page."""
+def front_page_data(page: PageContext, language: Language) -> dict[str, Any]:
+    """Return the JSON-LD of the front page."""
     return _graph(
         {
             "@type": "SoftwareApplication",
@@ -33,18 +33,27 @@ def software(page: Page, language: Language) -> dict[str, Any]:
     )
 
 
-def trail(page: Page, language: Language, steps: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The way to a page from the front: paths and names."""
-    return _graph(_trail(page, language, steps))
+def breadcrumbs(page: PageContext, language: Language, steps: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the JSON-LD of a page that has only breadcrumbs; `steps` are paths and names after the front page."""
+    return _graph(_breadcrumb_list(page, language, steps))
 
 
-def model(page: Page, language: Language, offered: Model, questions: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """A model's page: the API, its samples, its questions."""
+def model_page_data(
+    page: PageContext, language: Language, model: CatalogModel, questions: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """Return the JSON-LD of a model page.
+
+    Args:
+        page: address of the page.
+        language: language of the page.
+        model: the model.
+        questions: questions and answers on the page.
+    """
     return _graph(
         {
             "@type": "WebAPI",
-            "name": f"{offered.label} API",
-            "description": language(offered.description),
+            "name": f"{model.label} API",
+            "description": language(model.description),
             "url": page.canonical,
             "documentation": f"{page.origin}/v2/openapi.json",
             "termsOfService": _LICENCE,
@@ -54,13 +63,13 @@ def model(page: Page, language: Language, offered: Model, questions: Sequence[tu
         *(
             {
                 "@type": "ImageObject",
-                "contentUrl": page.origin + address(sample.after),
+                "contentUrl": page.origin + static_url(sample.after),
                 "name": language(sample.title),
                 "description": language(sample.alt),
                 "creditText": sample.author,
                 "license": _CC0,
             }
-            for sample in samples.of(offered)
+            for sample in samples.samples_of(model)
         ),
         {
             "@type": "FAQPage",
@@ -73,16 +82,16 @@ def model(page: Page, language: Language, offered: Model, questions: Sequence[tu
                 for question, answer in questions
             ],
         },
-        _trail(page, language, [("/models", language("Models")), (page.path, offered.label)]),
+        _breadcrumb_list(page, language, [("/models", language("Models")), (page.path, model.label)]),
     )
 
 
 def sitemap(origin: str, paths: Iterable[str]) -> str:
-    """Every page in every language, each with its translations."""
+    """Return the XML sitemap: every page in every language, each with its translations."""
     entries = []
     for path in paths:
         for language in LANGUAGES:
-            page = Page(path=path, language=language, origin=origin)
+            page = PageContext(path=path, language=language, origin=origin)
             links = "".join(
                 f'<xhtml:link rel="alternate" hreflang="{code}" href={quoteattr(url)}/>'
                 for code, url in page.alternates
@@ -94,15 +103,15 @@ def sitemap(origin: str, paths: Iterable[str]) -> str:
     )
 
 
-def _trail(page: Page, language: Language, steps: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def _breadcrumb_list(page: PageContext, language: Language, steps: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return {
         "@type": "BreadcrumbList",
         "itemListElement": [
-            {"@type": "ListItem", "position": place, "name": name, "item": page.origin + language.path(path)}
-            for place, (path, name) in enumerate([("/", "hiresfix"), *steps], 1)
+            {"@type": "ListItem", "position": position, "name": name, "item": page.origin + language.path(path)}
+            for position, (path, name) in enumerate([("/", "hiresfix"), *steps], 1)
         ],
     }
 
 
-def _graph(*things: dict[str, Any]) -> dict[str, Any]:
-    return {"@context": "https://schema.org", "@graph": list(things)}
+def _graph(*nodes: dict[str, Any]) -> dict[str, Any]:
+    return {"@context": "https://schema.org", "@graph": list(nodes)}

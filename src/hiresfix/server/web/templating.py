@@ -1,7 +1,7 @@
-"""Templates to answers: one environment a language, the address facts every page needs, and what browsers may load.
+"""Render templates: one environment per language, the addresses every page needs, and the content security policy.
 
-Guarantees that a page runs no inline script, loads nothing from elsewhere, names its translations, and gets 304 where
-the browser has it already. Everything in a template is escaped unless it is Markup.
+A page runs no inline script, loads nothing from elsewhere and links to its translations; a browser that has it already
+gets 304. Everything in a template is escaped unless it is Markup.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import hiresfix
-from hiresfix.server.api.dependencies import service
+from hiresfix.server.api.dependencies import services_of
 from hiresfix.server.web import message_catalogs, static_files
 from hiresfix.server.web.languages import ENGLISH, LANGUAGES, Language
 from hiresfix.server.web.message_format import rich
@@ -27,8 +27,15 @@ UNCACHED = "private, no-cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Where a page is: `path` without language, `origin` of absolute addresses; indexed: search engines may list it."""
+class PageContext:
+    """Address of a page.
+
+    Attributes:
+        path: path without language.
+        language: language of the page.
+        origin: start of absolute addresses.
+        indexed: True if search engines may list it.
+    """
 
     path: str
     language: Language
@@ -41,85 +48,97 @@ class Page:
 
     @property
     def alternates(self) -> Sequence[tuple[str, str]]:
-        """Hreflang and absolute address of every language, and of the default."""
-        found = [(language.code, self.origin + language.path(self.path)) for language in LANGUAGES]
-        return [*found, ("x-default", self.origin + self.path)]
+        """Language code and absolute address of every translation, and of the default."""
+        translations = [(language.code, self.origin + language.path(self.path)) for language in LANGUAGES]
+        return [*translations, ("x-default", self.origin + self.path)]
 
     def switch(self, language: Language) -> str:
-        """The address of this page in a language, also where the address without one negotiates."""
+        """Return the address of this page in a language, even where the address without one negotiates."""
         return language.path(self.path) if self.indexed else f"/{language.code}{self.path}"
 
     def to(self, path: str) -> str:
-        """The address of another page in this language."""
+        """Return the address of another page in this language."""
         return self.language.path(path)
 
 
-def policy(*origins: str) -> str:
-    """Content-Security-Policy of a page. origins: of the API and of results, which may differ from the page's."""
-    others = " ".join(origins)
-    allowed = {
+def content_security_policy(*origins: str) -> str:
+    """Return the Content-Security-Policy of a page; `origins` serve the API and results."""
+    allowed_origins = " ".join(origins)
+    directives = {
         "default-src": "'none'",
         "script-src": "'self'",
         "style-src": "'self'",
-        "img-src": f"'self' {others} blob: data:",
-        "connect-src": f"'self' {others}",
+        "img-src": f"'self' {allowed_origins} blob: data:",
+        "connect-src": f"'self' {allowed_origins}",
         "font-src": "'self'",
         "manifest-src": "'self'",
         "form-action": "'self'",
         "base-uri": "'none'",
         "frame-ancestors": "'none'",
     }
-    return "; ".join(f"{name} {sources}" for name, sources in allowed.items())
+    return "; ".join(f"{name} {sources}" for name, sources in directives.items())
 
 
 @cache
 def environment(language: Language) -> Environment:
-    """Templates in a language: `_("...", name=value)`, `ngettext(one, many, n)`, `number`, `static`, and `|rich`."""
-    made = Environment(
+    """Return the templates of a language, with `_("...", name=value)`, `ngettext`, `number`, `static` and `|rich`."""
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    made.filters["rich"] = rich
-    made.globals |= {
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    templates.filters["rich"] = rich
+    templates.globals |= {
         "_": language,
         "ngettext": language.plural,
         "number": language.number,
         "language": language,
         "languages": LANGUAGES,
-        "static": static_files.address,
+        "static": static_files.static_url,
         "version": hiresfix.__version__,
-        "script_messages": partial(message_catalogs.for_script, language),
+        "script_messages": partial(message_catalogs.messages_for_script, language),
     }
-    return made
+    return templates
 
 
 def render(
     request: Request,
     template: str,
-    page: Page,
+    page: PageContext,
     *,
     scripts: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     status: int = 200,
     **context: Any,
 ) -> Response:
-    """The template as an answer. scripts: ES modules below `static/js`; the page carries the translations they use."""
+    """Render a template as a response.
+
+    Args:
+        request: request to answer.
+        template: file name below `templates`.
+        page: address of the page.
+        scripts: ES modules below `static/js`; the page contains the translations that they use.
+        headers: more response headers.
+        status: HTTP status.
+        context: variables of the template.
+    """
     html = environment(page.language).get_template(template).render(page=page, scripts=scripts, **context)
-    sent = {
+    all_headers = {
         "Cache-Control": CACHED if page.indexed else UNCACHED,
         "Content-Language": page.language.code,
-        "Content-Security-Policy": policy(page.origin, *service(request).picture_origins),
+        "Content-Security-Policy": content_security_policy(page.origin, *services_of(request).image_origins),
         "Referrer-Policy": "same-origin",
         **(headers or {}),
     }
-    return static_files.respond(request, static_files.made(html.encode(), "text/html"), sent, status=status)
+    return static_files.respond(
+        request, static_files.make_asset(html.encode(), "text/html"), all_headers, status=status
+    )
 
 
-def page_of(request: Request, path: str, language: Language = ENGLISH, *, indexed: bool = True) -> Page:
-    """A page of this server at a path without language."""
-    origin = service(request).settings.public_url.rstrip("/")
-    return Page(path=path, language=language, origin=origin, indexed=indexed)
+def page_context(request: Request, path: str, language: Language = ENGLISH, *, indexed: bool = True) -> PageContext:
+    """Return the context of a page of this server; `path` is without language."""
+    origin = services_of(request).settings.public_url.rstrip("/")
+    return PageContext(path=path, language=language, origin=origin, indexed=indexed)

@@ -1,8 +1,8 @@
-"""The secret a team shares with its receivers, to sign webhooks after Standard Webhooks (standardwebhooks.com).
+"""Webhook secrets: the secret that a team shares with its receivers (Standard Webhooks, standardwebhooks.com).
 
-A secret is made when somebody first asks for it; until then nothing is signed this way. After a rotation the old one
-signs beside the new for a day, so that receivers can change over. Kept as text, because signing needs it: whoever
-reads the database can sign in the team's name.
+A secret is created when somebody first asks for it; until then nothing is signed this way. After a rotation the old
+secret signs beside the new one for a day, so that receivers can switch. Secrets are stored as text, because signing
+needs them: anybody who reads the database can sign in the team's name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from uuid import UUID
 from hiresfix.server.database import query
 from hiresfix.server.database.pool import Tx
 
-PREFIX = "whsec_"
-BYTES = 32
-OVERLAP = timedelta(hours=24)
+WHSEC_PREFIX = "whsec_"
+SECRET_BYTES = 32
+ROTATION_OVERLAP = timedelta(hours=24)
 
 
-async def signing(tx: Tx, team: UUID) -> list[str]:
-    """All secrets that sign now, the newest first; empty if the team never asked for one."""
+async def active_secrets(tx: Tx, team: UUID) -> list[str]:
+    """Return all secrets that sign now, the newest first; empty if the team never asked for one."""
     rows = await (
         await tx.execute(
             "select secret from webhook_secrets where team_id = %(team)s and (expires_at is null or expires_at > now())"
@@ -32,18 +32,18 @@ async def signing(tx: Tx, team: UUID) -> list[str]:
     return [secret for (secret,) in rows]
 
 
-async def current(tx: Tx, team: UUID) -> tuple[str, bool]:
-    """The team's secret, made if there is none, and whether it was."""
+async def get_or_create(tx: Tx, team: UUID) -> tuple[str, bool]:
+    """Return the team's secret, created if there is none, and whether it was created."""
     statement = "select secret from webhook_secrets where team_id = %(team)s and expires_at is null"
-    if (found := await query.value(tx, statement, team=team)) is not None:
-        return str(found), False
-    # Two that ask at once both get the one that was made first.
-    made = await _make(tx, team)
-    return str(await query.value(tx, statement, team=team)), made
+    if (secret := await query.value(tx, statement, team=team)) is not None:
+        return str(secret), False
+    # Two requests at once both get the secret that was created first.
+    created = await _create(tx, team)
+    return str(await query.value(tx, statement, team=team)), created
 
 
 async def rotate(tx: Tx, team: UUID) -> str:
-    """A new secret; the one before it signs beside it for `OVERLAP`, and any older one ends now."""
+    """Create and return a new secret; the previous one still signs for `ROTATION_OVERLAP`, older ones end now."""
     await query.value(tx, "select 1 from teams where id = %(team)s for no key update", team=team)
     await query.execute(
         tx, "delete from webhook_secrets where team_id = %(team)s and expires_at is not null", team=team
@@ -52,14 +52,14 @@ async def rotate(tx: Tx, team: UUID) -> str:
         tx,
         "update webhook_secrets set expires_at = now() + %(overlap)s where team_id = %(team)s",
         team=team,
-        overlap=OVERLAP,
+        overlap=ROTATION_OVERLAP,
     )
-    await _make(tx, team)
-    return (await current(tx, team))[0]
+    await _create(tx, team)
+    return (await get_or_create(tx, team))[0]
 
 
-async def _make(tx: Tx, team: UUID) -> bool:
-    secret = PREFIX + base64.b64encode(secrets.token_bytes(BYTES)).decode()
+async def _create(tx: Tx, team: UUID) -> bool:
+    secret = WHSEC_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
     return bool(
         await query.execute(
             tx,

@@ -1,13 +1,14 @@
-"""The compact checkpoint: our own small diffusion model, in a folder as diffusers lays it out.
+"""Load and save the compact checkpoint: our own small diffusion model, in diffusers' folder layout.
 
-    model_index.json   {"_class_name": "HiresfixCompact"}
-    unet/ controlnet/ text_encoder/   networks of the classes that Stable Diffusion 1.x has, smaller
-    text_encoder/words.json           the ids of CLIP's tokeniser that have a row of their own, in order
-    vae/config.json                   mean and scale of each band of `blocks`
+    model_index.json                  {"_class_name": "HiresfixCompact"}
+    unet/ controlnet/ text_encoder/   networks of Stable Diffusion 1.x's classes, but smaller
+    text_encoder/words.json           token ids of CLIP's tokeniser with their own row in the table, in order
+    vae/config.json                   mean and scale of each band of `dct_codec`
     scheduler/scheduler_config.json   prediction_type "mmse", and the three vectors of `preconditioning`
 
-Guarantees: reads it as strictly as any checkpoint and runs nothing it holds; what `save` wrote, `load` gives back.
-Tokens without a row of their own share `BUCKETS` rows. Knows no recipes, no store and no training.
+Guarantees: files are checked as strictly as those of any checkpoint, and no code in them is run; `load` returns what
+`save` wrote. Tokens without their own row share `SHARED_ROWS` rows. Independent of recipes, the model store and
+training.
 """
 
 from __future__ import annotations
@@ -33,49 +34,55 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-NAME = "HiresfixCompact"
-BUCKETS = 64
+CLASS_NAME = "HiresfixCompact"
+SHARED_ROWS = 64
+"""Rows for all ids without their own row."""
 GUIDANCE_STEP = 0.25
-"""Guidance is 1 + (dynamic - 1) * this: a small network takes less of it (mini-model study: 1..3.5 is useful)."""
+"""Guidance is 1 + (dynamic - 1) * this, because a small network needs less (1..3.5 was found useful)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compact:
-    """`words` are the token ids that `text_encoder` has rows for."""
+class CompactModel:
+    """The networks and statistics of a compact checkpoint.
+
+    Args:
+        unet: The UNet.
+        controlnet: The ControlNet.
+        text_encoder: A small CLIP text encoder.
+        word_ids: Token ids with their own row in the text encoder's table.
+        codec: Converts between pixels and latents.
+        preconditioning: Statistics of the latents.
+    """
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
     text_encoder: CLIPTextModel
-    words: tuple[int, ...]
+    word_ids: tuple[int, ...]
     codec: BlockTransform
     preconditioning: Preconditioning
 
     @property
     def prediction(self) -> Prediction:
-        return prediction(self.preconditioning, self.codec.device)
-
-
-def prediction(known: Preconditioning, device: torch.device) -> Prediction:
-    """As the engine takes it."""
-    return Prediction(
-        scaling=lambda sigma, resemblance: known.scaling(sigma, resemblance, device),
-        guidance=lambda dynamic: 1 + (dynamic - 1) * GUIDANCE_STEP,
-        anchored=True,
-    )
+        """How the denoised latent follows from the UNet's output."""
+        return Prediction(
+            scaling=lambda sigma, resemblance: self.preconditioning.scaling(sigma, resemblance, self.codec.device),
+            guidance=lambda dynamic: 1 + (dynamic - 1) * GUIDANCE_STEP,
+            anchored=True,
+        )
 
 
 class WordEmbedding(nn.Module):
-    """A table with a row for each of `words`, `BUCKETS` that all other ids share, and rows for START and END.
+    """Embedding table with a row for each of `words`, for START and for END, and `SHARED_ROWS` for all other ids.
 
-    Takes the ids of CLIP's tokeniser, in place of CLIP's own table of 49,408 rows.
+    Takes the ids of CLIP's tokeniser and replaces CLIP's own table of 49,408 rows.
     """
 
     rows: Tensor
 
     def __init__(self, words: Sequence[int], width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows(words), width) * 0.02)
-        row_of = torch.arange(clip_tokenizer.END + 1) % BUCKETS + 2 + len(words)
+        self.weight = nn.Parameter(torch.randn(row_count(words), width) * 0.02)
+        row_of = torch.arange(clip_tokenizer.END + 1) % SHARED_ROWS + 2 + len(words)
         row_of[clip_tokenizer.START], row_of[clip_tokenizer.END] = 0, 1
         row_of[torch.tensor(words, dtype=torch.long)] = torch.arange(len(words)) + 2
         self.register_buffer("row_of", row_of, persistent=False)
@@ -84,29 +91,33 @@ class WordEmbedding(nn.Module):
         return nn.functional.embedding(self.get_buffer("row_of")[ids], self.weight)
 
 
-def give_words(text_encoder: CLIPTextModel, embedding: WordEmbedding) -> None:
-    """Makes `embedding` the encoder's table."""
+def set_word_embedding(text_encoder: CLIPTextModel, embedding: WordEmbedding) -> None:
+    """Replace the table of a text encoder by `embedding`."""
     setattr(text_encoder.embeddings, "token_embedding", embedding)  # noqa: B010  # declared as CLIP's own class
 
 
-def rows(words: Sequence[int]) -> int:
-    """How many rows the table for these words has."""
-    return 2 + len(words) + BUCKETS
+def row_count(words: Sequence[int]) -> int:
+    """Return the number of rows of the table for these words."""
+    return 2 + len(words) + SHARED_ROWS
 
 
 def is_compact(path: Path) -> bool:
-    """Whether the folder says so of itself."""
+    """Return True if the folder's index names this format."""
     try:
         index = json.loads((path / "model_index.json").read_text())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(index, dict) and index.get("_class_name") == NAME
+    return isinstance(index, dict) and index.get("_class_name") == CLASS_NAME
 
 
-def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> Compact:
-    """Raises WeightsError for a folder that is not one, or damaged."""
+def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> CompactModel:
+    """Load a folder that `save` wrote.
+
+    Raises:
+        WeightsError: The folder is not a compact checkpoint, or it is damaged.
+    """
     if not is_compact(path):
-        raise WeightsError(f"{path} is no compact checkpoint. Name a folder that training wrote.")
+        raise WeightsError(f"{path} is not a compact checkpoint. Name a folder that the training wrote.")
     unet, controlnet, text_encoder = checkpoints.load_parts(path, device=device, dtype=dtype)
     bands, scheduler, words = (
         checkpoints.read_json(path / name)
@@ -116,25 +127,25 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> Compact:
         table = text_encoder.embeddings.token_embedding.weight
         embedding = WordEmbedding(words["ids"], table.shape[1])
         if embedding.weight.shape != table.shape:
-            raise ValueError("the table has another number of rows")
+            raise ValueError("the table has the wrong number of rows")
         embedding.weight = nn.Parameter(table, requires_grad=False)
-        give_words(text_encoder, embedding.to(device))
-        return Compact(
+        set_word_embedding(text_encoder, embedding.to(device))
+        return CompactModel(
             unet=unet,
             controlnet=controlnet,
             text_encoder=text_encoder,
-            words=tuple(words["ids"]),
+            word_ids=tuple(words["ids"]),
             codec=BlockTransform(mean=tuple(bands["mean"]), scale=tuple(bands["scale"]), device=device),
             preconditioning=Preconditioning(
                 **{name: tuple(scheduler[name]) for name in ("variance", "regression", "residual")}
             ),
         )
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise WeightsError(f"{path} does not fit together: {error}. Copy the whole folder again.") from error
+        raise WeightsError(f"The files in {path} do not match: {error}. Copy the whole folder here again.") from error
 
 
-def save(model: Compact, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Writes the folder; the networks' tensors in `dtype`."""
+def save(model: CompactModel, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write a model to a folder, with the networks' tensors in `dtype`."""
     from safetensors.torch import save_file
 
     parts: dict[str, Any] = {"unet": model.unet, "controlnet": model.controlnet, "text_encoder": model.text_encoder}
@@ -145,10 +156,10 @@ def save(model: Compact, path: Path, *, dtype: torch.dtype = torch.float16) -> N
         _write(path / folder / "config.json", json.loads(json.dumps(config, default=str)))
         state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
         save_file(state, path / folder / "model.safetensors")
-    _write(path / "text_encoder" / "words.json", {"ids": model.words})
+    _write(path / "text_encoder" / "words.json", {"ids": model.word_ids})
     _write(path / "vae" / "config.json", {"mean": model.codec.mean, "scale": model.codec.scale})
     _write(path / "scheduler" / "scheduler_config.json", {"prediction_type": "mmse", **asdict(model.preconditioning)})
-    _write(path / "model_index.json", {"_class_name": NAME})  # last: without it the folder is none
+    _write(path / "model_index.json", {"_class_name": CLASS_NAME})  # last: without it, the folder is not a checkpoint
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -1,188 +1,259 @@
-// The account's panels: credits and their ledger, keys, webhook deliveries. All by public routes, by the key's role.
+// The account dialog: credits and ledger, API keys, webhook deliveries, this device. Uses only public API routes.
 
+import { showJobDetails } from "./actions.js";
 import { ApiError, get, post, remove } from "./api.js";
-import { lookAtJob } from "./deeds.js";
-import { $, FACTS, fillWith, h } from "./dom.js";
-import * as keep from "./keep.js";
+import { $, cloneTemplate, h, PAGE_DATA, setChildren } from "./dom.js";
+import { translateSentence } from "./error_messages.js";
+import { formatRelativeTime, timeElement } from "./format.js";
+import { formatNumber, t, tn } from "./i18n.js";
 import { signOut } from "./session.js";
-import { language, number, t, tn } from "./text.js";
-import { told } from "./told.js";
+import * as storage from "./storage.js";
 
-const moments = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
-export const moment = (text) => (text ? h("time", { dateTime: text }, moments.format(new Date(text))) : h("span.muted", t("never")));
+/** Return the widest scope the user may read. */
+const scopeOf = (/** @type {Me} */ me) => (["OWNER", "ADMIN"].includes(me.user.role) ? "team" : "user");
 
-const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
-
-/** "in 3 days", "2 hours ago". */
-export function fromNow(text) {
-  const minutes = (Date.parse(text) - Date.now()) / 60_000;
-  for (const [unit, size] of [["day", 1440], ["hour", 60]]) if (Math.abs(minutes) >= size) return relative.format(Math.trunc(minutes / size), unit);
-  return relative.format(Math.trunc(minutes), "minute");
+/** @type {(headings: string[], rows: Child[][], emptyText: string) => HTMLElement} */
+function table(headings, rows, emptyText) {
+  if (!rows.length) return h("p.muted", emptyText);
+  const head = headings.map((heading) => h("th", { scope: "col" }, heading));
+  const body = rows.map((cells) =>
+    h(
+      "tr",
+      cells.map((cell) => h("td", cell)),
+    ),
+  );
+  const scrollable = { tabIndex: 0, role: "region", "aria-label": headings[0] };
+  return h("div.table", scrollable, h("table", h("thead", h("tr", head)), h("tbody", body)));
 }
 
-export const credits = (n) => tn("{n} credit", "{n} credits", n);
+const errorNotice = (/** @type {unknown} */ error) =>
+  h("p.notice.bad", { role: "alert" }, error instanceof ApiError ? error.content : String(error));
 
-const leads = (me) => ["OWNER", "ADMIN"].includes(me.user.role);
+/** @type {Record<string, (me: Me, reload: () => Promise<void>) => Promise<Child> | Child>} */
+const PANELS = { credits: creditsPanel, keys: keysPanel, webhooks: webhooksPanel, device: devicePanel };
 
-function table(heads, rows, empty) {
-  if (!rows.length) return h("p.muted", empty);
-  return h("div.table", { tabIndex: 0, role: "region", "aria-label": heads[0] }, h("table",
-    h("thead", h("tr", heads.map((head) => h("th", { scope: "col" }, head)))),
-    h("tbody", rows.map((cells) => h("tr", cells.map((cell) => h("td", cell)))))));
-}
-
-const wrong = (error) => h("p.notice.bad", { role: "alert" }, error instanceof ApiError ? error.text : String(error));
-
-/** Show the panels. */
-export async function showAccount(me) {
-  const panels = { credits: ledger, keys, webhooks, device };
-  const [body, list] = [$("account-panel"), $("account-tabs")];
-  let newest = 0;
-  const choose = async (name) => {
-    const turn = ++newest;
-    for (const tab of list.children) {
-      const chosen = tab.dataset.panel === name;
-      tab.setAttribute("aria-selected", chosen);
-      tab.tabIndex = chosen ? 0 : -1;
+/** Fill the account dialog and open its first panel. */
+export async function showAccount(/** @type {Me} */ me) {
+  const panel = $("account-panel");
+  const tabs = /** @type {HTMLElement[]} */ ([...$("account-tabs").children]);
+  let lastChoice = 0;
+  const showPanel = async (/** @type {string} */ name) => {
+    const choice = ++lastChoice;
+    for (const tab of tabs) {
+      const isSelected = tab.dataset.panel === name;
+      tab.setAttribute("aria-selected", String(isSelected));
+      tab.tabIndex = isSelected ? 0 : -1;
     }
-    body.setAttribute("aria-labelledby", `account-${name}`);
-    fillWith(body, h("p.muted", t("Loading …")));
-    const found = await panels[name](me, () => choose(name)).catch(wrong);
-    if (turn === newest) fillWith(body, found); // else another tab was chosen meanwhile
+    panel.setAttribute("aria-labelledby", `account-${name}`);
+    setChildren(panel, h("p.muted", t("Loading…")));
+    const content = await loadPanel(name, me, () => showPanel(name));
+    if (choice === lastChoice) setChildren(panel, content); // otherwise the user chose another tab meanwhile
   };
-  $("account-who").textContent = `${me.team.name} · ${me.user.email}`;
-  list.onclick = ({ target }) => target.dataset.panel && choose(target.dataset.panel);
-  await choose("credits");
+  $("account-user").textContent = `${me.team.name} · ${me.user.email}`;
+  for (const tab of tabs) tab.onclick = () => showPanel(tab.dataset.panel ?? "");
+  await showPanel("credits");
 }
 
-/** A list that grows by pages: `load(cursor)` gives `[rows, nextCursor]`. */
-async function pages(heads, load, empty) {
-  const place = h("div.stack");
-  let rows = [];
-  const grow = async (cursor) => {
-    const [more, next] = await load(cursor);
-    rows = [...rows, ...more];
-    fillWith(place, table(heads, rows, empty), next && h("button.button.small", { onclick: () => grow(next) }, t("Show more")));
-  };
-  await grow(null);
-  return place;
+/** @type {(name: string, me: Me, reload: () => Promise<void>) => Promise<Child>} */
+async function loadPanel(name, me, reload) {
+  try {
+    return await PANELS[name](me, reload);
+  } catch (error) {
+    return errorNotice(error);
+  }
 }
 
-const after = (cursor) => (cursor ? `&cursor=${encodeURIComponent(cursor)}` : "");
-
-const jobLink = (id) => h("button.link", { onclick: () => lookAtJob(id) }, id.slice(0, 8));
-
-async function ledger(me) {
-  const scope = leads(me) ? "team" : "user";
-  const load = async (cursor) => {
-    const page = await get(`/v2/credits/ledger?scope=${scope}&limit=20${after(cursor)}`);
-    const rows = page.entries.map((entry) => [
-      moment(entry.createdAt),
-      FACTS.entries[entry.kind],
-      h("span", { className: entry.amount > 0 ? "gain" : "loss" }, `${entry.amount > 0 ? "+" : "−"}${number(Math.abs(entry.amount))}`),
-      entry.jobId ? jobLink(entry.jobId) : told(entry.reason),
-    ]);
-    return [rows, page.nextCursor];
+/**
+ * Show a table that grows by pages.
+ * @param {string[]} headings
+ * @param {(cursor: string | null) => Promise<[Child[][], string | null]>} loadPage returns rows and the next cursor
+ * @param {string} emptyText
+ */
+async function pagedTable(headings, loadPage, emptyText) {
+  const container = h("div.stack");
+  /** @type {Child[][]} */
+  const rows = [];
+  const loadMore = async (/** @type {string | null} */ cursor) => {
+    const [page, next] = await loadPage(cursor);
+    rows.push(...page);
+    const more = next && h("button.button.small", { onclick: () => loadMore(next) }, t("Show more"));
+    setChildren(container, table(headings, rows, emptyText), more);
   };
+  await loadMore(null);
+  return container;
+}
+
+/** @type {(path: string, me: Me, cursor: string | null) => Promise<any>} */
+function getPage(path, me, cursor) {
+  const after = cursor ? `&cursor=${encodeURIComponent(cursor)}` : "";
+  return get(`${path}?scope=${scopeOf(me)}&limit=20${after}`);
+}
+
+const jobButton = (/** @type {string} */ id) =>
+  h("button.link-button", { onclick: () => showJobDetails(id) }, id.slice(0, 8));
+
+// Credits
+
+/** @returns {Promise<Child>} */
+async function creditsPanel(/** @type {Me} */ me) {
+  const headings = [t("Date"), t("Activity"), t("Credits"), t("Job or reason")];
+  /** @type {(cursor: string | null) => Promise<[Child[][], string | null]>} */
+  const loadPage = async (cursor) => {
+    const page = await getPage("/v2/credits/ledger", me, cursor);
+    return [page.entries.map(ledgerRow), page.nextCursor];
+  };
+  const { credits } = me.team;
   return [
-    h("p.balance", h("strong", number(me.team.credits)), " ", tn("credit left", "credits left", me.team.credits)),
-    h("p.muted.small", t("You pay for finished pictures only: what fails or is cancelled is given back at once.")),
-    await pages([t("When"), t("What"), t("Credits"), t("Job or reason")], load, t("Nothing yet.")),
+    h("p.balance", h("strong", formatNumber(credits)), " ", tn("credit left", "credits left", credits)),
+    h("p.muted.small", t("You only pay for finished images. Failed and cancelled jobs are refunded immediately.")),
+    await pagedTable(headings, loadPage, t("No entries yet.")),
   ];
 }
 
-async function keys(me, again) {
-  const scope = leads(me) ? "team" : "user";
-  const { keys: found } = await get(`/v2/keys?scope=${scope}`);
-  const state = (key) => {
-    if (key.revokedAt) return h("span.muted", t("revoked"));
-    if (key.expiresAt) return Date.parse(key.expiresAt) < Date.now() ? h("span.muted", t("ended")) : h("span", t("ends {when}", { when: fromNow(key.expiresAt) }));
-    return key.active ? t("active") : t("suspended");
-  };
+/** @type {(entry: LedgerEntry) => Child[]} */
+function ledgerRow({ createdAt, kind, amount, jobId, reason }) {
+  const isGain = amount > 0;
+  const text = `${isGain ? "+" : "−"}${formatNumber(Math.abs(amount))}`;
+  return [
+    timeElement(createdAt),
+    PAGE_DATA.ledgerKinds[kind],
+    h("span", { className: isGain ? "positive" : "negative" }, text),
+    jobId ? jobButton(jobId) : translateSentence(reason),
+  ];
+}
+
+// API keys
+
+/** @type {(me: Me, reload: () => Promise<void>) => Promise<Child>} */
+async function keysPanel(me, reload) {
+  const { keys } = await get(`/v2/keys?scope=${scopeOf(me)}`);
   const error = h("div");
-  const revoke = async (key) => {
-    if (!confirm(t("Revoke “{name}”? What uses it stops working at once.", { name: key.name }))) return;
+  const revoke = async (/** @type {ApiKey} */ { id, name }) => {
+    if (!confirm(t("Revoke “{name}”? Anything that uses this key will stop working immediately.", { name }))) return;
     try {
-      await remove(`/v2/keys/${key.id}`);
-      await again();
+      await remove(`/v2/keys/${id}`);
+      await reload();
     } catch (failure) {
-      fillWith(error, wrong(failure));
+      setChildren(error, errorNotice(failure));
     }
   };
-  const rows = found.filter((key) => !key.revokedAt).reverse().map((key) => [
-    h("span", key.name, key.id === me.apiKey?.id && [" ", h("span.badge", t("this one"))]),
-    h("code", `${key.prefix}…`),
-    state(key),
-    key.monthlyBudget === null ? t("none") : number(key.monthlyBudget),
-    moment(key.lastUsedAt),
-    h("button.button.small", { onclick: () => revoke(key), "aria-label": t("Revoke {name}", { name: key.name }) }, t("Revoke")),
-  ]);
+  const headings = [t("Name"), t("Key"), t("State"), t("Monthly budget"), t("Last used"), t("Action")];
+  const rows = /** @type {ApiKey[]} */ (keys)
+    .filter((key) => !key.revokedAt)
+    .reverse()
+    .map((key) => keyRow(key, me, () => revoke(key)));
+  return [scopeOf(me) === "team" && newKeyForm(), error, table(headings, rows, t("No API keys."))];
+}
+
+/** @type {(key: ApiKey, me: Me, revoke: () => void) => Child[]} */
+function keyRow(key, me, revoke) {
+  const { name, prefix, monthlyBudget } = key;
+  const isCurrent = key.id === me.apiKey?.id;
+  const label = t("Revoke {name}", { name });
   return [
-    leads(me) && newKey(),
-    error,
-    table([t("Name"), t("Key"), t("State"), t("Monthly budget"), t("Last used"), t("Action")], rows, t("No keys.")),
+    h("span", name, isCurrent && [" ", h("span.badge", t("current"))]),
+    h("code", `${prefix}…`),
+    keyStatus(key),
+    monthlyBudget === null ? t("none") : formatNumber(monthlyBudget),
+    timeElement(key.lastUsedAt),
+    h("button.button.small", { onclick: revoke, "aria-label": label }, t("Revoke")),
   ];
 }
 
-/** What the page holds ready under this id, to be put in. */
-const prepared = (id) => $(id).content.firstElementChild.cloneNode(true);
+/** @type {(key: ApiKey) => Child} */
+function keyStatus({ expiresAt, active }) {
+  if (!expiresAt) return active ? t("active") : t("suspended");
+  if (Date.parse(expiresAt) < Date.now()) return h("span.muted", t("expired"));
+  return t("expires {when}", { when: formatRelativeTime(expiresAt) });
+}
 
-function newKey() {
-  const form = prepared("new-key");
-  const [name, budget, shown] = ["#key-name", "#key-budget", "[aria-live]"].map((part) => form.querySelector(part));
+function newKeyForm() {
+  const form = /** @type {HTMLFormElement} */ (cloneTemplate("new-key"));
+  const name = /** @type {HTMLInputElement} */ (form.querySelector("#key-name"));
+  const budget = /** @type {HTMLInputElement} */ (form.querySelector("#key-budget"));
+  const result = /** @type {HTMLElement} */ (form.querySelector("[aria-live]"));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    const monthlyBudget = budget.value === "" ? null : budget.valueAsNumber;
     try {
-      const made = await post("/v2/keys", { name: name.value, monthlyBudget: budget.value === "" ? null : budget.valueAsNumber });
-      const copy = h("button.button.small", { onclick: async () => {
-        await navigator.clipboard.writeText(made.apiKey);
-        copy.textContent = t("Copied");
-      } }, t("Copy"));
-      fillWith(shown, h("div.notice.good", h("p", t("This is the only time the key is shown. Keep it now.")), h("p.secret", h("code", made.apiKey), " ", navigator.clipboard && copy)));
+      const { apiKey } = await post("/v2/keys", { name: name.value, monthlyBudget });
+      setChildren(result, newKeyNotice(apiKey));
       form.reset();
     } catch (error) {
-      fillWith(shown, wrong(error));
+      setChildren(result, errorNotice(error));
     }
   });
   return form;
 }
 
-async function webhooks(me) {
-  const scope = leads(me) ? "team" : "user";
+function newKeyNotice(/** @type {string} */ apiKey) {
+  const onclick = async () => {
+    await navigator.clipboard.writeText(apiKey);
+    button.textContent = t("Copied");
+  };
+  const button = h("button.button.small", { onclick }, t("Copy"));
+  const canCopy = Boolean(navigator.clipboard); // exists only on https and on loopback
+  return h(
+    "div.notice.good",
+    h("p", t("Copy the key now. It will not be shown again.")),
+    h("p.secret", h("code", apiKey), " ", canCopy && button),
+  );
+}
+
+// Webhook deliveries
+
+/** @returns {Promise<Child>} */
+async function webhooksPanel(/** @type {Me} */ me) {
   const error = h("div");
-  const load = async (cursor) => {
-    const page = await get(`/v2/webhooks/deliveries?scope=${scope}&limit=20${after(cursor)}`);
-    return [page.deliveries.map((delivery) => deliveryRow(delivery, error)), page.nextCursor];
+  const headings = [t("Date"), t("Event"), t("Sent to"), t("State"), t("Attempts"), t("Job"), t("Action")];
+  /** @type {(cursor: string | null) => Promise<[Child[][], string | null]>} */
+  const loadPage = async (cursor) => {
+    const page = await getPage("/v2/webhooks/deliveries", me, cursor);
+    const deliveries = /** @type {Delivery[]} */ (page.deliveries);
+    return [deliveries.map((delivery) => deliveryRow(delivery, error)), page.nextCursor];
+  };
+  const emptyText = t("No webhooks sent yet. Jobs submitted with a webhookUrl appear here.");
+  return [error, await pagedTable(headings, loadPage, emptyText)];
+}
+
+/** @type {(delivery: Delivery, error: HTMLElement) => Child[]} */
+function deliveryRow(delivery, error) {
+  const { id, event, url, jobId, lastStatus } = delivery;
+  const statusNames = PAGE_DATA.deliveryStatuses;
+  const code = lastStatus ? ` (${lastStatus})` : "";
+  const className = delivery.status === "failed" ? "negative" : "";
+  const status = h("span", { className }, statusNames[delivery.status], code);
+  const resend = async () => {
+    try {
+      const resent = await post(`/v2/webhooks/deliveries/${id}/redeliver`);
+      status.textContent = statusNames[resent.status];
+      status.className = "";
+    } catch (failure) {
+      setChildren(error, errorNotice(failure));
+    }
   };
   return [
-    error,
-    await pages([t("When"), t("Event"), t("Receiver"), t("State"), t("Attempts"), t("Job"), t("Action")], load, t("No webhooks were sent. Submissions that name a webhookUrl appear here.")),
+    timeElement(delivery.createdAt),
+    PAGE_DATA.webhookEvents[event],
+    h("span.endpoint", { title: url }, new URL(url).host),
+    status,
+    formatNumber(delivery.attemptCount),
+    jobButton(jobId),
+    h("button.button.small", { disabled: event === "progress", onclick: resend }, t("Resend")),
   ];
 }
 
-function deliveryRow(delivery, error) {
-  const state = h("span", { className: delivery.status === "failed" ? "loss" : "" }, FACTS.deliveries[delivery.status], delivery.lastStatus ? ` (${delivery.lastStatus})` : "");
-  const again = h("button.button.small", { disabled: delivery.event === "progress", onclick: async () => {
-    try {
-      const sent = await post(`/v2/webhooks/deliveries/${delivery.id}/redeliver`);
-      state.textContent = FACTS.deliveries[sent.status];
-      state.className = "";
-    } catch (failure) {
-      fillWith(error, wrong(failure));
-    }
-  } }, t("Send again"));
-  return [
-    moment(delivery.createdAt), FACTS.events[delivery.event], h("span.receiver", { title: delivery.url }, new URL(delivery.url).host), state,
-    number(delivery.attemptCount), jobLink(delivery.jobId), again,
-  ];
-}
+// This device
 
-async function device() {
-  const panel = prepared("device");
-  const [stay, out, forget] = panel.querySelectorAll("input, button");
-  stay.checked = keep.isRemembered();
-  stay.addEventListener("change", () => keep.keepKey(keep.loadKey(), { remember: stay.checked }));
-  out.addEventListener("click", () => signOut(false));
-  forget.addEventListener("click", () => signOut(true));
+function devicePanel() {
+  const panel = cloneTemplate("device");
+  const remember = /** @type {HTMLInputElement} */ (panel.querySelector("input"));
+  const [signOutButton, deleteButton] = panel.querySelectorAll("button");
+  remember.checked = storage.isRemembered();
+  remember.addEventListener("change", () => {
+    storage.saveKey(storage.loadKey() ?? "", { remember: remember.checked });
+  });
+  signOutButton.addEventListener("click", () => signOut());
+  deleteButton.addEventListener("click", () => signOut({ deleteImages: true }));
   return panel;
 }

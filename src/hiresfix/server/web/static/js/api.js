@@ -1,172 +1,231 @@
-// The public API as the studio uses it: one place that knows the key, the errors and the event stream.
+// Client of the public API. Only this module knows the API key, the error format and the event stream.
 
-import { FACTS } from "./dom.js";
-import { t } from "./text.js";
-import { told } from "./told.js";
+import { PAGE_DATA } from "./dom.js";
+import { renderMessage } from "./error_messages.js";
+import { t } from "./i18n.js";
 
-const texts = FACTS.errors;
+const IMAGE_FIELD = /(^|\.)(image|file|url)$/;
+const FIELD_WITHOUT_LABEL = /(^|\.)(image|file|url|scale_factor)$|^_root$/;
+const MAX_RETRY_AFTER = 20; // seconds
+const MAX_STREAMS = 2; // browsers open six connections to a server, and images need some of them
+const FINAL_STATUSES = ["COMPLETED", "FAILED", "CANCELLED"];
 
-/** What the server, or the way to it, had against a request. `explained` is for people, `detail` the server's words. */
+/** @typedef {import("./error_messages.js").ServerMessage & { path: string }} Problem */
+
+/** An error response, or no response (status 0). `summary` is for people, `detail` is the server's message. */
 export class ApiError extends Error {
+  /**
+   * @param {number} status
+   * @param {Record<string, any>} [body]
+   * @param {number} [retryAfter] seconds
+   */
   constructor(status, body = {}, retryAfter = 0) {
     super(body.error ?? "");
     this.status = status;
-    this.code = body.code ?? "";
     this.body = body;
-    this.details = body.details ?? {};
     this.retryAfter = retryAfter;
+    /** @type {string} */
+    this.code = body.code ?? "";
+    /** @type {Problem[]} */
+    this.problems = body.problems ?? [];
   }
 
-  get explained() {
-    if (!this.status) return t("The server does not answer. Check that it runs and that you are online.");
-    const paths = Object.keys(this.details);
-    const aboutPicture = paths.length > 0 && paths.every((path) => /(^|\.)(image|file|url)$/.test(path));
-    const code = aboutPicture ? "invalid_picture" : this.code;
-    return t(texts[code] ?? texts.internal_error);
+  /** What is wrong and what to do. */
+  get summary() {
+    if (!this.status) return t("The server is not responding. Check your connection and that the server is running.");
+    const isAboutImage = this.problems.length > 0 && this.problems.every(({ path }) => IMAGE_FIELD.test(path));
+    const code = isAboutImage ? "invalid_picture" : this.code;
+    return t(PAGE_DATA.errors[code] ?? PAGE_DATA.errors.internal_error);
   }
 
-  /** In the server's own words, to be put into an element; empty where the explanation says it all. */
+  /**
+   * The server's message; empty if the summary says it all.
+   * @returns {Child}
+   */
   get detail() {
-    const lines = Object.entries(this.details).flatMap(([path, messages]) =>
-      messages.map((message) => [/(^|\.)(image|file|url|scale_factor)$|^_root$/.test(path) ? "" : `${path.split(".").pop()}: `, told(message), " "]),
-    );
     if (this.code === "insufficient_credits") {
-      return t("{required} credits are needed, {available} are there.", { required: this.body.creditsRequired, available: this.body.creditsAvailable });
+      const { creditsRequired: required, creditsAvailable: available } = this.body;
+      return t("You need {required} credits, but you have {available}.", { required, available });
     }
-    return lines.length ? lines : ["conflict", "forbidden"].includes(this.code) ? told(this.message) : "";
+    if (this.problems.length) {
+      return this.problems.map((problem) => {
+        const label = FIELD_WITHOUT_LABEL.test(problem.path) ? "" : `${problem.path.split(".").pop()}: `;
+        return [label, renderMessage(problem), " "];
+      });
+    }
+    const { reason, params } = this.body;
+    return ["conflict", "forbidden"].includes(this.code)
+      ? renderMessage({ message: this.message, reason, params })
+      : "";
   }
 
-  /** Both. */
-  get text() {
-    return [this.explained, " ", this.detail];
+  /**
+   * Summary and detail.
+   * @returns {Child}
+   */
+  get content() {
+    return [this.summary, " ", this.detail];
   }
 }
 
-let key = null;
-let onRefused = () => {};
+/** @type {string | null} */
+let apiKey = null;
+/** @type {(error: ApiError) => void} */
+let handleUnauthorized = () => {};
 
-export const setKey = (value) => (key = value);
-export const hasKey = () => key !== null;
+export function setKey(/** @type {string | null} */ key) {
+  apiKey = key;
+}
 
-/** What to do when a key that worked is refused. */
-export const whenRefused = (work) => (onRefused = work);
+export const hasKey = () => apiKey !== null;
 
-/** JSON in, JSON out. Raises ApiError. A 429 is waited for once, as long as the server says. */
-export async function call(method, path, { json, body, headers = {}, signal, patient = true, as = key } = {}) {
-  const given = { ...headers };
-  if (as) given["X-API-Key"] = as;
-  if (json !== undefined) given["Content-Type"] = "application/json";
+/** Set the handler for a 401 answer to the current key. */
+export function onUnauthorized(/** @type {(error: ApiError) => void} */ handler) {
+  handleUnauthorized = handler;
+}
+
+/**
+ * Send a request and return the parsed JSON. Waits and retries once after a 429. Throws ApiError.
+ * @param {string} method
+ * @param {string} path
+ * @param {RequestOptions} [options]
+ * @returns {Promise<any>}
+ */
+export async function call(method, path, options = {}) {
+  const { json, body, signal, retry = true, as = apiKey } = options;
+  const headers = { ...options.headers };
+  if (as) headers["X-API-Key"] = as;
+  if (json !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers: given, body: json === undefined ? body : JSON.stringify(json), signal });
+    response = await fetch(path, { method, headers, body: json === undefined ? body : JSON.stringify(json), signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0);
   }
   if (response.ok) return response.status === 204 ? null : response.json();
-  const error = await refusal(response);
-  if (error.status === 429 && patient && error.retryAfter <= 20) {
-    await pause(error.retryAfter * 1000);
-    return call(method, path, { json, body, headers, signal, patient: false, as });
+  const error = await readError(response);
+  if (error.status === 429 && retry && error.retryAfter <= MAX_RETRY_AFTER) {
+    await sleep(error.retryAfter * 1000);
+    return call(method, path, { ...options, retry: false, as });
   }
-  if (error.status === 401 && as && as === key) onRefused(error);
+  if (error.status === 401 && as && as === apiKey) handleUnauthorized(error);
   throw error;
 }
 
-export const get = (path, more) => call("GET", path, more);
-export const post = (path, json, more = {}) => call("POST", path, { ...more, json });
+/** @type {(path: string, options?: RequestOptions) => Promise<any>} */
+export const get = (path, options) => call("GET", path, options);
+/** @type {(path: string, json?: unknown, options?: RequestOptions) => Promise<any>} */
+export const post = (path, json, options = {}) => call("POST", path, { ...options, json });
+/** @type {(path: string) => Promise<any>} */
 export const remove = (path) => call("DELETE", path);
 
-async function refusal(response) {
+async function readError(/** @type {Response} */ response) {
   let body = {};
   try {
     body = await response.json();
   } catch {
-    // A proxy's page: the status says enough.
+    // The error page of a proxy: the status is enough.
   }
   return new ApiError(response.status, body, Number(response.headers.get("Retry-After")) || 1);
 }
 
-const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const sleep = (/** @type {number} */ milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-/** The same file at this page's own origin, which is where it may be read from. */
-export function here(url) {
-  const parsed = new URL(url, location.href);
-  return parsed.pathname + parsed.search;
+/** Return the URL of a file on this page's own origin, where scripts may read it. */
+export function sameOriginUrl(/** @type {string} */ url) {
+  const { pathname, search } = new URL(url, location.href);
+  return pathname + search;
 }
 
-/** A file's bytes. Raises ApiError. */
-export async function file(url) {
+/** Download a file. Throws ApiError. */
+export async function fetchFile(/** @type {string} */ url) {
   let response;
   try {
-    response = await fetch(here(url));
+    response = await fetch(sameOriginUrl(url));
   } catch {
     throw new ApiError(0);
   }
-  if (!response.ok) throw await refusal(response);
+  if (!response.ok) throw await readError(response);
   return response.blob();
 }
 
-const ENDS = ["COMPLETED", "FAILED", "CANCELLED"];
-const isFinal = (error) => [400, 401, 403, 404].includes(error.status);
-export const isOver = (job) => ENDS.includes(job.status);
+export const isFinished = (/** @type {Job} */ job) => FINAL_STATUSES.includes(job.status);
 
-const MOST_STREAMS = 2; // browsers open six connections to a server, and pictures need some
-let streams = 0;
+const isPermanent = (/** @type {ApiError} */ error) => [400, 401, 403, 404].includes(error.status);
 
-/** Tell `look` of every change of a job until it is over, by events if possible, by asking if not. Returns the end. */
-export async function follow(id, look, signal) {
-  let job = null;
-  const tell = (found) => {
-    job = found;
-    look(found);
+let openStreams = 0;
+
+/**
+ * Report every change of a job until it is finished: by events if possible, else by polling.
+ * @param {string} id
+ * @param {(job: Job) => void} onChange
+ * @param {AbortSignal} signal
+ */
+export async function watchJob(id, onChange, signal) {
+  let isOver = false;
+  const report = (/** @type {Job} */ job) => {
+    isOver = isFinished(job);
+    onChange(job);
   };
-  let wait = 1000;
-  while (!signal.aborted) {
-    if (streams < MOST_STREAMS) {
-      streams += 1;
-      try {
-        await listen(id, tell, signal);
-      } catch (error) {
-        if (signal.aborted || isFinal(error)) throw error;
-      } finally {
-        streams -= 1;
-      }
-      if (job && isOver(job)) return job;
-    }
-    await pause(wait);
-    wait = Math.min(wait * 1.5, 5000);
+  const attempt = async (/** @type {() => Promise<void>} */ read) => {
     try {
-      tell(await get(`/v2/jobs/${id}`, { signal }));
-      if (isOver(job)) return job;
+      await read();
     } catch (error) {
-      if (signal.aborted || isFinal(error)) throw error; // else: away for a moment
+      if (signal.aborted || isPermanent(error)) throw error; // otherwise the server may be back in a moment
     }
+  };
+  let delay = 1000;
+  while (!signal.aborted) {
+    if (openStreams < MAX_STREAMS) {
+      openStreams += 1;
+      await attempt(() => readEvents(id, report, signal)).finally(() => {
+        openStreams -= 1;
+      });
+      if (isOver) return;
+    }
+    await sleep(delay);
+    delay = Math.min(delay * 1.5, 5000);
+    await attempt(async () => report(await get(`/v2/jobs/${id}`, { signal })));
+    if (isOver) return;
   }
-  return job;
 }
 
-async function listen(id, tell, signal) {
-  const response = await fetch(`/v2/jobs/${id}/events`, { headers: { "X-API-Key": key, Accept: "text/event-stream" }, signal });
-  if (!response.ok) throw await refusal(response);
+/** @type {(id: string, report: (job: Job) => void, signal: AbortSignal) => Promise<void>} */
+async function readEvents(id, report, signal) {
+  const headers = { "X-API-Key": apiKey ?? "", Accept: "text/event-stream" };
+  const response = await fetch(`/v2/jobs/${id}/events`, { headers, signal });
+  if (!response.ok || !response.body) throw await readError(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
   try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      text += value;
-      const events = text.split(/\r?\n\r?\n/);
-      text = events.pop();
-      for (const event of events) {
-        const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
-        if (!data.length) continue;
-        const job = JSON.parse(data.join("\n"));
-        tell(job);
-        if (isOver(job)) return;
-      }
+    for await (const job of parseEvents(reader)) {
+      report(job);
+      if (isFinished(job)) return;
     }
   } finally {
     reader.cancel().catch(() => {});
   }
+}
+
+/**
+ * Yield the job of each server-sent event.
+ * @param {ReadableStreamDefaultReader<string>} reader
+ * @returns {AsyncGenerator<Job>}
+ */
+async function* parseEvents(reader) {
+  let buffer = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    buffer += value;
+    const events = buffer.split(/\r?\n\r?\n/);
+    buffer = events.pop() ?? "";
+    for (const data of events.map(eventData).filter(Boolean)) yield JSON.parse(data);
+  }
+}
+
+/** Return the data lines of a server-sent event. */
+function eventData(/** @type {string} */ event) {
+  const lines = event.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+  return lines.map((line) => line.slice(5).trimStart()).join("\n");
 }

@@ -1,227 +1,340 @@
-// The settings: presets, sliders and the expert drawer, all made from what GET /v2/models says, so that they cannot
-// disagree with what the server accepts.
+// The settings panel: presets, scales, sliders and expert settings, all built from GET /v2/models.
 
-import { $, FACTS, fillWith, h } from "./dom.js";
-import { number, t } from "./text.js";
+import { $, h, PAGE_DATA, setChildren } from "./dom.js";
+import { formatNumber, t } from "./i18n.js";
 
-const MAIN = ["creativity", "resemblance", "dynamic"];
+const SLIDERS = ["creativity", "resemblance", "dynamic"];
+const KEPT_ACROSS_PRESETS = ["scale_factor", "output_format", "seed"];
 
-/** What people call a parameter; its own name where nobody gave it another one. */
-export const nameOf = (param) => FACTS.names[param] ?? param.replaceAll("_", " ");
+/** Return the name of a parameter for people, or its API name if it has none. */
+export const paramLabel = (/** @type {string} */ name) => PAGE_DATA.paramNames[name] ?? name.replaceAll("_", " ");
 
-/** A parameter's value as people read it. */
-export const shown = (param, value) =>
-  typeof value === "number" ? (param === "scale_factor" ? `${value}×` : param === "seed" ? String(value) : number(value)) : FACTS.choices[value] ?? String(value);
+/** Format the value of a parameter for people. */
+export function formatValue(/** @type {string} */ name, /** @type {ParamValue} */ value) {
+  if (typeof value !== "number") return PAGE_DATA.choiceNames[value] ?? value;
+  if (name === "scale_factor") return `${value}×`;
+  return name === "seed" ? String(value) : formatNumber(value);
+}
+
+/** Select the entries of an object. */
+const filterParams = (/** @type {Params} */ params, /** @type {(name: string, value: ParamValue) => boolean} */ keep) =>
+  Object.fromEntries(Object.entries(params).filter(([name, value]) => keep(name, value)));
 
 export class Controls {
-  /** `changed(reason)` is called after every change: "model", "scale" or "value". */
-  constructor(models, { changed }) {
+  /**
+   * @param {Model[]} models
+   * @param {(reason: "model" | "scale" | "value") => void} onChange
+   */
+  constructor(models, onChange) {
     this.models = models;
-    this.changed = changed;
+    this.onChange = onChange;
     this.model = models[0];
-    this.values = {};
+    /** @type {Preset | null} */
     this.preset = null;
-    this.#buildPresets();
+    /** @type {Params} */
+    this.values = {};
+    /** @type {number | null} the first seed of seed variants */
+    this.seedBase = null;
+    this.#renderPresets();
   }
 
-  /** Restore what `state` gave, as far as it still exists. */
-  restore(state = {}) {
-    const model = this.models.find((found) => found.id === state.model) ?? this.models[0];
-    const preset = model.presets.find((found) => found.id === state.preset) ?? (state.model ? null : model.presets[0]);
-    this.#take(model, preset, state.values);
+  /** Restore what `state` returned, as far as the model and the preset still exist. */
+  restore(/** @type {ControlsState} */ state = {}) {
+    const model = this.models.find(({ id }) => id === state.model) ?? this.models[0];
+    const preset = model.presets.find(({ id }) => id === state.preset) ?? (state.model ? null : model.presets[0]);
+    this.#apply(model, preset, state.values);
   }
 
+  /** @returns {ControlsState} */
   state() {
     return { model: this.model.id, preset: this.preset?.id ?? null, values: this.values };
   }
 
-  /** Parameters to send: what differs from the defaults. */
+  /** Return the parameters to send: those that differ from the defaults. */
   params() {
-    const facts = this.model.params.properties;
-    return Object.fromEntries(Object.entries(this.values).filter(([name, value]) => value !== "" && value !== undefined && value !== facts[name]?.default));
+    return filterParams(this.values, (name, value) => value !== "" && value !== this.#schema(name)?.default);
   }
 
-  valueOf(name) {
-    return this.values[name] ?? this.model.params.properties[name]?.default;
+  #schema(/** @type {string} */ name) {
+    return this.model.params.properties[name];
   }
 
-  /** Numbers that variants can differ in. */
-  variable() {
-    return Object.entries(this.model.params.properties)
-      .filter(([name, facts]) => MAIN.includes(name) || name === "seed" || (name === "sharpen" && facts.maximum))
-      .map(([name]) => name);
+  /** Return the value of a parameter, or its default. */
+  valueOf(/** @type {string} */ name) {
+    return this.values[name] ?? this.#schema(name)?.default;
   }
 
-  /** `count` sets of parameters that differ in one. */
-  variants(count, name) {
+  get scale() {
+    return Number(this.valueOf("scale_factor"));
+  }
+
+  /** Return the parameters in which variants can differ. */
+  variantParams() {
+    const { properties } = this.model.params;
+    return Object.keys(properties).filter(
+      (name) => SLIDERS.includes(name) || name === "seed" || (name === "sharpen" && properties[name].maximum),
+    );
+  }
+
+  /** Return `count` sets of parameters that differ in one. */
+  variants(/** @type {number} */ count, /** @type {string} */ name) {
     const params = this.params();
-    if (count < 2 || !this.model.params.properties[name]) return [params];
-    return this.spread(count, name).map((value) => ({ ...params, [name]: value }));
+    if (count < 2 || !this.#schema(name)) return [params];
+    return this.variantValues(count, name).map((value) => ({ ...params, [name]: value }));
   }
 
-  spread(count, name) {
-    const { minimum = 0, maximum = 1 } = this.model.params.properties[name];
+  /** Return `count` values of a parameter, from half its present value to twice it. */
+  variantValues(/** @type {number} */ count, /** @type {string} */ name) {
+    const { minimum = 0, maximum = 1 } = this.#schema(name);
     if (name === "seed") {
-      const first = this.values.seed ?? 1 + Math.floor(Math.random() * 1e6);
-      this.firstSeed = this.values.seed === undefined ? (this.firstSeed ??= first) : first;
-      return Array.from({ length: count }, (_, index) => this.firstSeed + index);
+      const first = this.#firstSeed();
+      return Array.from({ length: count }, (_, index) => first + index);
     }
-    // From half of the present value to twice it: what people can tell apart without leaving what they chose.
-    const middle = Math.max(this.valueOf(name), minimum + (maximum - minimum) / 10);
-    const [low, high] = [Math.max(minimum, middle / 2), Math.min(maximum, middle * 2)];
-    return Array.from({ length: count }, (_, index) => Math.round((low + ((high - low) * index) / (count - 1)) * 100) / 100);
+    const middle = Math.max(Number(this.valueOf(name)), minimum + (maximum - minimum) / 10);
+    const low = Math.max(minimum, middle / 2);
+    const high = Math.min(maximum, middle * 2);
+    const round = (/** @type {number} */ value) => Math.round(value * 100) / 100;
+    return Array.from({ length: count }, (_, index) => round(low + ((high - low) * index) / (count - 1)));
   }
 
-  #buildPresets() {
+  #firstSeed() {
+    if (this.values.seed === undefined) this.seedBase ??= 1 + Math.floor(Math.random() * 1e6);
+    else this.seedBase = Number(this.values.seed);
+    return this.seedBase;
+  }
+
+  #renderPresets() {
     const entries = this.models.flatMap((model) => model.presets.map((preset) => ({ model, preset })));
-    fillWith(
+    setChildren(
       $("presets"),
       entries.map(({ model, preset }) => {
         const id = `preset-${preset.id}`;
-        const radio = h("input", { type: "radio", name: "preset", id, value: preset.id, onchange: () => this.#choose(model, preset) });
+        const onchange = () => this.#choose(model, preset);
+        const radio = h("input", { type: "radio", name: "preset", id, value: preset.id, onchange });
         return [radio, h("label", { htmlFor: id }, t(preset.label))];
       }),
     );
   }
 
-  #choose(model, preset) {
-    const kept = Object.fromEntries(["scale_factor", "output_format", "seed"].filter((name) => name in this.values && name in model.params.properties).map((name) => [name, this.values[name]]));
-    this.#take(model, preset, { ...kept, ...preset.params });
-    this.changed("model");
+  #choose(/** @type {Model} */ model, /** @type {Preset} */ preset) {
+    const kept = filterParams(
+      this.values,
+      (name) => KEPT_ACROSS_PRESETS.includes(name) && name in model.params.properties,
+    );
+    this.#apply(model, preset, { ...kept, ...preset.params });
+    this.onChange("model");
   }
 
-  #take(model, preset, values = preset?.params ?? {}) {
+  /** @type {(model: Model, preset: Preset | null, values?: Params) => void} */
+  #apply(model, preset, values = preset?.params ?? {}) {
     this.model = model;
     this.preset = preset;
-    this.values = Object.fromEntries(Object.entries(values).filter(([name]) => name in model.params.properties && name !== "image"));
+    this.values = filterParams(values, (name) => name in model.params.properties && name !== "image");
     this.#render();
   }
 
+  /**
+   * Set a parameter; `undefined` and "" reset it to its default.
+   * @param {string} name
+   * @param {ParamValue | undefined} value
+   * @param {"scale" | "value"} [reason]
+   */
   set(name, value, reason = "value") {
     if (value === "" || value === undefined || Number.isNaN(value)) delete this.values[name];
     else this.values[name] = value;
-    this.changed(reason);
-    this.#agree(name);
+    this.onChange(reason);
+    this.#syncInputs(name);
     this.#showPreset();
   }
 
-  /** What is there twice, above and among the expert settings, says the same. */
-  #agree(name) {
+  /** Update all inputs of a parameter: some have one above and one among the expert settings. */
+  #syncInputs(/** @type {string} */ name) {
     const value = this.valueOf(name);
-    const [field, range, scale] = [$(`param-${name}`), $(`main-${name}`), name === "scale_factor" && $(`scale-${value}`)];
-    if (field && field !== document.activeElement) field.value = this.values[name] ?? (field.placeholder === undefined ? value : "");
-    if (range) [range.value, range.previousElementSibling.lastChild.textContent] = [value, number(value)];
+    const field = /** @type {HTMLInputElement | null} */ ($(`param-${name}`));
+    const slider = /** @type {HTMLInputElement | null} */ ($(`main-${name}`));
+    const scale = /** @type {HTMLInputElement | null} */ (name === "scale_factor" ? $(`scale-${value}`) : null);
+    if (field && field !== document.activeElement) {
+      const shown = this.values[name] ?? (field.placeholder === undefined ? value : "");
+      field.value = String(shown);
+    }
+    if (slider) {
+      slider.value = String(value);
+      $(`main-${name}-value`).textContent = formatNumber(Number(value));
+    }
     if (scale) scale.checked = true;
   }
 
   #render() {
-    const facts = this.model.params.properties;
-    this.#renderScales(facts.scale_factor);
-    const sliders = MAIN.filter((name) => facts[name]);
-    fillWith(
-      $("sliders"),
-      sliders.length ? sliders.map((name) => this.#slider(name, facts[name])) : h("p.notice", t("This one invents nothing, so there is nothing to balance.")),
-    );
-    const expert = Object.keys(facts).filter((name) => name !== "image");
-    fillWith($("expert-fields"), this.#modelField(), expert.map((name) => this.#field(name, facts[name])), this.#reset());
+    const { properties } = this.model.params;
+    this.#renderScales(properties.scale_factor);
+    const sliders = SLIDERS.filter((name) => properties[name]);
+    const hint = t("This model adds no new detail, so there is nothing to adjust.");
+    setChildren($("sliders"), sliders.length ? sliders.map((name) => this.#slider(name)) : h("p.notice", hint));
+    const names = Object.keys(properties).filter((name) => name !== "image");
+    const fields = names.map((name) => this.#field(name));
+    setChildren($("expert-fields"), this.#modelField(), fields, this.#resetButton());
     this.#showPreset();
   }
 
   #showPreset() {
     const preset = this.preset;
-    const radio = preset && $(`preset-${preset.id}`);
+    const radio = preset && /** @type {HTMLInputElement | null} */ ($(`preset-${preset.id}`));
     if (radio) radio.checked = true;
     else for (const other of $("presets").querySelectorAll("input")) other.checked = false;
-    const own = Object.entries(this.values).some(([name, value]) => !["scale_factor", "output_format", "seed"].includes(name) && preset && (preset.params[name] ?? this.model.params.properties[name].default) !== value);
-    $("preset-help").textContent = preset ? [t(preset.description), own && t("You changed some of it.")].filter(Boolean).join(" ") : "";
+    const isChanged = preset && this.#isPresetChanged(preset);
+    const help = [preset && t(preset.description), isChanged && t("Some settings were changed.")];
+    $("preset-help").textContent = help.filter(Boolean).join(" ");
   }
 
-  #renderScales(facts) {
-    const choices = facts?.enum ?? [];
-    fillWith(
-      $("scales"),
-      choices.map((scale) => {
-        const id = `scale-${scale}`;
-        const radio = h("input", { type: "radio", name: "scale", id, value: String(scale), checked: scale === this.valueOf("scale_factor"), onchange: () => this.set("scale_factor", scale, "scale") });
-        return [radio, h("label", { htmlFor: id }, `${scale}×`)];
-      }),
+  #isPresetChanged(/** @type {Preset} */ preset) {
+    return Object.entries(this.values).some(
+      ([name, value]) =>
+        !KEPT_ACROSS_PRESETS.includes(name) && (preset.params[name] ?? this.#schema(name).default) !== value,
     );
   }
 
-  #slider(name, facts) {
+  #renderScales(/** @type {ParamSchema | undefined} */ schema) {
+    const radios = (schema?.enum ?? []).map((scale) => {
+      const id = `scale-${scale}`;
+      const checked = scale === this.valueOf("scale_factor");
+      const onchange = () => this.set("scale_factor", scale, "scale");
+      const radio = h("input", { type: "radio", name: "scale", id, value: String(scale), checked, onchange });
+      return [radio, h("label", { htmlFor: id }, `${scale}×`)];
+    });
+    setChildren($("scales"), radios);
+  }
+
+  #slider(/** @type {string} */ name) {
+    const schema = this.#schema(name);
     const id = `main-${name}`;
-    const value = this.valueOf(name);
-    const [low, high] = FACTS.ends[name];
-    return h("div.slider",
-      h("div.slider-head", h("label", { htmlFor: id }, nameOf(name)), h("output", { htmlFor: id }, number(value))),
-      h("input", { type: "range", id, min: facts.minimum, max: facts.maximum, step: stepOf(facts), value, "aria-describedby": `${id}-help`, oninput: ({ target }) => this.set(name, target.valueAsNumber) }),
+    const value = Number(this.valueOf(name));
+    const [low, high] = PAGE_DATA.sliderEnds[name];
+    const input = h("input", {
+      type: "range",
+      id,
+      min: schema.minimum,
+      max: schema.maximum,
+      step: sliderStep(schema),
+      value,
+      "aria-describedby": `${id}-help`,
+      oninput: () => {
+        this.set(name, input.valueAsNumber);
+      },
+    });
+    const label = h("label", { htmlFor: id }, paramLabel(name));
+    const output = h("output", { id: `${id}-value`, htmlFor: id }, formatNumber(value));
+    return h(
+      "div.slider",
+      h("div.slider-head", label, output),
+      input,
       h("div.slider-ends", { "aria-hidden": "true" }, h("span", low), h("span", high)),
-      h("p.visually-hidden", { id: `${id}-help` }, t(facts.description)),
+      h("p.visually-hidden", { id: `${id}-help` }, t(schema.description)),
     );
   }
 
   #modelField() {
-    const choose = ({ target }) => {
-      const model = this.models[target.selectedIndex];
+    const options = this.models.map((model) =>
+      h("option", { value: model.id, selected: model === this.model }, model.label),
+    );
+    const onchange = () => {
+      const model = this.models[select.selectedIndex];
       this.#choose(model, model.presets[0]);
       $("model").focus();
     };
-    const options = this.models.map((model) => h("option", { value: model.id, selected: model === this.model }, model.label));
-    return h("div.field", h("label", { htmlFor: "model" }, t("Model")), h("select", { id: "model", onchange: choose }, options), h("p.help", t(this.model.description)));
+    const select = h("select", { id: "model", onchange }, options);
+    const help = h("p.help", t(this.model.description));
+    return h("div.field", h("label", { htmlFor: "model" }, t("Model")), select, help);
   }
 
-  #field(name, facts) {
+  #field(/** @type {string} */ name) {
+    const schema = this.#schema(name);
     const id = `param-${name}`;
-    const help = [t(facts.description), this.#bounds(facts)].filter(Boolean).join(" ");
-    return h("div.field",
-      h("label", { htmlFor: id }, nameOf(name), " ", h("code.param", name)),
-      this.#input(id, name, facts),
+    const help = [t(schema.description), describeBounds(schema)].filter(Boolean).join(" ");
+    return h(
+      "div.field",
+      h("label", { htmlFor: id }, paramLabel(name), " ", h("code.param", name)),
+      this.#input(id, name, schema),
       h("p.help", { id: `${id}-help` }, help),
-      h("p.help.wrong", { id: `${id}-wrong`, role: "alert", hidden: true }),
+      h("p.help.error", { id: `${id}-error`, role: "alert", hidden: true }),
     );
   }
 
-  #input(id, name, facts) {
-    const described = { id, "aria-describedby": `${id}-help ${id}-wrong` };
+  /** @type {(id: string, name: string, schema: ParamSchema) => HTMLElement} */
+  #input(id, name, schema) {
+    const common = { id, "aria-describedby": `${id}-help ${id}-error` };
     const value = this.values[name];
-    if (facts.enum) {
-      return h("select", { ...described, onchange: ({ target }) => this.set(name, facts.enum[target.selectedIndex]) },
-        facts.enum.map((choice) => h("option", { value: String(choice), selected: choice === this.valueOf(name) }, shown(name, choice))));
+    const { enum: choices } = schema;
+    if (choices) {
+      const options = choices.map((choice) =>
+        h("option", { value: String(choice), selected: choice === this.valueOf(name) }, formatValue(name, choice)),
+      );
+      const onchange = () => {
+        this.set(name, choices[select.selectedIndex]);
+      };
+      const select = h("select", { ...common, onchange }, options);
+      return select;
     }
-    if (facts.type === "string") {
-      return h("textarea", { ...described, rows: 2, maxLength: facts.maxLength ?? -1, placeholder: facts.default ?? "", value: value ?? "", oninput: ({ target }) => this.set(name, target.value) });
+    const placeholder = schema.default ?? "";
+    if (schema.type === "string") {
+      const oninput = () => {
+        this.set(name, area.value);
+      };
+      const maxLength = schema.maxLength ?? -1;
+      const area = h("textarea", { ...common, rows: 2, maxLength, placeholder, value: value ?? "", oninput });
+      return area;
     }
-    const whole = facts.type === "integer";
-    return h("input", { ...described, type: "number", inputMode: whole ? "numeric" : "decimal", min: facts.minimum, max: facts.maximum, step: whole ? 1 : "any", placeholder: facts.default ?? "", value, oninput: ({ target }) => this.#number(target, name, facts) });
+    const isInteger = schema.type === "integer";
+    const input = h("input", {
+      ...common,
+      type: "number",
+      inputMode: isInteger ? "numeric" : "decimal",
+      min: schema.minimum,
+      max: schema.maximum,
+      step: isInteger ? 1 : "any",
+      placeholder,
+      value,
+      oninput: () => {
+        this.#setNumber(input, name, schema);
+      },
+    });
+    return input;
   }
 
-  #number(field, name, facts) {
-    const wrong = $(`${field.id}-wrong`);
-    const valid = field.checkValidity();
-    field.setAttribute("aria-invalid", !valid);
-    wrong.hidden = valid;
-    wrong.textContent = valid ? "" : this.#bounds(facts);
-    if (valid) this.set(name, field.value === "" ? undefined : field.valueAsNumber);
+  /** @type {(input: HTMLInputElement, name: string, schema: ParamSchema) => void} */
+  #setNumber(input, name, schema) {
+    const error = $(`${input.id}-error`);
+    const isValid = input.checkValidity();
+    input.setAttribute("aria-invalid", String(!isValid));
+    error.hidden = isValid;
+    error.textContent = isValid ? "" : describeBounds(schema);
+    if (isValid) this.set(name, input.value === "" ? undefined : input.valueAsNumber);
   }
 
-  #bounds(facts) {
-    const parts = [];
-    if (facts.minimum !== undefined && facts.maximum !== undefined && facts.maximum < 1e9) {
-      parts.push(t("From {low} to {high}.", { low: number(facts.minimum), high: number(facts.maximum) }));
-    }
-    if (facts.default !== undefined && facts.type !== "string") parts.push(t("Default: {value}.", { value: number(facts.default) }));
-    return parts.join(" ");
-  }
-
-  #reset() {
-    return h("button.button.small", { onclick: () => {
-      this.#take(this.model, this.preset ?? this.model.presets[0]);
-      this.changed("model");
-    } }, t("Back to the preset"));
+  #resetButton() {
+    const onclick = () => {
+      this.#apply(this.model, this.preset ?? this.model.presets[0]);
+      this.onChange("model");
+    };
+    return h("button.button.small", { onclick }, t("Reset to preset"));
   }
 }
 
-function stepOf(facts) {
-  const range = facts.maximum - facts.minimum;
-  return facts.type === "integer" ? 1 : range <= 3 ? 0.05 : range <= 10 ? 0.1 : 0.5;
+/** Describe the bounds and the default of a number. */
+function describeBounds(/** @type {ParamSchema} */ schema) {
+  const { minimum, maximum, default: fallback } = schema;
+  const sentences = [];
+  if (minimum !== undefined && maximum !== undefined && maximum < 1e9) {
+    sentences.push(t("From {low} to {high}.", { low: formatNumber(minimum), high: formatNumber(maximum) }));
+  }
+  if (fallback !== undefined && schema.type !== "string") {
+    sentences.push(t("Default: {value}.", { value: formatNumber(Number(fallback)) }));
+  }
+  return sentences.join(" ");
+}
+
+function sliderStep(/** @type {ParamSchema} */ { type, minimum = 0, maximum = 1 }) {
+  if (type === "integer") return 1;
+  const range = maximum - minimum;
+  if (range <= 3) return 0.05;
+  return range <= 10 ? 0.1 : 0.5;
 }

@@ -1,114 +1,179 @@
-// The history: what was made, newest first, what can still be done with it, and how long it stays.
+// The history: all runs, newest first, with what can be done with each.
 
-import { fromNow, moment } from "./account.js";
-import { here, isOver } from "./api.js";
-import { guarded } from "./bench.js";
-import { nameOf, shown } from "./controls.js";
-import { $, FACTS, fillWith, h, icon, tool } from "./dom.js";
-import { number, t } from "./text.js";
-import { told } from "./told.js";
-import { stage } from "./work.js";
+import { isFinished, sameOriginUrl } from "./api.js";
+import { formatValue, paramLabel } from "./controls.js";
+import { $, h, icon, iconButton, PAGE_DATA, setChildren } from "./dom.js";
+import { translateSentence } from "./error_messages.js";
+import { formatRelativeTime, formatSize, timeElement } from "./format.js";
+import { formatNumber, t } from "./i18n.js";
+import { statusText } from "./jobs.js";
+import { isShowable, showErrors } from "./store.js";
 
-export class History {
-  /** `deeds`: look(run), reuse(run), compare(run), cancel(run), erase(run), details(run). */
-  constructor(work, deeds) {
-    this.work = work;
-    this.deeds = deeds;
+export class HistoryList {
+  /**
+   * @param {import("./jobs.js").Jobs} jobs
+   * @param {RunActions} actions
+   */
+  constructor(jobs, actions) {
+    this.jobs = jobs;
+    this.actions = actions;
+    /** @type {Map<string, HTMLElement>} list items by job ID */
     this.items = new Map();
-    this.seen = new IntersectionObserver((entries) => {
-      for (const entry of entries) if (entry.isIntersecting) this.#loadThumbnail(entry.target);
-    }, { rootMargin: "200px" });
+    this.visibility = new IntersectionObserver((entries) => this.#onVisible(entries), { rootMargin: "200px" });
     this.loading = Promise.resolve();
   }
 
   render() {
-    const at = document.activeElement;
-    const focused = at.closest("#shots li");
-    const list = $("shots");
-    const wanted = [...this.work.runs.values()].sort((a, b) => this.#time(b) - this.#time(a)).map((run) => this.#item(run));
-    if (wanted.length !== list.children.length || wanted.some((item, index) => item !== list.children[index])) list.replaceChildren(...wanted);
-    if (focused && document.activeElement !== at) (focused.querySelector(`[data-action="${at.dataset.action}"]`) ?? focused.querySelector("[data-action]"))?.focus();
-    $("history-empty").hidden = wanted.length > 0;
+    const focused = /** @type {HTMLElement} */ (document.activeElement);
+    const focusedItem = focused.closest("#history-list li");
+    const list = $("history-list");
+    const runs = [...this.jobs.runs.values()].sort((a, b) => createdAt(b) - createdAt(a));
+    const items = runs.map((run) => this.#item(run));
+    const isSame = items.length === list.children.length && items.every((item, i) => item === list.children[i]);
+    if (!isSame) list.replaceChildren(...items);
+    if (focusedItem && document.activeElement !== focused) {
+      const sameButton = focusedItem.querySelector(`[data-action="${focused.dataset.action}"]`);
+      const button = sameButton ?? focusedItem.querySelector("[data-action]");
+      /** @type {HTMLElement | null} */ (button)?.focus();
+    }
+    $("history-empty").hidden = items.length > 0;
   }
 
-  #time(run) {
-    return run.job ? Date.parse(run.job.createdAt) : run.at;
-  }
-
-  #item(run) {
-    const job = run.job;
-    const signature = [job?.status, job?.progress, job?.queuePosition, job?.expired, run.thumb?.size, Boolean(run.error)].join();
-    const known = this.items.get(run.id);
-    if (known?.dataset.signature === signature) return known;
-    const item = known ?? h("li.shot", { "data-id": run.id });
-    item.dataset.signature = signature;
-    fillWith(item, this.#picture(run), this.#caption(run), this.#tools(run));
+  /** Return the list item of a run, rendered anew only if something in it changed. */
+  #item(/** @type {Run} */ run) {
+    const { job } = run;
+    const parts = [job?.status, job?.progress, job?.queuePosition, job?.expired, run.thumb?.size, Boolean(run.error)];
+    const version = parts.join();
+    const item = this.items.get(run.id) ?? h("li.history-item", { "data-id": run.id });
+    if (item.dataset.version === version) return item;
+    item.dataset.version = version;
+    setChildren(item, this.#thumbnail(run), caption(run), this.#buttons(run));
     this.items.set(run.id, item);
-    if (job?.status === "COMPLETED" && !job.expired) this.seen.observe(item);
+    if (isShowable(run)) this.visibility.observe(item);
     return item;
   }
 
-  #picture(run) {
-    const job = run.job;
-    const done = job?.status === "COMPLETED" && !job.expired;
-    const place = h("span.thumb", run.thumb ? h("img", { src: this.work.addressOf(`thumb-${run.id}`, run.thumb), alt: "" }) : icon("M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4"));
-    if (job && !isOver(job)) place.append(h("progress", { max: 100, value: job.progress, "aria-label": stage(job) }));
-    if (!done) return h("div.thumb-place", { "data-state": job?.status ?? "QUEUED" }, place);
-    return h("button.thumb-place", { "data-action": "look", onclick: () => guarded(() => this.deeds.look(run)), "aria-label": t("Look at {name}", { name: this.#title(run) }) }, place);
+  #thumbnail(/** @type {Run} */ run) {
+    const { job, thumb } = run;
+    const image = thumb
+      ? h("img", { src: this.jobs.objectUrl(`thumb-${run.id}`, thumb), alt: "" })
+      : icon("M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4");
+    const thumbnail = h("span.thumbnail", image);
+    if (job && !isFinished(job)) {
+      thumbnail.append(h("progress", { max: 100, value: job.progress, "aria-label": statusText(job) }));
+    }
+    if (!isShowable(run)) return h("div.thumbnail-frame", { "data-state": job?.status ?? "QUEUED" }, thumbnail);
+    const properties = {
+      "data-action": "show",
+      "aria-label": t("Show {name}", { name: title(run) }),
+      onclick: () => showErrors(() => this.actions.show(run)),
+    };
+    return h("button.thumbnail-frame", properties, thumbnail);
   }
 
-  #title(run) {
-    return run.name || t("Job {id}", { id: run.id.slice(0, 8) });
+  /** @type {(run: Run, action: keyof RunActions, label: string, path: string) => HTMLElement} */
+  #button(run, action, label, path) {
+    const onclick = () => showErrors(() => this.actions[action](run));
+    return iconButton(label, path, onclick, { "data-action": action, "aria-label": `${label}: ${title(run)}` });
   }
 
-  #caption(run) {
-    const job = run.job;
-    const size = job?.width ? `${number(job.width, 0)} × ${number(job.height, 0)}` : "";
-    const state = !job ? t("Sending …") : job.status === "COMPLETED" ? "" : FACTS.states[job.status];
-    const fate = !job || job.status !== "COMPLETED" ? "" : job.expired ? t("Files deleted") : job.expiresAt ? t("Files go {when}", { when: fromNow(job.expiresAt) }) : "";
-    return h("div.shot-text",
-      h("p.shot-name", { title: this.#title(run) }, this.#title(run)),
-      h("p.muted.small", [state, size].filter(Boolean).join(" · ")),
-      h("p.muted.small", { title: job?.expiresAt ?? "" }, fate || moment(job?.createdAt ?? new Date(run.at).toISOString())));
+  #buttons(/** @type {Run} */ run) {
+    if (!run.job || !isFinished(run.job)) {
+      return h("div.tools", this.#button(run, "cancel", t("Cancel"), "M6 6l12 12M18 6L6 18"));
+    }
+    const canShow = isShowable(run);
+    const comparePath = "M12 3v18M5 7h4v10H5zM15 7h4v10h-4z";
+    const deletePath = "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v5M14 11v5";
+    return h(
+      "div.tools",
+      this.#button(run, "reuse", t("Reuse settings"), "M4 12a8 8 0 1 1 3 6M4 19v-5h5"),
+      canShow && this.#button(run, "compare", t("Compare with the current image"), comparePath),
+      canShow && downloadLink(/** @type {FinishedRun} */ (run)),
+      this.#button(run, "showDetails", t("Details"), "M12 8v.5M12 11v6M12 3a9 9 0 1 0 .1 0"),
+      canShow && this.#button(run, "deleteFiles", t("Delete files"), deletePath),
+    );
   }
 
-  #tools(run) {
-    const job = run.job;
-    const button = (action, label, path) => tool(label, path, () => guarded(() => this.deeds[action](run)), { "data-action": action, "aria-label": `${label}: ${this.#title(run)}` });
-    if (!job || !isOver(job)) return h("div.tools", button("cancel", t("Cancel"), "M6 6l12 12M18 6L6 18"));
-    const done = job.status === "COMPLETED" && !job.expired;
-    return h("div.tools",
-      button("reuse", t("Again with changes"), "M4 12a8 8 0 1 1 3 6M4 19v-5h5"),
-      done && button("compare", t("Compare with the one shown"), "M12 3v18M5 7h4v10H5zM15 7h4v10h-4z"),
-      done && h("a.tool", { href: here(job.result.images[0]), download: "", "data-action": "download", "aria-label": `${t("Download")}: ${this.#title(run)}`, title: t("Download") }, icon("M12 4v11M7 11l5 5 5-5M5 20h14")),
-      button("details", t("Details"), "M12 8v.5M12 11v6M12 3a9 9 0 1 0 .1 0"),
-      done && button("erase", t("Delete files"), "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v5M14 11v5"));
+  #onVisible(/** @type {IntersectionObserverEntry[]} */ entries) {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) this.#loadThumbnail(/** @type {HTMLElement} */ (target));
+    }
   }
 
-  #loadThumbnail(item) {
-    const run = this.work.runs.get(item.dataset.id);
-    this.seen.unobserve(item);
-    if (!run || run.thumb) return;
-    this.loading = this.loading.then(() => this.work.small(run)).catch(() => {}); // one after another
+  #loadThumbnail(/** @type {HTMLElement} */ item) {
+    this.visibility.unobserve(item);
+    const run = this.jobs.runs.get(item.dataset.id ?? "");
+    if (!run || !isShowable(run)) return;
+    const load = () => this.jobs.loadThumbnail(/** @type {FinishedRun} */ (run));
+    this.loading = this.loading.then(load).catch(() => {}); // one after another
   }
 }
 
-/** What a job was and what became of it, as a list of facts. */
-export function facts(run, params) {
-  const job = run.job;
+const createdAt = (/** @type {Run} */ { job, at }) => (job ? Date.parse(job.createdAt) : at);
+
+const title = (/** @type {Run} */ { name, id }) => name || t("Job {id}", { id: id.slice(0, 8) });
+
+function caption(/** @type {Run} */ run) {
+  const { job } = run;
+  const size = job?.width ? formatSize(job.width, job.height) : "";
+  const created = timeElement(job?.createdAt ?? new Date(run.at).toISOString());
+  return h(
+    "div.history-text",
+    h("p.history-name", { title: title(run) }, title(run)),
+    h("p.muted.small", [stateLabel(job), size].filter(Boolean).join(" · ")),
+    h("p.muted.small", { title: job?.expiresAt ?? "" }, expiryLabel(job) || created),
+  );
+}
+
+function stateLabel(/** @type {Job | null} */ job) {
+  if (!job) return t("Sending…");
+  return job.status === "COMPLETED" ? "" : PAGE_DATA.jobStates[job.status];
+}
+
+function expiryLabel(/** @type {Job | null} */ job) {
+  if (job?.status !== "COMPLETED") return "";
+  if (job.expired) return t("Files deleted");
+  return job.expiresAt ? t("Files expire {when}", { when: formatRelativeTime(job.expiresAt) }) : "";
+}
+
+function downloadLink(/** @type {FinishedRun} */ run) {
+  const label = t("Download");
+  const properties = {
+    href: sameOriginUrl(run.job.result.images[0]),
+    download: "",
+    "data-action": "download",
+    "aria-label": `${label}: ${title(run)}`,
+    title: label,
+  };
+  return h("a.tool", properties, icon("M12 4v11M7 11l5 5 5-5M5 20h14"));
+}
+
+/**
+ * List the facts of a job: state, times, price and parameters.
+ * @param {string} id
+ * @param {Job} job
+ * @param {Params} params
+ * @returns {Child}
+ */
+export function jobDetails(id, job, params) {
+  const { seed } = job;
+  /** @type {(false | [string, Child])[]} */
   const rows = [
-    [t("Job"), [h("code", run.id), " · ", FACTS.states[job.status]]],
-    [t("Made"), moment(job.createdAt)],
-    job.width && [t("Size"), `${number(job.width, 0)} × ${number(job.height, 0)}`],
-    [t("Price"), job.status === "COMPLETED" ? number(job.creditCost) : t("given back")],
-    job.seed !== null && job.seed !== undefined && [nameOf("seed"), h("code", String(job.seed))],
-    job.expiresAt && [t("Kept until"), moment(job.expiresAt)],
+    [t("Job"), [h("code", id), " · ", PAGE_DATA.jobStates[job.status]]],
+    [t("Created"), timeElement(job.createdAt)],
+    job.width !== null && [t("Size"), formatSize(job.width, job.height)],
+    [t("Price"), job.status === "COMPLETED" ? formatNumber(job.creditCost) : t("refunded")],
+    typeof seed === "number" && [paramLabel("seed"), h("code", String(seed))],
+    job.expiresAt !== null && [t("Available until"), timeElement(job.expiresAt)],
     [t("Model"), h("code", job.model)],
-    ...Object.entries(params).filter(([name]) => name !== "seed").map(([name, value]) => [nameOf(name), shown(name, value)]),
   ];
+  for (const [name, value] of Object.entries(params)) {
+    if (name !== "seed") rows.push([paramLabel(name), formatValue(name, value)]);
+  }
+  const facts = rows.filter((row) => row !== false).map(([term, value]) => [h("dt", term), h("dd", value)]);
   return [
-    h("dl.facts", rows.filter(Boolean).flatMap(([term, value]) => [h("dt", term), h("dd", ...[value].flat())])),
-    job.error && job.status === "FAILED" && h("p.notice.bad", told(job.error)),
-    (job.metadata?.warnings ?? []).map((warning) => h("p.notice", told(warning))),
+    h("dl.facts", facts),
+    job.status === "FAILED" && h("p.notice.bad", translateSentence(job.error)),
+    (job.metadata?.warnings ?? []).map((warning) => h("p.notice", translateSentence(warning))),
   ];
 }

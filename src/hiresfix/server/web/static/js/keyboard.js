@@ -1,51 +1,62 @@
-// Everything by keyboard. Shortcuts of one key can be turned off (WCAG 2.1.4) and never act while somebody types.
+// Keyboard shortcuts. Single-key shortcuts can be turned off (WCAG 2.1.4) and are off while the user types.
 
-import { bench, remember, select, work } from "./bench.js";
-import { $, composing, open } from "./dom.js";
-import { run } from "./order.js";
-import { viewer } from "./stage.js";
+import { $, isComposing, openDialog } from "./dom.js";
+import { viewer } from "./preview.js";
+import { jobs, saveSettings, selectImage, store } from "./store.js";
+import { submitAll } from "./submit.js";
+import { PAN_STEPS } from "./viewer.js";
 
-export function listenToKeys() {
-  $("single-keys").checked = bench.singleKeys;
-  $("single-keys").addEventListener("change", () => {
-    bench.singleKeys = $("single-keys").checked;
-    remember();
+const TEXT_FIELDS = "input:not([type=range], [type=radio], [type=checkbox]), textarea, select, [contenteditable]";
+const CONTROLS = "button, a, summary, input, [role=slider]";
+
+export function listenForKeys() {
+  const checkbox = $("single-keys");
+  checkbox.checked = store.singleKeys;
+  checkbox.addEventListener("change", () => {
+    store.singleKeys = checkbox.checked;
+    saveSettings();
   });
-  // Input methods end a composition with Enter: that must not submit, whatever the browser thinks.
-  document.addEventListener("keydown", (event) => composing(event) && event.key === "Enter" && event.preventDefault(), true);
-  document.addEventListener("keydown", pressed);
-  document.addEventListener("keyup", (event) => event.key === " " && viewer.holdBefore(false));
+  // Enter ends a composition in an input method. Not all browsers keep it from submitting the form.
+  const blockEnter = (/** @type {KeyboardEvent} */ event) =>
+    isComposing(event) && event.key === "Enter" && event.preventDefault();
+  document.addEventListener("keydown", blockEnter, true);
+  document.addEventListener("keydown", onKeyDown);
+  document.addEventListener("keyup", (event) => event.key === " " && viewer.showBefore(false));
 }
 
-function pressed(event) {
-  if (composing(event) || document.querySelector("dialog[open]")) return;
-  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
+function onKeyDown(/** @type {KeyboardEvent} */ event) {
+  if (isComposing(event) || document.querySelector("dialog[open]")) return;
+  const hasModifier = event.ctrlKey || event.metaKey;
+  if (hasModifier && event.key === "Enter") {
     event.preventDefault();
-    run();
+    submitAll();
     return;
   }
-  const typing = event.target.closest("input:not([type=range], [type=radio], [type=checkbox]), textarea, select, [contenteditable]");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || !bench.singleKeys) return;
-  const onControl = event.target.closest("button, a, summary, input, [role=slider]");
-  if (command(event, onControl)) event.preventDefault();
+  const target = /** @type {Element} */ (event.target);
+  if (target.closest(TEXT_FIELDS) || hasModifier || event.altKey || !store.singleKeys) return;
+  if (runShortcut(event, Boolean(target.closest(CONTROLS)))) event.preventDefault();
 }
 
-function command(event, onControl) {
-  const arrows = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
-  if (event.shiftKey && arrows[event.key]) return viewer.pan(...arrows[event.key]) ?? true;
-  if (event.key === "?") return open($("help")) ?? true;
-  if (event.key === " " && !onControl && viewer.panes.length) return viewer.holdBefore(true) ?? true;
-  if (["ArrowLeft", "ArrowRight"].includes(event.key) && !onControl && viewer.mode === "slider" && viewer.fitted && viewer.panes.length) {
-    return viewer.setSplit(viewer.split + (event.key === "ArrowLeft" ? -2 : 2)) ?? true;
-  }
-  if (event.key.toLowerCase() === "o") return $("files").click() ?? true;
-  if (event.key === "[" || event.key === "]") return step(event.key === "[" ? -1 : 1);
-  return viewer.press(event.key);
+/** Run the shortcut of a key. Returns false if it has none. */
+function runShortcut(/** @type {KeyboardEvent} */ event, /** @type {boolean} */ isOnControl) {
+  const { key } = event;
+  const hasImage = viewer.panes.length > 0;
+  const isSlider = viewer.mode === "slider" && viewer.fitted && hasImage;
+  if (event.shiftKey && key in PAN_STEPS) viewer.pan(...PAN_STEPS[key]);
+  else if (key === "?") openDialog($("help"));
+  else if (key === " " && !isOnControl && hasImage) viewer.showBefore(true);
+  else if (key === "ArrowLeft" && !isOnControl && isSlider) viewer.setSplit(viewer.split - 2);
+  else if (key === "ArrowRight" && !isOnControl && isSlider) viewer.setSplit(viewer.split + 2);
+  else if (key.toLowerCase() === "o") $("files").click();
+  else if (key === "[") return selectNeighbour(-1);
+  else if (key === "]") return selectNeighbour(1);
+  else return viewer.handleKey(key);
+  return true;
 }
 
-function step(by) {
-  const ids = [...work.pictures.keys()];
+function selectNeighbour(/** @type {1 | -1} */ step) {
+  const ids = [...jobs.images.keys()];
   if (ids.length < 2) return false;
-  select(ids[(ids.indexOf(bench.selected) + by + ids.length) % ids.length]);
+  selectImage(ids[(ids.indexOf(store.selected ?? "") + step + ids.length) % ids.length]);
   return true;
 }

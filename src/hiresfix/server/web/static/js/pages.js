@@ -1,35 +1,47 @@
-// What the public pages gain with script: samples under a slider, and buttons that copy programs.
+// Scripts of the public pages: before/after sliders over the samples, and copy buttons for code.
 
-import { t, number } from "./text.js";
+import { formatNumber, t } from "./i18n.js";
 
-for (const figure of document.querySelectorAll("[data-compare]")) slide(figure);
-for (const button of document.querySelectorAll("[data-copy]")) offerCopy(button);
+/** @type {NodeListOf<HTMLElement>} */
+const figures = document.querySelectorAll("[data-compare]");
+/** @type {NodeListOf<HTMLButtonElement>} */
+const copyButtons = document.querySelectorAll("[data-copy]");
 
-/** Lay "before" over "after"; a range input, which keyboards and screen readers know, moves the border. */
-function slide(figure) {
+for (const figure of figures) addSlider(figure);
+for (const button of copyButtons) enableCopy(button);
+
+/** Lay "before" over "after". A range input moves the divider, because keyboards and screen readers support it. */
+function addSlider(/** @type {HTMLElement} */ figure) {
   const input = document.createElement("input");
   Object.assign(input, { type: "range", min: "0", max: "100", step: "1", value: "50" });
-  input.setAttribute("aria-label", figure.dataset.label);
+  input.setAttribute("aria-label", figure.dataset.label ?? "");
   const divider = document.createElement("div");
   divider.className = "divider";
-  const show = () => {
+  const update = () => {
     figure.style.setProperty("--at", `${input.value}%`);
-    input.setAttribute("aria-valuetext", t("{percent} % after", { percent: number(100 - input.value) }));
+    const percent = formatNumber(100 - input.valueAsNumber);
+    input.setAttribute("aria-valuetext", t("{percent}% after", { percent }));
   };
-  input.addEventListener("input", show);
+  input.addEventListener("input", update);
   figure.classList.add("live");
   figure.append(divider, input);
-  show();
+  update();
 }
 
-function offerCopy(button) {
-  if (!navigator.clipboard) return; // only where the page came over TLS or from this machine
+function enableCopy(/** @type {HTMLButtonElement} */ button) {
+  if (!navigator.clipboard) return; // exists only on https and on loopback
   const label = button.textContent;
+  const code = button.parentElement?.querySelector("code")?.textContent ?? "";
+  const copy = () =>
+    navigator.clipboard.writeText(code).then(
+      () => t("Copied"),
+      () => t("Copy failed"),
+    );
   button.hidden = false;
   button.addEventListener("click", async () => {
-    const code = button.parentElement.querySelector("code").textContent;
-    const copied = await navigator.clipboard.writeText(code).then(() => true, () => false);
-    button.textContent = copied ? t("Copied") : t("Could not copy");
-    setTimeout(() => (button.textContent = label), 2000);
+    button.textContent = await copy();
+    setTimeout(() => {
+      button.textContent = label;
+    }, 2000);
   });
 }

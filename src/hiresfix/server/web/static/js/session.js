@@ -1,107 +1,116 @@
-// Who is signed in: by a one-time link, by a key, or still from before; and signing out.
+// Signing in with a one-time link, with an API key, or with the key from an earlier visit; and signing out.
 
-import { credits } from "./account.js";
 import * as api from "./api.js";
-import { bench, redraw, say, work } from "./bench.js";
-import { $, debounced, fillWith, open } from "./dom.js";
-import * as keep from "./keep.js";
-import { t } from "./text.js";
+import { $, debounce, openDialog, setChildren } from "./dom.js";
+import { formatCredits } from "./format.js";
+import { t } from "./i18n.js";
+import * as storage from "./storage.js";
+import { jobs, redraw, showNotice, store } from "./store.js";
 
+/** Sign in if the address has a one-time token. Returns false if it has none. */
 export async function signInByLink() {
   const token = /^#signin=([\w-]+)$/.exec(location.hash)?.[1];
   if (!token) return false;
-  window.history.replaceState(null, "", location.pathname + location.search);
+  history.replaceState(null, "", location.pathname + location.search);
   try {
     const { apiKey } = await api.post("/v2/signin", { token });
-    await enter(apiKey, { remember: keep.isRemembered() });
-    say(t("You are signed in."), "good");
-    return true;
+    await startSession(apiKey, { remember: storage.isRemembered() });
+    showNotice(t("You are signed in."), "good");
   } catch (error) {
     if (!(error instanceof api.ApiError)) throw error;
-    if (!(await enterAgain())) askForKey(t("This link was used already or is too old. Get a new one with `hiresfix signin`, or use an API key.").replaceAll("`", ""));
-    return true;
+    if (!(await resumeSession())) {
+      const problem = t(
+        "This link has already been used or has expired. Get a new one with `hiresfix signin`, or use an API key.",
+      );
+      askForKey(problem.replaceAll("`", ""));
+    }
   }
+  return true;
 }
 
-export async function enterAgain() {
-  const key = keep.loadKey();
+/** Sign in with the stored key. Returns false if there is none or it is no longer valid. */
+export async function resumeSession() {
+  const key = storage.loadKey();
   if (!key) return false;
   api.setKey(key);
   try {
     await refreshMe();
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
-      keep.forgetKey();
+      storage.deleteKey();
       api.setKey(null);
       return false;
     }
-    say(error.text ?? String(error), "bad");
+    showNotice(error.content ?? String(error), "bad");
   }
   return true;
 }
 
-async function enter(key, { remember }) {
-  bench.me = await api.get("/v2/me", { as: key });
+/** @type {(key: string, options: { remember: boolean }) => Promise<void>} */
+async function startSession(key, { remember }) {
+  store.me = await api.get("/v2/me", { as: key });
   api.setKey(key);
-  keep.keepKey(key, { remember });
+  storage.saveKey(key, { remember });
   showMe();
-  work.dispatchEvent(new Event("entered"));
+  jobs.dispatchEvent(new Event("signin"));
 }
 
 export async function refreshMe() {
-  bench.me = await api.get("/v2/me");
+  store.me = await api.get("/v2/me");
   showMe();
   redraw();
 }
 
-export const refreshMeSoon = debounced(300, () => api.hasKey() && refreshMe().catch(() => {}));
+export const refreshMeSoon = debounce(300, () => api.hasKey() && refreshMe().catch(() => {}));
 
+/** Show the user's credits, or the button to sign in. */
 export function showMe() {
-  $("open-account").hidden = !bench.me;
-  $("open-signin").hidden = Boolean(bench.me);
-  if (bench.me) {
-    $("credits").textContent = credits(bench.me.team.credits);
-    $("open-account").setAttribute("aria-label", t("Account: {credits}", { credits: credits(bench.me.team.credits) }));
+  $("open-account").hidden = !store.me;
+  $("open-signin").hidden = Boolean(store.me);
+  if (store.me) {
+    const credits = formatCredits(store.me.team.credits);
+    $("credits").textContent = credits;
+    $("open-account").setAttribute("aria-label", t("Account: {credits}", { credits }));
   }
 }
 
-export function askForKey(problem = "") {
+/** Open the sign-in dialog. */
+export function askForKey(/** @type {Child} */ problem = "") {
   $("signin-error").hidden = !problem;
-  fillWith($("signin-error"), problem);
-  $("remember").checked = keep.isRemembered();
-  open($("signin"));
+  setChildren($("signin-error"), problem);
+  $("remember").checked = storage.isRemembered();
+  openDialog($("signin"));
 }
 
-export async function signIn(event) {
+export async function signIn(/** @type {Event} */ event) {
   event.preventDefault();
-  const key = $("key").value.trim();
   try {
-    await enter(key, { remember: $("remember").checked });
+    await startSession($("key").value.trim(), { remember: $("remember").checked });
     $("key").value = "";
     $("signin").close();
-    $("open-account").focus(); // what opened the dialog is gone
-    say(t("You are signed in."), "good");
+    $("open-account").focus(); // the button that opened the dialog is hidden now
+    showNotice(t("You are signed in."), "good");
   } catch (error) {
     $("signin-error").hidden = false;
-    fillWith($("signin-error"), error.text ?? String(error));
+    setChildren($("signin-error"), error.content ?? String(error));
     $("key").focus();
   }
 }
 
-export async function signOut(everything) {
-  // A key that a sign-in link made serves nobody else: it ends with the session.
-  const own = bench.me?.apiKey;
-  if (own?.name === "Studio") await api.remove(`/v2/keys/${own.id}`).catch(() => {});
-  keep.forgetKey();
+export async function signOut({ deleteImages = false } = {}) {
+  // The key of a sign-in link has no other use, so it ends with the session.
+  const key = store.me?.apiKey;
+  if (key?.name === "Studio") await api.remove(`/v2/keys/${key.id}`).catch(() => {});
+  storage.deleteKey();
   api.setKey(null);
-  bench.me = null;
-  work.leave();
-  if (everything) {
-    await keep.dropEverything();
-    for (const id of [...work.pictures.keys()]) work.removePicture(id);
+  store.me = null;
+  jobs.reset();
+  if (deleteImages) {
+    await storage.clear();
+    for (const id of [...jobs.images.keys()]) jobs.removeImage(id);
   }
   $("account").close();
   showMe();
   redraw();
-  say(t("You are signed out."));
+  showNotice(t("You are signed out."));
 }

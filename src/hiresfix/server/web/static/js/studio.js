@@ -1,145 +1,168 @@
-// The studio's entry: puts the parts together, and draws when something changed.
+// Entry point of the studio: connects the parts, and draws after changes.
 
 import { showAccount } from "./account.js";
+import * as actions from "./actions.js";
 import * as api from "./api.js";
-import { bench, guarded, remember, saved, say, selected, work } from "./bench.js";
 import { Controls } from "./controls.js";
-import * as deeds from "./deeds.js";
-import { $, arrows, open, prepareDialogs } from "./dom.js";
-import { History } from "./history.js";
-import { listenToDrops, take, takeAddress, takeSample } from "./intake.js";
-import * as keep from "./keep.js";
-import { listenToKeys } from "./keyboard.js";
-import { drawCode, drawPreview, drawVariants, listenToCode, previewKey, run, updatePreview } from "./order.js";
+import { $, enableArrowKeys, openDialog, prepareDialogs } from "./dom.js";
+import { HistoryList } from "./history.js";
+import { formatNumber, t } from "./i18n.js";
+import { listenForKeys } from "./keyboard.js";
+import { drawFilmstrip, drawPreview } from "./preview.js";
 import * as session from "./session.js";
-import { drawStage, drawStrip } from "./stage.js";
-import { number, t } from "./text.js";
+import { drawCode, listenForCode } from "./snippets.js";
+import * as storage from "./storage.js";
+import { jobs, saved, saveSettings, selectedImage, showErrors, showNotice, store } from "./store.js";
+import { drawEstimate, drawVariants, isEstimateCurrent, submitAll, updateEstimate } from "./submit.js";
+import { addFiles, addFromUrl, addSample, listenForDrops } from "./upload.js";
 
-const history = new History(work, deeds);
-let cursor = null;
+const historyList = new HistoryList(jobs, actions);
 
-async function loadHistory(after = null) {
-  work.resume();
-  cursor = await work.list(after);
-  $("more").hidden = !cursor;
+/** @type {string | null} of the next page of the history */
+let nextCursor = null;
+
+async function loadHistory(/** @type {string | null} */ cursor = null) {
+  jobs.resume();
+  nextCursor = await jobs.loadPage(cursor);
+  $("more").hidden = !nextCursor;
 }
 
 function drawAll() {
-  drawStrip();
-  drawStage();
+  drawFilmstrip();
+  drawPreview();
   drawTitle();
-  history.render();
-  if (bench.controls) drawPreview();
+  historyList.render();
+  if (store.controls) drawEstimate();
 }
 
-function drawTitle() {
-  const active = [...work.runs.values()].filter((found) => found.job && !api.isOver(found.job));
-  const least = active.length ? `${Math.min(...active.map((found) => found.job.progress))} % · ` : "";
-  document.title = least + t("Studio") + " – hiresfix";
-}
+let isDrawScheduled = false;
 
-function listen() {
-  prepareDialogs();
-  arrows($("account-tabs"));
-  listenToDrops();
-  listenToCode();
-  listenToKeys();
-  const pressed = {
-    choose: () => $("files").click(),
-    camera: () => $("capture").click(),
-    sample: takeSample,
-    "open-signin": () => session.askForKey(),
-    "open-help": () => open($("help")),
-    "open-account": () => guarded(showPanels),
-    more: () => guarded(() => loadHistory(cursor)),
-  };
-  for (const [id, deed] of Object.entries(pressed)) $(id).addEventListener("click", deed);
-  $("url-form").addEventListener("submit", takeAddress);
-  for (const id of ["files", "capture"]) {
-    $(id).addEventListener("change", async () => {
-      await take($(id).files);
-      $(id).value = "";
-    });
-  }
-  $("settings").addEventListener("submit", (event) => {
-    event.preventDefault();
-    run();
-  });
-  for (const id of ["variant-count", "variant-by"]) {
-    $(id).addEventListener("change", () => {
-      bench.varied = $("variant-by").value;
-      drawVariants();
-      drawPreview();
-    });
-  }
-  $("signin-form").addEventListener("submit", session.signIn);
-  addEventListener("hashchange", session.signInByLink);
-  api.whenRefused((error) => {
-    bench.me = null;
-    api.setKey(null);
-    keep.forgetKey();
-    session.showMe();
-    session.askForKey(error.text);
-  });
-  work.addEventListener("change", ({ detail }) => {
-    if (detail === "thumbs") history.render();
-    else drawSoon();
-  });
-  work.addEventListener("order", updatePreview);
-  work.addEventListener("entered", async () => {
-    await guarded(() => loadHistory());
-    updatePreview();
-  });
-  work.addEventListener("end", ({ detail }) => ended(detail));
-}
-
-async function showPanels() {
-  await session.refreshMe();
-  open($("account"));
-  await showAccount(bench.me);
-}
-
-let scheduled = false;
-
-/** Many changes of one moment are drawn once. */
-function drawSoon() {
-  if (scheduled) return;
-  scheduled = true;
+/** Draw once for all changes before the next frame. */
+function scheduleDraw() {
+  if (isDrawScheduled) return;
+  isDrawScheduled = true;
   requestAnimationFrame(() => {
-    scheduled = false;
+    isDrawScheduled = false;
     drawAll();
   });
 }
 
-function ended(found) {
-  session.refreshMeSoon();
-  const name = found.name || found.id.slice(0, 8);
-  if (found.job.status === "COMPLETED") say(t("Done: {name}, {width} × {height}.", { name, width: number(found.job.width, 0), height: number(found.job.height, 0) }), "good");
-  if (found.job.status === "FAILED") say(t("{name} did not work. Your credits came back.", { name }), "bad");
+/** Show the progress of the slowest job in the title. */
+function drawTitle() {
+  const active = [...jobs.runs.values()].flatMap(({ job }) => (job && !api.isFinished(job) ? [job.progress] : []));
+  const progress = active.length ? `${Math.min(...active)}% · ` : "";
+  const title = t("Studio");
+  document.title = `${progress}${title} – hiresfix`;
 }
 
-async function begin() {
-  listen();
-  const { models } = await api.get("/v2/models?modality=image");
-  bench.controls = new Controls(models, {
-    changed: (reason) => {
+function listenForClicks() {
+  /** @type {[string, () => unknown][]} */
+  const buttons = [
+    ["choose", () => $("files").click()],
+    ["camera", () => $("capture").click()],
+    ["sample", addSample],
+    ["open-signin", () => session.askForKey()],
+    ["open-help", () => openDialog($("help"))],
+    ["open-account", () => showErrors(openAccount)],
+    ["more", () => showErrors(() => loadHistory(nextCursor))],
+  ];
+  for (const [id, action] of buttons) $(id).addEventListener("click", action);
+}
+
+function listenForInput() {
+  for (const input of [$("files"), $("capture")]) {
+    input.addEventListener("change", async () => {
+      await addFiles(input.files ?? []);
+      input.value = "";
+    });
+  }
+  for (const select of [$("variant-count"), $("variant-param")]) {
+    select.addEventListener("change", () => {
+      store.variantParam = $("variant-param").value;
       drawVariants();
-      remember();
-      if (reason === "value" && bench.preview?.key === previewKey()) {
-        drawPreview();
-        drawCode();
-      } else updatePreview();
-    },
+      drawEstimate();
+    });
+  }
+  $("settings").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submitAll();
   });
-  bench.controls.restore(saved.controls);
+  $("url-form").addEventListener("submit", addFromUrl);
+  $("signin-form").addEventListener("submit", session.signIn);
+  addEventListener("hashchange", session.signInByLink);
+}
+
+function listenForChanges() {
+  api.onUnauthorized((error) => {
+    store.me = null;
+    api.setKey(null);
+    storage.deleteKey();
+    session.showMe();
+    session.askForKey(error.content);
+  });
+  jobs.addEventListener("change", (event) => {
+    const { detail } = /** @type {CustomEvent} */ (event);
+    if (detail === "thumbnails") historyList.render();
+    else scheduleDraw();
+  });
+  jobs.addEventListener("input", updateEstimate);
+  jobs.addEventListener("signin", async () => {
+    await showErrors(() => loadHistory());
+    updateEstimate();
+  });
+  jobs.addEventListener("finish", (event) => showOutcome(/** @type {CustomEvent} */ (event).detail));
+}
+
+async function openAccount() {
+  await session.refreshMe();
+  openDialog($("account"));
+  await showAccount(/** @type {Me} */ (store.me));
+}
+
+/** Show how a job ended. */
+function showOutcome(/** @type {FinishedRun} */ { id, name: imageName, job }) {
+  session.refreshMeSoon();
+  const name = imageName || id.slice(0, 8);
+  if (job.status === "COMPLETED") {
+    const size = { width: formatNumber(job.width, 0), height: formatNumber(job.height, 0) };
+    showNotice(t("Done: {name}, {width} × {height}.", { name, ...size }), "good");
+  } else if (job.status === "FAILED") {
+    showNotice(t("{name} failed. Your credits were refunded.", { name }), "bad");
+  }
+}
+
+function onSettingsChange(/** @type {"model" | "scale" | "value"} */ reason) {
   drawVariants();
-  await work.restore(saved.open ?? []);
-  if (!selected()) bench.selected = work.pictures.keys().next().value ?? null;
-  if (!(await session.signInByLink()) && (await session.enterAgain())) await guarded(() => loadHistory());
+  saveSettings();
+  if (reason === "value" && isEstimateCurrent()) {
+    drawEstimate();
+    drawCode();
+  } else {
+    updateEstimate();
+  }
+}
+
+async function start() {
+  prepareDialogs();
+  enableArrowKeys($("account-tabs"));
+  listenForDrops();
+  listenForCode();
+  listenForKeys();
+  listenForClicks();
+  listenForInput();
+  listenForChanges();
+  const { models } = await api.get("/v2/models?modality=image");
+  store.controls = new Controls(models, onSettingsChange);
+  store.controls.restore(saved.controls);
+  drawVariants();
+  await jobs.restore(saved.open ?? []);
+  if (!selectedImage()) store.selected = [...jobs.images.keys()][0] ?? null;
+  const hasLink = await session.signInByLink();
+  if (!hasLink && (await session.resumeSession())) await showErrors(() => loadHistory());
   session.showMe();
   drawAll();
-  updatePreview();
+  updateEstimate();
   document.documentElement.dataset.ready = "";
 }
 
-guarded(begin);
+showErrors(start);
