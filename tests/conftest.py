@@ -1,4 +1,4 @@
-"""Fixtures that several folders share: a real PostgreSQL, a fresh database for each test, a web of other people."""
+"""Fixtures for several folders: a real PostgreSQL, a new database for each test, an object store, web servers."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _buckets = count(1)
 
 
 def pytest_configure() -> None:
-    """A shell lets what it starts in the background ignore Ctrl-C; processes that tests start are sent one."""
+    """Handle Ctrl-C again: background processes of a shell ignore it, and tests send it to what they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOW = ("browser", "chaos", "cli/test_cli.py", "conformance", "docs", "journey", "server/database/test_embedded",
         "test_install.py", "training")  # fmt: skip
-"""Folders and files of tests that start many processes or run whole jobs; `make quick` leaves them out."""
+"""Tests that start many processes or run whole jobs; `make quick` skips them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,21 +64,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every HTTP client reads all authorities it trusts, some 150, which costs more than most requests here.
+    """Trust one certificate authority only, here and in child processes.
 
-    No test asks a server beyond this machine, so one will do; for the processes that tests start, too.
+    Every HTTP client loads all trusted authorities, about 150, which takes longer than most requests of the tests.
+    Tests use local servers only, so one is enough.
     """
-    everybody, end = Path(certifi.where()).read_text(encoding="utf-8"), "-----END CERTIFICATE-----\n"
-    one = tmp_path_factory.mktemp("trust") / "authority.pem"
-    one.write_text(everybody[everybody.index("-----BEGIN") : everybody.index(end)] + end)
+    bundle, end = Path(certifi.where()).read_text(encoding="utf-8"), "-----END CERTIFICATE-----\n"
+    authority = tmp_path_factory.mktemp("trust") / "authority.pem"
+    authority.write_text(bundle[bundle.index("-----BEGIN") : bundle.index(end)] + end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(one))
+        patch.setenv("SSL_CERT_FILE", str(authority))
         yield
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a server: HIRESFIX_TEST_DATABASE_URL, or an embedded one of this session's own."""
+    """Return a server's URL: HIRESFIX_TEST_DATABASE_URL, or an embedded server for this session."""
     if url := os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
         yield url
         return
@@ -87,14 +88,14 @@ def postgres() -> Iterator[str]:
     home = reachable_folder()
     try:
         with embedded.acquire(home) as server:
-            _hurry(server.url)
+            _disable_durability(server.url)
             yield server.url
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _hurry(url: str) -> None:
-    """Let a server of the tests forget everything in a crash: creating a database costs a third."""
+def _disable_durability(url: str) -> None:
+    """Turn off crash safety, which the tests do not need: creating a database then takes a third of the time."""
     with psycopg.connect(url, autocommit=True) as admin:
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             admin.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
@@ -103,7 +104,7 @@ def _hurry(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def template_database(postgres: str) -> str:
-    """A migrated, empty database that others are copied from."""
+    """Create a migrated, empty database to copy others from, and return its name."""
     from hiresfix.server.database import schema
 
     name = f"hiresfix_template_{os.getpid()}"
@@ -115,14 +116,14 @@ def template_database(postgres: str) -> str:
 
 @pytest.fixture
 def database_url(postgres: str, template_database: str) -> Iterator[str]:
-    """A migrated database of this test's own."""
+    """Return the URL of a migrated database for this test alone."""
     with own_database(postgres, template=template_database) as url:
         yield url
 
 
 @contextlib.contextmanager
 def own_database(server: str, *, template: str = "template1") -> Iterator[str]:
-    """URL of a new database: a copy of `template`, by default empty. It goes at the end, whoever is still in it."""
+    """Create a copy of `template`, by default empty, and yield its URL. Drop it at the end despite open connections."""
     name = f"hiresfix_test_{os.getpid()}_{next(_databases)}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, template))))
@@ -137,19 +138,22 @@ def database_named(url: str, name: str) -> str:
 
 
 def postgres_programs() -> Path:
-    """Folder of programs as new as the tests' server (older ones refuse it): the embedded server's own, or Debian's."""
+    """Return the folder of PostgreSQL programs that match the tests' server; older ones refuse to connect.
+
+    These are the embedded server's own programs, or Debian's.
+    """
     from hiresfix.server.database.embedded import programs
 
     if not os.environ.get("HIRESFIX_TEST_DATABASE_URL"):
         return programs.installation() / "bin"
-    debians = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"), key=lambda path: int(path.parts[4]))
-    if not debians:
+    candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"), key=lambda path: int(path.parts[4]))
+    if not candidates:
         pytest.skip("pg_dump is not installed: apt-get install postgresql-client")
-    return debians[-1].parent
+    return candidates[-1].parent
 
 
 def reachable_folder() -> Path:
-    """A temporary folder that the system user of an embedded PostgreSQL can enter, as pytest's own cannot."""
+    """Return a temporary folder that the system user of an embedded PostgreSQL can enter, unlike pytest's folders."""
     folder = Path(tempfile.mkdtemp(prefix="hiresfix-test-"))
     folder.chmod(0o755)
     return folder
@@ -164,7 +168,7 @@ def home() -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """An empty private bucket of an object store that speaks S3, and the variables by which processes find it."""
+    """An empty private bucket of an S3 object store, and the environment variables for it."""
 
     endpoint: str
     name: str
@@ -185,7 +189,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
-    """Endpoint of moto's S3, over real HTTP."""
+    """Return the endpoint of moto's S3, over real HTTP."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -197,16 +201,16 @@ def object_store() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A bucket of this test's own, whose variables are set."""
-    made = Bucket(endpoint=object_store, name=f"pictures-{next(_buckets)}")
-    httpx.put(f"{made.endpoint}/{made.name}", timeout=60).raise_for_status()
-    for variable, value in made.environment.items():
+    """Return a bucket for this test alone, with its variables set."""
+    bucket = Bucket(endpoint=object_store, name=f"images-{next(_buckets)}")
+    httpx.put(f"{bucket.endpoint}/{bucket.name}", timeout=60).raise_for_status()
+    for variable, value in bucket.environment.items():
         monkeypatch.setenv(variable, value)
-    return made
+    return bucket
 
 
 def png(width: int, height: int, *, seed: int = 7) -> bytes:
-    """A small picture with structure: smooth colour, an edge and some texture."""
+    """Return a small PNG with structure: smooth colour, an edge and some texture."""
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(seed).normal(0, 8, (height, width))
     base = 96 + 64 * np.sin(x / 9) + 40 * (x + y > (width + height) / 2) + noise
@@ -218,13 +222,13 @@ def png(width: int, height: int, *, seed: int = 7) -> bytes:
 
 @dataclass
 class Site:
-    """Somebody else's web server on loopback: serves `pages`, collects what is posted to it."""
+    """A third-party web server on loopback: serves `pages` and collects what is posted to it."""
 
     url: str = ""
     pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     answers: list[int] = field(default_factory=list)
-    """Statuses for the next posts, then 200."""
+    """Statuses of the answers to the next posts; after these, 200."""
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
 
@@ -264,12 +268,12 @@ def _handler(site: Site) -> Callable[..., BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    found = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(found))
-    found.url = f"http://127.0.0.1:{server.server_port}"
+    site = Site()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(site))
+    site.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
-    yield found
+    yield site
     server.shutdown()
     server.server_close()
     thread.join()
@@ -277,8 +281,8 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def live_server(postgres: str, template_database: str) -> Iterator[LiveServer]:
-    """A real API process for a module's tests, without a worker."""
-    from tests.live_server import run_live_server  # here, because it imports the server
+    """Start a real API process for a module's tests, without a worker."""
+    from tests.live_server import run_live_server  # not at the top: it imports the server
 
     with run_live_server(postgres, template_database) as server:
         yield server
@@ -286,6 +290,6 @@ def live_server(postgres: str, template_database: str) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def fake_server() -> Iterator[FakeServer]:
-    """An HTTP server that answers by a function."""
+    """Start an HTTP server that answers by a function."""
     with run_fake_server() as server:
         yield server

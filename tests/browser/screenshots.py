@@ -1,4 +1,4 @@
-"""Pictures of every page in every language, to be looked at.
+"""Take screenshots of every page in every language.
 
     python -m tests.browser.screenshots URL
 
@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from hiresfix.server.web import pages
 from hiresfix.server.web.languages import LANGUAGES
-from tests.browser.conftest import CHROMIUM
+from tests.browser.visit import CHROMIUM
 
 FOLDER = Path(__file__).parents[2] / "docs" / "img" / "pages"
 DESKTOP, PHONE = (1280, 1500), (360, 900)
@@ -30,10 +30,10 @@ def main(url: str) -> None:
         for path in pages.paths():
             name = path.strip("/").replace("/", "-") or "front"
             for language in LANGUAGES:
-                where = url.rstrip("/") + language.path(path)
-                take(browser, where, DESKTOP, f"{name}-{language.code}", dark=False)
+                address = url.rstrip("/") + language.path(path)
+                take(browser, address, DESKTOP, f"{name}-{language.code}", dark=False)
                 if path.count("/") == 2:
-                    take(browser, where, PHONE, f"{name}-{language.code}-phone", dark=True)
+                    take(browser, address, PHONE, f"{name}-{language.code}-phone", dark=True)
         browser.close()
 
 
@@ -41,8 +41,8 @@ def take(browser: Browser, url: str, size: tuple[int, int], name: str, *, dark: 
     scheme = "dark" if dark else "light"
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)  # type: ignore[arg-type] # one of two literals
     page.goto(url, wait_until="networkidle")
-    with Image.open(io.BytesIO(page.screenshot())) as picture:
-        picture.convert("RGB").save(FOLDER / f"{name}.webp", quality=80, method=6)
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        image.convert("RGB").save(FOLDER / f"{name}.webp", quality=80, method=6)
     page.close()
 
 

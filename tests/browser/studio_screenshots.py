@@ -1,9 +1,9 @@
-"""Pictures of the studio for the documents and for looking at, taken from a running server.
+"""Take screenshots of a running studio, for the documentation.
 
     hiresfix serve --port 8000 &
     python -m tests.browser.studio_screenshots http://127.0.0.1:8000 API_KEY docs/img/studio
 
-Every state once and the main ones in every language, window size and theme. It makes four jobs of the sample picture.
+Every state once and the main ones in every language, window size and theme. It runs four jobs with the sample image.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.conftest import CHROMIUM
+from tests.browser.visit import CHROMIUM
 
-LONG = 600_000
+JOB_TIMEOUT = 600_000
 QUALITY = 82
 
 
-class Shots:
-    """One browser that stays signed in; `take` saves what it shows."""
+class Screenshots:
+    """A browser that stays signed in; `take` saves its screen."""
 
     def __init__(self, browser: Browser, url: str, key: str, folder: Path) -> None:
         self._url, self._folder = url, folder
@@ -38,21 +38,21 @@ class Shots:
         self.page.goto(self._url + path)
         expect(self.page.locator("html[data-ready]")).to_be_attached()
 
-    def take(self, name: str, **how: Any) -> None:
+    def take(self, name: str, **options: Any) -> None:
         self.page.wait_for_timeout(700)
-        with Image.open(io.BytesIO(self.page.screenshot(**how))) as shot:
-            shot.save(self._folder / f"{name}.webp", quality=QUALITY, method=6)
+        with Image.open(io.BytesIO(self.page.screenshot(**options))) as image:
+            image.save(self._folder / f"{name}.webp", quality=QUALITY, method=6)
         print(name, flush=True)
 
     def wait_for_result(self, panes: int) -> None:
-        expect(self.page.locator(f"#viewer[data-count='{panes}']")).to_be_visible(timeout=LONG)
+        expect(self.page.locator(f"#viewer[data-count='{panes}']")).to_be_visible(timeout=JOB_TIMEOUT)
 
 
 def main(url: str, key: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shots = Shots(browser, url, key, folder)
+        shots = Screenshots(browser, url, key, folder)
         page = shots.page
         shots.open()
         shots.take("empty")
@@ -60,7 +60,7 @@ def main(url: str, key: str, folder: Path) -> None:
         page.locator("label[for=preset-landscape]").click()
         expect(page.locator("#estimate")).to_contain_text("credits")
         page.locator("#run").click()
-        expect(page.locator("#active-jobs progress[value]")).to_be_visible(timeout=LONG)
+        expect(page.locator("#active-jobs progress[value]")).to_be_visible(timeout=JOB_TIMEOUT)
         shots.take("working")
         shots.wait_for_result(2)
         shots.take("compare", full_page=True)
@@ -79,7 +79,7 @@ def main(url: str, key: str, folder: Path) -> None:
         browser.close()
 
 
-def panels(shots: Shots) -> None:
+def panels(shots: Screenshots) -> None:
     page = shots.page
     for name, language in (("credits", "en"), ("keys", "ja"), ("webhooks", "ko")):
         shots.open(f"/{language}/studio")
@@ -95,7 +95,7 @@ def panels(shots: Shots) -> None:
     shots.take("expert")
 
 
-def variants(shots: Shots) -> None:
+def variants(shots: Screenshots) -> None:
     page = shots.page
     shots.open(dark=True)
     page.locator("#variants summary").click()

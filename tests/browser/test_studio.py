@@ -1,4 +1,4 @@
-"""The studio as people use it: a real browser, a real server, real pictures, a worker that really enlarges them."""
+"""The studio from end to end: a real browser, server, worker and images."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from playwright.sync_api import expect
 
 from hiresfix.server.accounts import authentication, login_links
 from hiresfix.server.database.pool import Database
-from tests.browser.bench import Bench, bench, photo
-from tests.browser.conftest import needs_browser
+from tests.browser.studio_page import StudioPage
+from tests.browser.visit import needs_browser
 from tests.conftest import Site
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
-__all__ = ["bench", "photo"]
-
 pytestmark = needs_browser
 
 
-def link(server: Service) -> str:
-    async def offer() -> str:
+def sign_in_path(server: Service) -> str:
+    """Create a sign-in link and return its path."""
+
+    async def create_link() -> str:
         async with Database(server.database_url, max_size=1) as database, database.transaction() as tx:
             owner = await authentication.first_owner(tx)
             return await login_links.create(tx, owner, valid_for=timedelta(minutes=5), actor="os:tester")
 
-    with ThreadPoolExecutor(1) as apart:  # this thread has Playwright's event loop
-        token = apart.submit(lambda: asyncio.run(offer())).result()
+    with ThreadPoolExecutor(1) as executor:  # Playwright's event loop runs in this thread
+        token = executor.submit(lambda: asyncio.run(create_link())).result()
     return login_links.url(server.url, token).removeprefix(server.url)
 
 
 @pytest.fixture
 def paused(working: Service) -> Iterator[Callable[[], None]]:
-    """The worker does nothing, until what is given is called."""
+    """Pause the worker; calling the fixture resumes it."""
     (worker,) = [psutil.Process(process.pid) for process in working.processes if "worker" in process.args]  # type: ignore[operator]  # a list of words
     worker.send_signal(signal.SIGSTOP)
     yield lambda: worker.send_signal(signal.SIGCONT)
     worker.send_signal(signal.SIGCONT)
 
 
-def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench()
-    address = link(studio.server)
-    studio.arrive(address, signed_in=False)
+def test_first_visitor_upscales_with_the_mouse(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio()
+    address = sign_in_path(studio.server)
+    studio.open(address, signed_in=False)
     page = studio.page
     expect(studio.at("#notice")).to_have_text("You are signed in.")
     assert "signin" not in page.url
     expect(studio.at("#open-account")).to_contain_text("credits")
-    studio.has_no_violations()
+    studio.expect_accessible()
 
     before = studio.credits
     with page.expect_file_chooser() as chooser:
@@ -69,7 +69,7 @@ def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., 
     chooser.value.set_files(photo)
     expect(studio.at("#estimate")).to_contain_text("48 × 36 → 96 × 72")
     expect(studio.at("#estimate")).to_contain_text("3 credits")
-    studio.choose("faithful")
+    studio.choose_preset("faithful")
     expect(studio.at("#estimate")).to_contain_text("1 credit")
     studio.run()
     studio.wait_for_result()
@@ -91,22 +91,22 @@ def test_a_first_visitor_enlarges_a_picture_with_the_mouse(bench: Callable[..., 
     assert int(handle.get_attribute("aria-valuenow") or 0) > 55
     view = studio.at(".surface").bounding_box()
     assert view
-    page.mouse.click(view["x"] + view["width"] * 0.3, view["y"] + 60)  # does what dragging does
+    page.mouse.click(view["x"] + view["width"] * 0.3, view["y"] + 60)  # the alternative to dragging
     assert handle.get_attribute("aria-valuenow") == "30"
-    studio.has_no_violations()
+    studio.expect_accessible()
     with page.expect_download() as download:
         studio.at("#toolbar a[download]").click()
     with Image.open(download.value.path()) as result:
         assert result.size == (96, 72)
 
-    again = bench()
-    again.arrive(address, signed_in=False)
+    again = new_studio()
+    again.open(address, signed_in=False)
     expect(again.at("#signin-error")).to_contain_text("already been used")
     again.forgive("401")
 
 
-def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench().arrive(signed_in=False)
+def test_keyboard_alone_is_enough(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio().open(signed_in=False)
     keys = studio.page.keyboard
     studio.at("#open-signin").focus()
     keys.press("Enter")
@@ -146,7 +146,7 @@ def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) 
     expect(studio.at("#viewer")).not_to_have_attribute("data-before", "")
     keys.press("?")
     expect(studio.at("#help")).to_be_visible()
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.at("#single-keys").focus()
     keys.press("Space")
     keys.press("Escape")
@@ -155,66 +155,66 @@ def test_the_keyboard_alone_is_enough(bench: Callable[..., Bench], photo: Path) 
     expect(studio.at("#viewer")).to_have_attribute("data-mode", "slider")
 
 
-def test_zoom_and_pan_move_both_pictures_alike_up_to_800_percent(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench().arrive()
-    studio.bring(photo)
-    studio.choose("line-art")
-    studio.at("label[for=scale-8]").click()  # large enough not to be shown at 800 % from the start
+def test_zoom_and_pan_keep_both_images_aligned(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio().open()
+    studio.add_images(photo)
+    studio.choose_preset("line-art")
+    studio.at("label[for=scale-8]").click()  # too large to be shown at 800% from the start
     studio.run()
     studio.wait_for_result()
     page = studio.page
     box = studio.at(".surface").bounding_box()
     assert box
-    seen = [studio.transforms]
+    transforms = [studio.transforms]
 
-    def moved() -> None:
-        wait_until(lambda: studio.transforms != seen[-1])
-        seen.append(studio.transforms)
+    def wait_for_move() -> None:
+        wait_until(lambda: studio.transforms != transforms[-1])
+        transforms.append(studio.transforms)
 
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)  # on the handle, where it was left
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 150)  # on the handle
     page.mouse.wheel(0, -100)
-    moved()
+    wait_for_move()
     page.mouse.move(box["x"] + 200, box["y"] + 150)
     page.mouse.wheel(0, -200)
-    moved()
+    wait_for_move()
     page.mouse.down()
     page.mouse.move(box["x"] + 120, box["y"] + 90)
     page.mouse.up()
-    moved()
+    wait_for_move()
     page.keyboard.press("Shift+ArrowRight")
-    moved()
-    before, after = (float(at[-1].split(",")[-2]) for at in seen[-2:])
+    wait_for_move()
+    before, after = (float(at[-1].split(",")[-2]) for at in transforms[-2:])
     assert before - after == pytest.approx(60)
     studio.at(".tool[data-mode=side]").click()
     page.keyboard.press("+")
-    moved()
+    wait_for_move()
     page.keyboard.press("8")
-    moved()
+    wait_for_move()
     page.keyboard.press("+")
     assert studio.zoom == 800
     page.keyboard.press("0")
-    moved()
-    assert [first for first, _ in seen] == [second for _, second in seen]
+    wait_for_move()
+    assert [first for first, _ in transforms] == [second for _, second in transforms]
     page.keyboard.press("f")
     page.wait_for_function("document.fullscreenElement?.id === 'preview'")
     page.keyboard.press("f")
     page.wait_for_function("document.fullscreenElement === null")
 
 
-def test_on_a_phone_everything_fits_and_the_button_stays_in_sight(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench(width=360, height=740, has_touch=True, is_mobile=True, locale="ko-KR").arrive()
+def test_studio_works_on_a_phone(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio(width=360, height=740, has_touch=True, is_mobile=True, locale="ko-KR").open()
     assert studio.at("html").get_attribute("lang") == "ko"
     expect(studio.at("#camera")).to_be_visible()
     assert studio.at("#capture").get_attribute("capture") == "environment"
-    studio.does_not_scroll_sideways()
-    studio.bring(photo)
-    studio.choose("text")
+    studio.expect_no_horizontal_scroll()
+    studio.add_images(photo)
+    studio.choose_preset("text")
     expect(studio.at("#run")).to_be_in_viewport()
-    studio.does_not_scroll_sideways()
+    studio.expect_no_horizontal_scroll()
     studio.at("#run").tap()
     studio.wait_for_result()
-    studio.does_not_scroll_sideways()
-    studio.has_no_violations()
+    studio.expect_no_horizontal_scroll()
+    studio.expect_accessible()
     small = """elements => elements.map(element => element.getBoundingClientRect())
         .filter(box => box.width && (box.width < 24 || box.height < 24)).length"""
     assert (
@@ -225,68 +225,66 @@ def test_on_a_phone_everything_fits_and_the_button_stays_in_sight(bench: Callabl
     )
     studio.at("#open-account").tap()
     expect(studio.at("#account .balance")).to_be_visible()
-    studio.does_not_scroll_sideways()
+    studio.expect_no_horizontal_scroll()
 
 
-def test_in_japanese_it_speaks_japanese_and_enter_belongs_to_the_input_method(
-    bench: Callable[..., Bench], photo: Path
-) -> None:
-    studio = bench(dark=True).arrive("/ja/studio", signed_in=False)
+def test_japanese_studio_respects_the_input_method(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio(dark=True).open("/ja/studio", signed_in=False)
     assert studio.at("html").get_attribute("lang") == "ja"
     studio.at("#open-signin").click()
     studio.at("#key").fill("afk_" + "0" * 40)
     studio.page.keyboard.press("Enter")
     expect(studio.at("#signin-error")).to_contain_text("API キー")
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.forgive("401")
     studio.at("#key").fill(studio.server.key)
     studio.page.keyboard.press("Enter")
     expect(studio.at("#notice")).to_have_text("サインインしました。")
-    assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None  # nobody asked for more than the tab
+    assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None  # for this tab only
     enter = "{key: 'Enter', isComposing: true, bubbles: true, cancelable: true}"
     composing = f"field => field.dispatchEvent(new KeyboardEvent('keydown', {enter}))"
     studio.at("#expert summary").click()
     assert studio.at("#param-seed").evaluate(composing) is False  # prevented: nothing is submitted
-    studio.bring(photo)
-    studio.choose("line-art")
+    studio.add_images(photo)
+    studio.choose_preset("line-art")
     expect(studio.at("#estimate")).to_contain_text("1 クレジット")
     studio.run()
     studio.wait_for_result()
     expect(studio.at("#notice")).to_contain_text("完了")
     expect(studio.at(".view:nth-child(2) .tag")).to_have_text("処理後")
-    studio.has_no_violations()
+    studio.expect_accessible()
     visible = studio.at("main").inner_text()
     assert not any(word in visible for word in ("Creativity", "History", "credit", "Before"))
-    expect(studio.at("#run")).to_have_text("拡大する")
+    expect(studio.at("#run")).to_have_text("アップスケール")
 
 
-def test_a_job_goes_on_over_a_reload_in_another_language(
-    bench: Callable[..., Bench], photo: Path, paused: Callable[[], None]
+def test_job_survives_reload_in_another_language(
+    new_studio: Callable[..., StudioPage], photo: Path, paused: Callable[[], None]
 ) -> None:
-    studio = bench().arrive()
-    studio.bring(photo)
-    studio.choose("line-art")
+    studio = new_studio().open()
+    studio.add_images(photo)
+    studio.choose_preset("line-art")
     studio.run()
     expect(studio.at("#active-jobs")).to_contain_text("queue")
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.page.goto(f"{studio.server.url}/ko/studio")
-    studio.ready()
-    expect(studio.at("#active-jobs")).to_contain_text("다음 차례예요")
+    studio.wait_until_ready()
+    expect(studio.at("#active-jobs")).to_contain_text("다음 차례")
     expect(studio.at("#preset-line-art")).to_be_checked()
     paused()
     studio.wait_for_result()
     studio.page.reload()
-    studio.ready()
-    studio.wait_for_result()  # picture and result are still there
+    studio.wait_until_ready()
+    studio.wait_for_result()  # image and result are still there
     assert studio.at(".view:nth-child(1) img").evaluate("image => image.naturalWidth") == 48
 
 
-def test_cancelling_gives_the_credits_back_and_says_so(
-    bench: Callable[..., Bench], photo: Path, paused: Callable[[], None]
+def test_cancelling_refunds_the_credits(
+    new_studio: Callable[..., StudioPage], photo: Path, paused: Callable[[], None]
 ) -> None:
-    studio = bench().arrive()
+    studio = new_studio().open()
     before = studio.credits
-    studio.bring(photo)
+    studio.add_images(photo)
     expect(studio.at("#estimate")).to_contain_text("3 credits")
     studio.run()
     cancel = studio.at("#active-jobs button", has_text="Cancel")
@@ -301,29 +299,25 @@ def test_cancelling_gives_the_credits_back_and_says_so(
     assert studio.credits == before
 
 
-def test_a_refused_file_shows_the_reason_in_the_readers_language_and_costs_nothing(
-    bench: Callable[..., Bench], tmp_path: Path
-) -> None:
-    studio = bench(locale="ko-KR").arrive()
+def test_rejected_file_is_explained_and_costs_nothing(new_studio: Callable[..., StudioPage], tmp_path: Path) -> None:
+    studio = new_studio(locale="ko-KR").open()
     before = studio.credits
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     studio.at("#files").set_input_files(tmp_path / "notes.txt")
-    expect(studio.at("#notice")).to_contain_text("이미지가 아니에요.")
+    expect(studio.at("#notice")).to_contain_text("이미지가 아닙니다.")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"rubbish" * 50)
     studio.at("#files").set_input_files(tmp_path / "broken.png")
-    expect(studio.at("#estimate")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
+    expect(studio.at("#estimate")).to_contain_text("이 파일은 이미지로 사용할 수 없습니다.")
     expect(studio.at("#estimate")).to_contain_text("PNG 파일이 손상되었거나")
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.run()
-    expect(studio.at("#notice")).to_contain_text("이 파일은 이미지로 쓸 수 없어요.")
+    expect(studio.at("#notice")).to_contain_text("이 파일은 이미지로 사용할 수 없습니다.")
     assert studio.credits == before
     studio.forgive("400")
 
 
-def test_an_address_is_fetched_by_the_server_and_a_dead_one_says_so(
-    bench: Callable[..., Bench], photo: Path, site: Site
-) -> None:
-    studio = bench().arrive()
+def test_url_is_fetched_or_its_error_shown(new_studio: Callable[..., StudioPage], photo: Path, site: Site) -> None:
+    studio = new_studio().open()
     address = site.add("/far/colosseum.png", photo.read_bytes())
     studio.at("#url").fill(f"{address}.gone")
     studio.page.keyboard.press("Enter")
@@ -335,10 +329,10 @@ def test_an_address_is_fetched_by_the_server_and_a_dead_one_says_so(
     assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 48
 
 
-def test_the_copied_code_runs(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench(permissions=["clipboard-read", "clipboard-write"]).arrive()
-    studio.bring(photo)
-    studio.choose("text")
+def test_copied_code_runs(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio(permissions=["clipboard-read", "clipboard-write"]).open()
+    studio.add_images(photo)
+    studio.choose_preset("text")
     expect(studio.at("#estimate")).to_contain_text("1 credit")
     studio.at("#code summary").click()
 
@@ -370,10 +364,10 @@ def test_the_copied_code_runs(bench: Callable[..., Bench], photo: Path) -> None:
     assert httpx.get(result.stdout.strip()).headers["content-type"] == "image/png", result.stderr
 
 
-def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench().arrive()
-    studio.bring(photo)
-    studio.choose("line-art")
+def test_variants_are_shown_and_compared(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio().open()
+    studio.add_images(photo)
+    studio.choose_preset("line-art")
     studio.at("#variants summary").click()
     studio.at("#variant-count").select_option("3")
     expect(studio.at("#run")).to_have_text("Create 3 variants")
@@ -381,7 +375,7 @@ def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable
     studio.run()
     studio.wait_for_result(panes=4)
     expect(studio.at(".view .tag")).to_have_text(["Before", "Sharpening 0.5", "Sharpening 1.25", "Sharpening 2"])
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.at(".view button.tag", has_text="1.25").click()
     studio.wait_for_result(panes=2)
     chooser = studio.at("[data-side=left]")
@@ -390,45 +384,47 @@ def test_variants_stand_side_by_side_and_any_two_can_be_compared(bench: Callable
     assert studio.at(".view:nth-child(1) img").evaluate("image => image.naturalWidth") == 96
 
 
-def test_history_reuses_settings_and_deletes_files(bench: Callable[..., Bench], photo: Path) -> None:
-    studio = bench().arrive()
-    studio.bring(photo)
-    studio.choose("text")
+def test_history_reuses_settings_and_deletes_files(new_studio: Callable[..., StudioPage], photo: Path) -> None:
+    studio = new_studio().open()
+    studio.add_images(photo)
+    studio.choose_preset("text")
     studio.run()
     studio.wait_for_result()
-    shot = studio.at("#history-list li").first
-    expect(shot.locator("img")).to_be_visible()
-    expect(shot).to_contain_text("Files expire in 8")  # 89 days, or 90
-    studio.choose("general")
-    shot.locator("[data-action=reuse]").click()
+    item = studio.at("#history-list li").first
+    expect(item.locator("img")).to_be_visible()
+    expect(item).to_contain_text("Files expire in 8")  # 89 days, or 90
+    studio.choose_preset("general")
+    item.locator("[data-action=reuse]").click()
     expect(studio.at("#preset-text")).to_be_checked()
     expect(studio.at("#param-sharpen")).to_have_value("1")
-    shot.locator("[data-action=showDetails]").click()
+    item.locator("[data-action=showDetails]").click()
     expect(studio.at("#details-body")).to_contain_text("Sharpening")
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.page.keyboard.press("Escape")
     studio.page.on("dialog", lambda dialog: dialog.accept())
-    shot.locator("[data-action=deleteFiles]").press("Enter")
-    expect(shot).to_contain_text("Files deleted")
-    expect(shot.locator(":focus")).to_have_count(1)  # the button is gone, the place is not
+    item.locator("[data-action=deleteFiles]").press("Enter")
+    expect(item).to_contain_text("Files deleted")
+    expect(item.locator(":focus")).to_have_count(1)  # the button is gone, but its item keeps the focus
     expect(studio.at("#viewer")).to_have_attribute("data-count", "1")
 
 
-def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench], photo: Path, site: Site) -> None:
-    studio = bench().arrive()
+def test_account_dialog_shows_keys_ledger_and_deliveries(
+    new_studio: Callable[..., StudioPage], photo: Path, site: Site
+) -> None:
+    studio = new_studio().open()
     site.answers = [410]
     job = studio.server.submit(site.add("/p.png", photo.read_bytes()), webhookUrl=f"{site.url}/hook")
     studio.server.finished(job)
     studio.at("#open-account").click()
     expect(studio.at("#account-panel")).to_contain_text(job[:8])
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.at("#account-keys").click()
     studio.at("#key-name").fill("for a test")
     studio.page.keyboard.press("Enter")
     expect(studio.at("#account-panel .secret")).to_contain_text("afk_")
     secret = studio.at("#account-panel .secret code").inner_text()
     assert httpx.get(f"{studio.server.url}/v2/me", headers={"X-API-Key": secret}).status_code == 200
-    studio.has_no_violations()
+    studio.expect_accessible()
     studio.page.on("dialog", lambda dialog: dialog.accept())
     studio.at("#account-keys").click()
     studio.at("tr", has_text="for a test").get_by_role("button").click()
@@ -437,7 +433,7 @@ def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench
     studio.at("#account-webhooks").click()
     row = studio.at("#account-panel tbody tr", has_text=job[:8])
     expect(row).to_contain_text("Gave up (410)")
-    studio.has_no_violations()
+    studio.expect_accessible()
     row.get_by_role("button", name="Resend").click()
     expect(row).to_contain_text("Waiting")
     wait_until(lambda: len(site.received) == 2, seconds=60)
@@ -451,12 +447,12 @@ def test_keys_ledger_and_deliveries_have_their_panels(bench: Callable[..., Bench
     assert studio.page.evaluate("localStorage.getItem('hiresfix.key')") is None
 
 
-def test_another_browser_sees_the_results_too(bench: Callable[..., Bench], photo: Path, site: Site) -> None:
-    studio = bench()
+def test_another_browser_shows_the_results(new_studio: Callable[..., StudioPage], photo: Path, site: Site) -> None:
+    studio = new_studio()
     job = studio.server.submit(site.add("/p.png", photo.read_bytes()))
     studio.server.finished(job)
-    studio.arrive()
+    studio.open()
     studio.at(f"#history-list li[data-id='{job}'] [data-action=show]").click()
     studio.wait_for_result(panes=1)
     assert studio.at(".view img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
-    expect(studio.at(".filmstrip-add")).to_be_visible()  # a picture of one's own can still be added
+    expect(studio.at(".filmstrip-add")).to_be_visible()  # images can still be added

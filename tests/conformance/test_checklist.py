@@ -80,7 +80,7 @@ def test_04_errors_have_known_status_and_body(
 
 @dataclass
 class Receiver:
-    """Somebody's receiver that does what it is told: None for hanging, then each status in turn."""
+    """A receiver that follows a script: None hangs, a status answers with it."""
 
     script: list[int | None]
     url: str = ""
@@ -101,11 +101,11 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver(script=[None, 302, 500, 200])
-    server = await asyncio.start_server(found.answer, "127.0.0.1", 0)
-    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    receiver = Receiver(script=[None, 302, 500, 200])
+    server = await asyncio.start_server(receiver.answer, "127.0.0.1", 0)
+    receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
-        yield found
+        yield receiver
 
 
 async def test_08_failing_receiver_gets_the_event(steps: JobSteps, receiver: Receiver) -> None:

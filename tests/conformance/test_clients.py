@@ -47,7 +47,7 @@ SNIPPETS: Mapping[str, tuple[str, str]] = {
         r"let job;$.*?^console\.log\(job\.result\);",
     ),
 }
-"""How the submission and the polling loop of a page are found, by language."""
+"""Patterns of the submission and the polling loop on a page, by language."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class Page:
     text: str
 
     def snippet(self, language: str, which: int) -> str:
-        found = re.findall(rf"^{SNIPPETS[language][which]}", self.text, re.DOTALL | re.MULTILINE)
-        assert len(found) == 1, f"{len(found)} snippets of {language} where one was expected"
-        return str(found[0])
+        matches = re.findall(rf"^{SNIPPETS[language][which]}", self.text, re.DOTALL | re.MULTILINE)
+        assert len(matches) == 1, f"{len(matches)} snippets of {language} where one was expected"
+        return str(matches[0])
 
 
 def page_in(language: str) -> Page:
-    """The page of one language, told by its script: kana are Japanese, hangul syllables Korean."""
+    """The page of one language, recognised by its script: kana are Japanese, hangul syllables Korean."""
     letters = {"ja": re.compile("[\u3041-\u30ff]"), "ko": re.compile("[\uac00-\ud7a3]")}[language]
     texts = [path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.txt"))]
     (text,) = (text for text in texts if letters.search(text))
@@ -117,8 +117,8 @@ def test_01_published_snippets_run(running: Service, site: Site, language: str) 
 
 
 def output_of(script: str, *arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run([NODE or "node", str(HERE / script), *arguments]))
-    return found
+    result: dict[str, Any] = json.loads(run([NODE or "node", str(HERE / script), *arguments]))
+    return result
 
 
 @pytest.fixture
@@ -130,34 +130,34 @@ def image_file(tmp_path: Path) -> str:
 
 @needs_node
 def test_02_sdk_requests_work(running: Service, image_file: str) -> None:
-    told = output_of("client.mjs", running.url, running.key, image_file)
-    statuses = {name: told[name]["status"] for name in ("me", "models", "upload", "accepted", "replayed", "job")}
+    output = output_of("client.mjs", running.url, running.key, image_file)
+    statuses = {name: output[name]["status"] for name in ("me", "models", "upload", "accepted", "replayed", "job")}
     assert statuses == {"me": 200, "models": 200, "upload": 201, "accepted": 202, "replayed": 202, "job": 200}
-    assert told["upload"]["body"]["contentType"] == "image/png"  # though it claimed nothing
-    job = told["job"]["body"]
+    assert output["upload"]["body"]["contentType"] == "image/png"  # though it claimed nothing
+    job = output["job"]["body"]
     assert (job["status"], job["progress"], job["creditCost"], job["seed"]) == ("COMPLETED", 100, 3, 7)
-    assert told["replayed"]["body"]["jobId"] == told["accepted"]["body"]["jobId"] == job["id"]
-    assert [listed["id"] for listed in told["jobs"]["body"]["jobs"]] == [job["id"]]
-    assert told["me"]["body"]["team"]["credits"] == 97
-    assert told["models"]["body"]["models"][0]["id"] == "clarity-upscale"
-    assert all(re.fullmatch(r"[\w.-]{1,128}", told[name]["requestId"]) for name in statuses)
-    assert (told["picture"]["status"], told["picture"]["type"]) == (200, "image/png")
-    assert Image.open(io.BytesIO(base64.b64decode(told["picture"]["bytes"]))).size == (40, 28)
+    assert output["replayed"]["body"]["jobId"] == output["accepted"]["body"]["jobId"] == job["id"]
+    assert [listed["id"] for listed in output["jobs"]["body"]["jobs"]] == [job["id"]]
+    assert output["me"]["body"]["team"]["credits"] == 97
+    assert output["models"]["body"]["models"][0]["id"] == "clarity-upscale"
+    assert all(re.fullmatch(r"[\w.-]{1,128}", output[name]["requestId"]) for name in statuses)
+    assert (output["picture"]["status"], output["picture"]["type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(base64.b64decode(output["picture"]["bytes"]))).size == (40, 28)
 
 
 @needs_node
 @pytest.mark.skipif(SDK is None, reason="HIRESFIX_APIFRAME_SDK does not name the published SDK's dist/index.js")
 def test_02_published_sdk_works(running: Service, image_file: str) -> None:
-    told = output_of("sdk.mjs", str(SDK), running.url, running.key, image_file)
-    job = told["job"]
-    assert told["accepted"]["jobId"] == told["replayed"]["jobId"] == job["id"]
+    output = output_of("sdk.mjs", str(SDK), running.url, running.key, image_file)
+    job = output["job"]
+    assert output["accepted"]["jobId"] == output["replayed"]["jobId"] == job["id"]
     assert job["status"] == "COMPLETED"
-    assert set(told["seen"]) <= {"QUEUED", "PROCESSING", "COMPLETED"}
-    assert told["me"]["team"]["credits"] == 97
-    assert told["models"]["models"][0]["id"] == "clarity-upscale"
-    assert [listed["id"] for listed in told["jobs"]["jobs"]] == [job["id"]]
-    assert Image.open(io.BytesIO(base64.b64decode(told["picture"]))).size == (40, 28)
-    refusals = [(error["name"], error["status"], error.get("details")) for error in told["errors"]]
+    assert set(output["seen"]) <= {"QUEUED", "PROCESSING", "COMPLETED"}
+    assert output["me"]["team"]["credits"] == 97
+    assert output["models"]["models"][0]["id"] == "clarity-upscale"
+    assert [listed["id"] for listed in output["jobs"]["jobs"]] == [job["id"]]
+    assert Image.open(io.BytesIO(base64.b64decode(output["picture"]))).size == (40, 28)
+    refusals = [(error["name"], error["status"], error.get("details")) for error in output["errors"]]
     factor, stranger, query, missing, reused, elsewhere = refusals
     assert factor[:2] == ("ValidationError", 400)
     assert set(factor[2]) == {"clarityUpscaleParams.scale_factor"}
@@ -167,7 +167,7 @@ def test_02_published_sdk_works(running: Service, image_file: str) -> None:
     assert missing == ("NotFoundError", 404, None)
     assert reused == ("ConflictError", 409, None)
     assert elsewhere == ("ServerError", 501, None)
-    assert all(error["hasRequestId"] and error["message"] for error in told["errors"])
+    assert all(error["hasRequestId"] and error["message"] for error in output["errors"])
 
 
 @needs_node

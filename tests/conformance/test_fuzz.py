@@ -51,7 +51,7 @@ DOCUMENT = openapi.document(
     create_app(Settings(home=Path("unused")), database_url="").routes, public_url="http://localhost"
 )
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)}
+OPERATIONS = {result.ok().label: result.ok() for result in SCHEMA.get_all_operations() if isinstance(result, Ok)}
 assert len(OPERATIONS) == sum(map(len, DOCUMENT["paths"].values()))
 
 

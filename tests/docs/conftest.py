@@ -1,4 +1,4 @@
-"""One real service for all pages: API, a worker, a key; and a reader for each page."""
+"""Fixtures: one real service for all pages (API, worker, key), and a reader for each page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CREDITS = 10_000
 
 @pytest.fixture(scope="session")
 def running(postgres: str, template_database: str) -> Iterator[Service]:
-    """`hiresfix serve` on a database of its own."""
+    """Run `hiresfix serve` on its own database."""
     home = reachable_folder()
     with own_database(postgres, template=template_database) as url:
         service = Service(home=home, database_url=url, key=asyncio.run(_first_key(url)))
@@ -48,12 +48,12 @@ async def _first_key(url: str) -> str:
 
 @pytest.fixture
 def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
-    """In a folder with the pictures that the pages speak of: photo.jpg, and holiday/ with two more."""
+    """Return a reader in a folder with the images that the pages use: photo.jpg, and two in holiday/."""
     (tmp_path / "holiday").mkdir()
     for number, path in enumerate(("photo.jpg", "holiday/beach.jpg", "holiday/hills.png")):
-        picture = Image.open(io.BytesIO(png(24, 20, seed=number)))
-        picture.save(tmp_path / path, quality=98)
-    found = Reader(
+        image = Image.open(io.BytesIO(png(24, 20, seed=number)))
+        image.save(tmp_path / path, quality=98)
+    reader = Reader(
         folder=tmp_path,
         environment=environment_of(
             {
@@ -65,7 +65,7 @@ def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
                 "PATH": f"{postgres_programs()}{os.pathsep}{os.environ['PATH']}",
             }
         ),
-        stand_ins={
+        replacements={
             "http://127.0.0.1:8000": running.url,
             "https://example.com/input.jpg": site.add("/input.jpg", (tmp_path / "photo.jpg").read_bytes()),
             "https://you.example/": f"http://127.0.0.1:{(port := free_port())}/",
@@ -74,13 +74,13 @@ def reader(running: Service, site: Site, tmp_path: Path) -> Iterator[Reader]:
         },
         node=shutil.which("node"),
     )
-    yield found
-    found.close()
+    yield reader
+    reader.close()
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Reader]:
-    """A reader without a server."""
-    found = Reader(folder=tmp_path, environment=environment_of({}), stand_ins={}, node=shutil.which("node"))
-    yield found
-    found.close()
+def offline_reader(tmp_path: Path) -> Iterator[Reader]:
+    """Return a reader without a server."""
+    reader = Reader(folder=tmp_path, environment=environment_of({}), replacements={}, node=shutil.which("node"))
+    yield reader
+    reader.close()

@@ -1,9 +1,9 @@
-"""Runs the programs of a page in its order, as one reader would: same folder, same shell, same interpreter.
+"""Run the programs of a page in order, as one reader would: same folder, same shell, same interpreter.
 
-What one block of `sh` exports or assigns, all following blocks see; blocks of Python share their names; each block of
-JavaScript is a module of its own. `Reader.stand_ins` replaces the words of the page that mean the reader's own server,
-key and pictures; JOB_ID means the last job that a program printed. A program that fails stops the page, with its
-line and what it said.
+Variables that a `sh` block assigns or exports are visible in all later blocks. Python blocks share their names; each
+JavaScript block is its own module. `Reader.replacements` replaces the page's server, key and images with the test's;
+JOB_ID stands for the last job that a program printed. A program that fails stops the page; the error has its line and
+its output.
 """
 
 from __future__ import annotations
@@ -17,67 +17,65 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import httpx
 
 from tests.docs.pages import Block, Page
 
-SECONDS = 300.0
-"""For one block."""
+BLOCK_TIMEOUT = 300.0
+"""Seconds that one block may run."""
 
 _INTERPRETER = """
 import contextlib, io, json, os, sys, traceback
 names = {"__name__": "__main__"}
 for line in sys.stdin:
-    asked = json.loads(line)
-    os.environ.update(asked["environment"])
-    printed, failed = io.StringIO(), None
-    with contextlib.redirect_stdout(printed):
+    request = json.loads(line)
+    os.environ.update(request["environment"])
+    output, error = io.StringIO(), None
+    with contextlib.redirect_stdout(output):
         try:
-            exec(compile(asked["code"], asked["name"], "exec"), names)
+            exec(compile(request["code"], request["name"], "exec"), names)
         except BaseException:
-            failed = traceback.format_exc()
-    print(json.dumps({"printed": printed.getvalue(), "failed": failed}), flush=True)
+            error = traceback.format_exc()
+    print(json.dumps({"output": output.getvalue(), "error": error}), flush=True)
 """
-
 
 _JOB = re.compile(r"\"jobId\": ?\"([0-9a-f-]{36})\"")
 
 
 class ExampleFailed(AssertionError):
-    """A program of a page did not do what the page says."""
+    """A program of a page failed, or printed something else than the page shows."""
 
 
 @dataclass(kw_only=True)
 class Reader:
-    """Somebody who types in what a page shows, in `folder`."""
+    """Runs what a page shows, in `folder`."""
 
     folder: Path
     environment: dict[str, str]
-    stand_ins: Mapping[str, str]
+    replacements: Mapping[str, str]
     node: str | None
-    left_out: list[str] = field(default_factory=list)
-    """Languages that are not installed here, and whose programs were therefore not run."""
+    skipped_languages: list[str] = field(default_factory=list)
+    """Languages whose programs did not run, because they are not installed."""
     _background: list[tuple[subprocess.Popen[str], Block]] = field(default_factory=list)
     _python: subprocess.Popen[str] | None = None
 
     def read(self, page: Page) -> None:
-        printed = ""
+        output = ""
         for block in page.blocks:
             place = f"{page.name}:{block.line}"
             if block.marker.startswith("file: "):
-                (self.folder / block.marker.removeprefix("file: ")).write_text(self._meant(block.code))
+                (self.folder / block.marker.removeprefix("file: ")).write_text(self._replaced(block.code))
             elif block.marker == "output":
-                check_output(block.code, printed, place)
+                check_output(block.code, output, place)
             elif block.marker == "background":
                 self._start(block)
             elif block.runs:
-                printed = self._run(block, place)
+                output = self._run(block, place)
         for process, block in self._background:
             if process.poll() is not None:
                 raise ExampleFailed(
-                    f"{page.name}:{block.line} was to go on running and ended with {process.returncode}."
+                    f"{page.name}:{block.line} should keep running, but ended with {process.returncode}."
                 )
 
     def close(self) -> None:
@@ -86,56 +84,58 @@ class Reader:
                 process.kill()
                 process.communicate()
 
-    def _meant(self, code: str) -> str:
-        for said, meant in self.stand_ins.items():
-            code = code.replace(said, meant)
+    def _replaced(self, code: str) -> str:
+        for shown, value in self.replacements.items():
+            code = code.replace(shown, value)
         return code
 
     def _run(self, block: Block, place: str) -> str:
-        printed = self._program(block, place)
-        if jobs := _JOB.findall(printed):
-            self.stand_ins = {**self.stand_ins, "JOB_ID": jobs[-1]}
-        return printed
+        output = self._run_language(block, place)
+        if jobs := _JOB.findall(output):
+            self.replacements = {**self.replacements, "JOB_ID": jobs[-1]}
+        return output
 
-    def _program(self, block: Block, place: str) -> str:
-        code = self._meant(block.code)
+    def _run_language(self, block: Block, place: str) -> str:
+        code = self._replaced(block.code)
         match block.language:
             case "sh" | "bash":
-                return self._shell(code, place)
+                return self._run_shell(code, place)
             case "python":
-                return self._interpret(code, place)
+                return self._run_python(code, place)
             case _ if self.node:
-                return self._module(code, place)
-        self.left_out.append(block.language)
+                return self._run_javascript(code, place)
+        self.skipped_languages.append(block.language)
         return "…"
 
-    def _shell(self, code: str, place: str) -> str:
+    def _run_shell(self, code: str, place: str) -> str:
         state = self.folder / ".environment"
         program = f"set -euo pipefail -o allexport\ntrap 'env -0 > {state}' EXIT\n{code}"
-        printed = self._finished(["bash", "-c", program], place)
-        kept = dict(item.split("=", 1) for item in state.read_text().split("\0") if item)
+        output = self._finish(["bash", "-c", program], place)
+        variables = dict(item.split("=", 1) for item in state.read_text().split("\0") if item)
         state.unlink()
-        self.environment |= {name: value for name, value in kept.items() if name not in ("_", "SHLVL", "PWD", "OLDPWD")}
-        return printed
+        self.environment |= {
+            name: value for name, value in variables.items() if name not in ("_", "SHLVL", "PWD", "OLDPWD")
+        }
+        return output
 
-    def _module(self, code: str, place: str) -> str:
-        return self._finished([self.node or "node", "--input-type=module", "--eval", code], place)
+    def _run_javascript(self, code: str, place: str) -> str:
+        return self._finish([self.node or "node", "--input-type=module", "--eval", code], place)
 
-    def _finished(self, command: list[str], place: str) -> str:
-        done = subprocess.run(
+    def _finish(self, command: list[str], place: str) -> str:
+        process = subprocess.run(
             command,
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=BLOCK_TIMEOUT,
             stdin=subprocess.DEVNULL,
         )
-        if done.returncode:
-            raise ExampleFailed(f"{place} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        if process.returncode:
+            raise ExampleFailed(f"{place} ended with {process.returncode}:\n{process.stdout}{process.stderr}")
+        return process.stdout
 
-    def _interpret(self, code: str, place: str) -> str:
+    def _run_python(self, code: str, place: str) -> str:
         if self._python is None:
             self._python = subprocess.Popen(
                 [sys.executable, "-c", _INTERPRETER],
@@ -145,14 +145,14 @@ class Reader:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        asked = {"code": code, "name": place, "environment": self.environment}
-        answer = json.loads(_line(self._python, json.dumps(asked)) or '{"failed": "the interpreter died"}')
-        if answer["failed"]:
-            raise ExampleFailed(f"{place}:\n{answer.get('printed', '')}{answer['failed']}")
-        return str(answer["printed"])
+        request = {"code": code, "name": place, "environment": self.environment}
+        answer = json.loads(_ask(self._python, json.dumps(request)) or '{"error": "the interpreter died"}')
+        if answer["error"]:
+            raise ExampleFailed(f"{place}:\n{answer.get('output', '')}{answer['error']}")
+        return str(answer["output"])
 
     def _start(self, block: Block) -> None:
-        code = self._meant(block.code)
+        code = self._replaced(block.code)
         commands = {"sh": ["bash", "-c", code], "python": [sys.executable, "-c", code]}
         process = subprocess.Popen(
             commands.get(block.language) or [self.node or "node", "--input-type=module", "--eval", code],
@@ -167,23 +167,22 @@ class Reader:
             wait_for(url)
 
     def _listening(self, code: str) -> list[str]:
-        """The servers that a program in the background opens are those whose ports it names."""
-        ports = [port for port in self.stand_ins.values() if port.isdecimal() and port in code]
+        """Return the URLs of the servers that a background program opens: those whose ports it names."""
+        ports = [port for port in self.replacements.values() if port.isdecimal() and port in code]
         return [f"http://127.0.0.1:{port}" for port in ports]
 
 
-def _line(process: subprocess.Popen[str], sent: str) -> str:
-    def of(pipe: IO[str] | None) -> IO[str]:
-        assert pipe is not None
-        return pipe
-
-    of(process.stdin).write(sent + "\n")
-    of(process.stdin).flush()
-    return of(process.stdout).readline()
+def _ask(process: subprocess.Popen[str], line: str) -> str:
+    """Send a line to a process and return the line that it answers."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    return process.stdout.readline()
 
 
 def wait_for(url: str) -> None:
-    """Until somebody answers there, whatever the answer."""
+    """Wait until a server answers at the URL, with any answer."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -195,13 +194,17 @@ def wait_for(url: str) -> None:
             time.sleep(0.1)
 
 
-def check_output(expected: str, printed: str, place: str) -> None:
-    """Raises ExampleFailed unless `printed` is what the page shows: … is anything, alone on a line any lines."""
-    if printed == "…":
+def check_output(expected: str, output: str, place: str) -> None:
+    """Compare output with what the page shows: … is any text, and alone on a line any lines.
+
+    Raises:
+        ExampleFailed: They differ.
+    """
+    if output == "…":
         return
     lines = (r"(?:.*\n)*" if line.strip() == "…" else _pattern(line) for line in expected.rstrip().splitlines())
-    if not re.fullmatch("".join(lines), printed.rstrip() + "\n"):
-        raise ExampleFailed(f"{place} shows\n{expected}\nand what was printed is\n{printed}")
+    if not re.fullmatch("".join(lines), output.rstrip() + "\n"):
+        raise ExampleFailed(f"{place} shows\n{expected}\nbut the program printed\n{output}")
 
 
 def _pattern(line: str) -> str:
@@ -209,7 +212,7 @@ def _pattern(line: str) -> str:
 
 
 def environment_of(server: Mapping[str, str]) -> dict[str, str]:
-    """The tests' own environment, with this interpreter's programs found first, and the settings of a server."""
+    """Return the tests' environment plus a server's settings, with this interpreter's programs first in PATH."""
     programs = str(Path(sys.executable).parent)
-    found = {**os.environ, "COLUMNS": "120", **server}
-    return found | {"PATH": f"{programs}{os.pathsep}{found['PATH']}"}
+    environment = {**os.environ, "COLUMNS": "120", **server}
+    return environment | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}"}

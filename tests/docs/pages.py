@@ -1,13 +1,13 @@
-"""The documents of the repository as tests see them: pages, fenced blocks, markers, headings, links.
+"""Parse the repository's documents: pages, fenced blocks, markers, headings, links.
 
-Blocks of the `RUN` languages are programs, which `examples` runs in the page's order; blocks of the `SHOWN` ones are
-not, and other languages are errors. An HTML comment on the line above a fence changes that:
+`examples` runs the blocks in a `RUN` language in the order of the page. Blocks in a `SHOWN` language are not run; other
+languages are errors. An HTML comment on the line above a fence changes that:
 
-    <!-- not run: REASON -->   a program that no test can run, or that needs what a test does not have
-    <!-- output -->            what the program above prints; … stands for anything within a line, and alone on a line
+    <!-- not run: REASON -->   a program that a test cannot run
+    <!-- output -->            output of the program above; … stands for any text within a line, and alone on a line
                                for any lines
-    <!-- file: NAME -->        a file of this name, for the programs that follow
-    <!-- background -->        a program that goes on running while the following ones do
+    <!-- file: NAME -->        a file with this name, for the programs that follow
+    <!-- background -->        a program that keeps running while the next ones run
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MARKER = re.compile(r"not run: .+|output|background|file: [\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One fenced block; `line` is its first line in the page, counted from 1."""
+    """One fenced block; `line` is the page's line number of its first line, from 1."""
 
     language: str
     code: str
@@ -59,46 +59,46 @@ class Page:
     def blocks(self) -> tuple[Block, ...]:
         return tuple(
             Block(
-                language=found["language"],
-                code=re.sub(rf"^{found['indent']}", "", found["code"], flags=re.MULTILINE),
-                line=self.text.count("\n", 0, found.start("code")) + 1,
-                marker=found["marker"] or "",
+                language=fence["language"],
+                code=re.sub(rf"^{fence['indent']}", "", fence["code"], flags=re.MULTILINE),
+                line=self.text.count("\n", 0, fence.start("code")) + 1,
+                marker=fence["marker"] or "",
             )
-            for found in _FENCE.finditer(self.text)
+            for fence in _FENCE.finditer(self.text)
         )
 
     @cached_property
     def prose(self) -> str:
-        """All but the fenced blocks."""
+        """The text without the fenced blocks."""
         return _FENCE.sub("", self.text)
 
     @cached_property
     def links(self) -> list[str]:
-        """Where its links and pictures point to within the repository; what is shown as code is no link."""
+        """Targets of links and images within the repository; links shown as code do not count."""
         text = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", self.prose, flags=re.DOTALL)
         return re.findall(r"\]\((?!https?:|mailto:)([^)\s]*)\)", text)
 
     @cached_property
     def anchors(self) -> frozenset[str]:
-        """What its headings can be linked by, as GitHub and Python-Markdown agree on it."""
+        """Anchors of the headings, as both GitHub and Python-Markdown make them."""
         return frozenset(slug(heading) for heading in re.findall(r"^#+ (.+?)#*$", self.prose, re.MULTILINE))
 
     def section(self, heading: str) -> str:
-        """What stands below a heading, up to the next of its kind or of a higher one."""
-        level, found = 0, []
+        """Return the text below a heading, up to the next heading of the same or a higher level."""
+        level, lines = 0, []
         for line in self.text.splitlines():
-            this = len(line) - len(line.lstrip("#"))
-            if level and 0 < this <= level:
+            line_level = len(line) - len(line.lstrip("#"))
+            if level and 0 < line_level <= level:
                 break
             if level:
-                found.append(line)
-            elif this and line.lstrip("# ").strip() == heading:
-                level = this
+                lines.append(line)
+            elif line_level and line.lstrip("# ").strip() == heading:
+                level = line_level
         assert level, f"{self.name} has no section {heading!r}"
-        return "\n".join(found)
+        return "\n".join(lines)
 
     def rows(self, heading: str) -> list[list[str]]:
-        """The cells of every row of a section's tables whose first cell is one `code` and no more."""
+        """Return the cells of the table rows in a section whose first cell is one `code` span."""
         lines = re.findall(r"^\| (.*) \|$", self.section(heading), re.MULTILINE)
         rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
         return [row for row in rows if re.fullmatch(r"`[^`]+`", row[0])]
@@ -114,7 +114,7 @@ def slug(heading: str) -> str:
 
 
 def pages() -> list[Page]:
-    """README and the other documents of the root, and all of docs/."""
+    """Return the documents in the root and all of docs/."""
     return [Page(path=path) for path in sorted((*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))]
 
 

@@ -1,4 +1,4 @@
-"""What is documented exists, and what exists is documented."""
+"""The documents and the program agree: links, commands, parameters, errors and routes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hiresfix.wire.params import canonical
 from tests import ROOT
 from tests.docs import pages
 from tests.docs.pages import Page, page
-from tests.server.web.test_languages import BELOW_THE_ROUTES
+from tests.server.web.test_languages import MIDDLEWARE_CODES
 
 if TYPE_CHECKING:
     import click
@@ -37,36 +37,36 @@ by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @by_name
-def test_links_and_pictures_lead_somewhere(page: Page) -> None:
+def test_links_lead_to_existing_targets(page: Page) -> None:
     for target in page.links:
         path, _, anchor = unquote(target).partition("#")
-        found = (page.path.parent / path).resolve() if path else page.path
-        assert found.exists(), f"{page.name}: {target}"
-        assert found.is_relative_to(ROOT), f"{page.name}: {target} leaves the repository"
+        file = (page.path.parent / path).resolve() if path else page.path
+        assert file.exists(), f"{page.name}: {target}"
+        assert file.is_relative_to(ROOT), f"{page.name}: {target} leaves the repository"
         if anchor:
-            assert anchor in Page(path=found).anchors, f"{page.name}: {target} names no heading"
+            assert anchor in Page(path=file).anchors, f"{page.name}: no heading for {target}"
 
 
 @by_name
-def test_every_picture_says_what_it_shows(page: Page) -> None:
+def test_images_have_alt_text(page: Page) -> None:
     assert not re.findall(r"!\[\s*\]\(", page.prose)
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
-    reached, waiting = set(), [ROOT / "README.md"]
-    while waiting:
-        path = waiting.pop()
+def test_every_page_is_reachable_from_readme() -> None:
+    reached, queue = set(), [ROOT / "README.md"]
+    while queue:
+        path = queue.pop()
         reached.add(path)
         linked = {target.partition("#")[0] for target in Page(path=path).links}
-        waiting += {(path.parent / target).resolve() for target in linked if target.endswith(".md")} - reached
-    assert {page.path for page in PAGES if page.name != "docs/index.md"} <= reached  # that one is the site's own
+        queue += {(path.parent / target).resolve() for target in linked if target.endswith(".md")} - reached
+    assert {page.path for page in PAGES if page.name != "docs/index.md"} <= reached  # only the site has it
 
 
 # --- Commands -----------------------------------------------------------------------------------------------------
 
 
 def commands(of: click.Command | None = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that can be run, by the words that run it."""
+    """Yield every visible command with the words that run it."""
     command: Any = of or get_command(cli.app)
     if children := getattr(command, "commands", None):
         for name, child in children.items():
@@ -81,25 +81,25 @@ _MENTION = re.compile(r"(?:^|`|[;&|(] *|\$\()(?:\.venv/bin/)?hiresfix ((?:[^`\n#
 
 
 def mentions(text: str) -> Iterator[list[str]]:
-    """The words after `hiresfix` wherever a text shows a command."""
-    for found in _MENTION.findall(text):
+    """Yield the words after `hiresfix` for each command in a text."""
+    for mention in _MENTION.findall(text):
         try:
-            yield shlex.split(found)
-        except ValueError:  # an apostrophe in a sentence that only begins like a command
-            yield found.split()
+            yield shlex.split(mention)
+        except ValueError:  # an apostrophe in a sentence that only starts like a command
+            yield mention.split()
 
 
-def named(words: list[str]) -> tuple[str, ...]:
-    """The command that these words begin with, as far as there is one."""
+def command_path(words: list[str]) -> tuple[str, ...]:
+    """Return the longest command that these words start with, or `()`."""
     return max((path for path in COMMANDS if tuple(words[: len(path)]) == path), key=len, default=())
 
 
 @by_name
-def test_only_commands_and_options_that_exist_are_shown(page: Page) -> None:
+def test_shown_commands_and_options_exist(page: Page) -> None:
     groups = {path[:length] for path in COMMANDS for length in range(len(path))}
     for words in mentions(page.text):
-        # `teams | users | keys` and `hiresfix models` name groups.
-        path = named(words)
+        # Texts may name a group alone: `hiresfix models`, `teams | users | keys`.
+        path = command_path(words)
         assert path or (words[0],) in groups or words[0] in ROOT_OPTIONS, f"{page.name}: hiresfix {' '.join(words)}"
         known = {name for param in COMMANDS[path].params for name in param.opts} | {"--help"} if path else set()
         for word in words:
@@ -107,36 +107,36 @@ def test_only_commands_and_options_that_exist_are_shown(page: Page) -> None:
                 assert word.partition("=")[0] in known, f"{page.name}: hiresfix {' '.join(words)}"
 
 
-def test_a_command_or_option_that_does_not_exist_would_be_noticed() -> None:
+def test_wrong_commands_are_recognised() -> None:
     assert list(mentions("`hiresfix upscal photo.jpg`, then\nhiresfix jobs list --wrong")) == [
         ["upscal", "photo.jpg"],
         ["jobs", "list", "--wrong"],
     ]
-    assert named(["upscal", "photo.jpg"]) == ()
-    assert named(["jobs", "list", "--wrong"]) == ("jobs", "list")
+    assert command_path(["upscal", "photo.jpg"]) == ()
+    assert command_path(["jobs", "list", "--wrong"]) == ("jobs", "list")
 
 
-def test_every_exit_code_is_in_the_callers_table_and_no_other() -> None:
-    told = re.findall(r"^(\d+) ", exit_codes.__doc__ or "", re.MULTILINE)
+def test_exit_codes_match_the_callers_table() -> None:
+    codes = re.findall(r"^(\d+) ", exit_codes.__doc__ or "", re.MULTILINE)
     rows = [row[0].strip("`") for row in page("docs/caller.md").rows("From the command line")]
-    assert rows == told
+    assert rows == codes
 
 
-# --- Knobs --------------------------------------------------------------------------------------------------------
+# --- Parameters ---------------------------------------------------------------------------------------------------
 
-KNOBS = {param.name: param for model in reversed(MODELS) for param in model.params if param.name != "image"}
+PARAMETERS = {param.name: param for model in reversed(MODELS) for param in model.params if param.name != "image"}
 
 
-def test_every_knob_is_in_the_artists_table_with_its_range_and_default_and_no_other() -> None:
-    rows = {row[0].strip("`"): row[1:] for row in page("docs/artist.md").rows("The knobs")}
-    assert rows.keys() == KNOBS.keys()
-    for name, (option, span, default, *_) in rows.items():
+def test_parameters_match_the_artists_table() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in page("docs/artist.md").rows("The parameters")}
+    assert rows.keys() == PARAMETERS.keys()
+    for name, (option, limits, default, *_) in rows.items():
         assert option.strip("`") in {opt for param in COMMANDS["upscale",].params for opt in param.opts}
-        assert span == _span(KNOBS[name]), name
-        assert default == ("drawn" if name == "seed" else str(KNOBS[name].default)), name
+        assert limits == _range(PARAMETERS[name]), name
+        assert default == ("drawn" if name == "seed" else str(PARAMETERS[name].default)), name
 
 
-def _span(param: Param) -> str:
+def _range(param: Param) -> str:
     if param.choices:
         return ", ".join(map(str, param.choices))
     if param.max_length:
@@ -144,29 +144,29 @@ def _span(param: Param) -> str:
     return f"{param.minimum} – {param.maximum}"
 
 
-def test_every_knob_has_a_section() -> None:
+def test_every_parameter_has_a_section() -> None:
     headings = re.findall(r"^### (.+)$", page("docs/artist.md").prose, re.MULTILINE)
-    assert {name for heading in headings for name in re.findall(r"`(\w+)`", heading)} == KNOBS.keys()
+    assert {name for heading in headings for name in re.findall(r"`(\w+)`", heading)} == PARAMETERS.keys()
 
 
-def test_the_knobs_pictures_are_those_that_the_benchmark_makes_at_three_values() -> None:
-    shown = re.findall(r"\(img/parameters/([^)]+\.webp)\)", page("docs/artist.md").text)
+def test_parameter_images_match_the_benchmark() -> None:
+    files = re.findall(r"\(img/parameters/([^)]+\.webp)\)", page("docs/artist.md").text)
     record = json.loads((ROOT / "docs/img/parameters/panels.json").read_text())
-    assert sorted(shown) == sorted(record)
+    assert sorted(files) == sorted(record)
     assert sorted(path.name for path in (ROOT / "docs/img/parameters").glob("*.webp")) == sorted(record)
-    values: dict[str, int] = {}
-    for file in shown:
-        knob = file.rpartition("-")[0]
-        values[knob] = values.get(knob, 0) + 1
-    assert values.keys() == KNOBS.keys() - {"prompt", "negative_prompt"}
-    assert {knob: count for knob, count in values.items() if count != 3} == {"content": 2}
+    counts: dict[str, int] = {}
+    for file in files:
+        name = file.rpartition("-")[0]
+        counts[name] = counts.get(name, 0) + 1
+    assert counts.keys() == PARAMETERS.keys() - {"prompt", "negative_prompt"}
+    assert {name: count for name, count in counts.items() if count != 3} == {"content": 2}
 
 
-def test_the_sizes_of_formats_are_those_that_were_measured() -> None:
+def test_format_sizes_match_the_record() -> None:
     record = json.loads((ROOT / "docs/img/parameters/panels.json").read_text())
-    told = re.search(r"\| png, (\d+) bytes \| jpg, (\d+) bytes \| webp, (\d+) bytes \|", page("docs/artist.md").text)
-    assert told
-    assert [int(size) for size in told.groups()] == [
+    sizes = re.search(r"\| png, (\d+) bytes \| jpg, (\d+) bytes \| webp, (\d+) bytes \|", page("docs/artist.md").text)
+    assert sizes
+    assert [int(size) for size in sizes.groups()] == [
         record[f"output_format-{name}.webp"]["resultBytes"] for name in ("png", "jpg", "webp")
     ]
 
@@ -174,28 +174,28 @@ def test_the_sizes_of_formats_are_those_that_were_measured() -> None:
 _NAMES = {"scale": "scale_factor", "steps": "num_inference_steps", "format": "output_format"}
 
 
-def _values(model_id: str, settings: str) -> dict[str, Any]:
-    """What `--creativity 0.2 --steps 30` says, as the model takes it."""
-    model, words = find_model(model_id.strip("`")), shlex.split(settings.strip("`"))
+def _values(model_id: str, options: str) -> dict[str, Any]:
+    """Return options such as `--creativity 0.2 --steps 30` as the model's parameters."""
+    model, words = find_model(model_id.strip("`")), shlex.split(options.strip("`"))
     assert model
-    if settings == "the defaults":
+    if options == "the defaults":
         return {}
     names = [_NAMES.get(name := word.removeprefix("--").replace("-", "_"), name) for word in words[::2]]
     return {name: canonical(model.param(name), value) for name, value in zip(names, words[1::2], strict=True)}
 
 
-def test_the_presets_are_those_of_the_catalog_with_their_values_and_no_others() -> None:
+def test_presets_match_the_catalog() -> None:
     rows = {
         row[0].strip("`"): (row[1].strip("`"), _values(*row[1:3])) for row in page("docs/artist.md").rows("Recipes")
     }
     assert rows == {
-        subject.id: (model.id, {name: value for name, value in subject.values.items() if name != "prompt"})
+        preset.id: (model.id, {name: value for name, value in preset.values.items() if name != "prompt"})
         for model in MODELS
-        for subject in model.param_presets
+        for preset in model.param_presets
     }
 
 
-def test_every_other_recipe_is_one_that_its_model_takes() -> None:
+def test_other_recipes_are_valid() -> None:
     recipes = re.findall(r"^\| [A-Z][^|]+ \| (`[\w-]+`) \| (`--[^`]+`) \|", page("docs/artist.md").text, re.MULTILINE)
     assert len(recipes) == 3
     for recipe in recipes:
@@ -205,35 +205,35 @@ def test_every_other_recipe_is_one_that_its_model_takes() -> None:
 # --- Errors and routes --------------------------------------------------------------------------------------------
 
 
-def _kinds(of: type[HiresfixError] = HiresfixError) -> Iterator[type[HiresfixError]]:
-    yield of
-    for kind in of.__subclasses__():
-        yield from _kinds(kind)
+def _error_classes(base: type[HiresfixError] = HiresfixError) -> Iterator[type[HiresfixError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _error_classes(kind)
 
 
-def test_every_error_code_is_in_the_callers_tables_with_its_status_and_no_other() -> None:
-    known: dict[str, set[int]] = {code: {400} for code in BELOW_THE_ROUTES}
-    for kind in _kinds():
+def test_error_codes_match_the_callers_table() -> None:
+    known: dict[str, set[int]] = {code: {400} for code in MIDDLEWARE_CODES}
+    for kind in _error_classes():
         if kind.__module__ == "hiresfix.errors":
             known.setdefault(kind.code, set()).add(kind.status)
     rows = {row[0].strip("`"): {int(row[1])} for row in page("docs/caller.md").rows("Codes")}
     assert rows == known
 
 
-def test_every_error_of_the_client_is_in_its_own_table_and_no_other() -> None:
+def test_client_errors_match_their_table() -> None:
     known = {
         kind.code: kind.retryable
-        for kind in _kinds()
+        for kind in _error_classes()
         if kind.__module__ == client_errors.__name__ and "code" in vars(kind)
     }
     rows = {row[0].strip("`"): row[1] == "yes" for row in page("docs/caller.md").rows("In Python")}
     assert rows == known
 
 
-def test_what_may_be_tried_again_is_what_the_errors_say() -> None:
-    retryable = {kind.code for kind in _kinds() if kind.retryable and kind is not Unreachable}
+def test_retryable_errors_match_the_table() -> None:
+    retryable = {kind.code for kind in _error_classes() if kind.retryable and kind is not Unreachable}
     rows = {row[0].strip("`"): row[2] for row in page("docs/caller.md").rows("Codes")}
-    assert {code for code, again in rows.items() if again == "yes"} == retryable & rows.keys()
+    assert {code for code, retry in rows.items() if retry == "yes"} == retryable & rows.keys()
 
 
 def _routes() -> list[str]:
@@ -250,6 +250,6 @@ def _routes() -> list[str]:
 ROUTES = _routes()
 
 
-def test_every_route_is_in_the_callers_table_and_no_other() -> None:
+def test_routes_match_the_callers_table() -> None:
     rows = [row[0].strip("`") for row in page("docs/caller.md").rows("All routes")]
     assert sorted(rows) == sorted(ROUTES)

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md that change the repository, tried on a copy of what they change."""
+"""Examples in CONTRIBUTING.md that change the repository, run on a copy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.docs.pages import page
 
 
 def _file(name: str) -> str:
-    """What the page says that the file holds."""
+    """Return the content that the page gives for a file."""
     return next(block.code for block in page("CONTRIBUTING.md").blocks if block.marker == f"file: {name}")
 
 
@@ -32,7 +32,7 @@ def empty_database(postgres: str) -> Iterator[str]:
         yield url
 
 
-def test_the_migration_is_applied_after_all_others(
+def test_example_migration_is_applied_last(
     empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "migrations"
@@ -41,7 +41,7 @@ def test_the_migration_is_applied_after_all_others(
     config.set_main_option("script_location", str(copy))
     newest = ScriptDirectory.from_config(config).get_current_head()
     (copy / "versions" / "0099_notes.sql").write_text(_file("0099_notes.sql"))
-    # The page cannot know how many migrations there are when it is read.
+    # The page cannot know the newest migration, so the test puts it in.
     (copy / "versions" / "0099_notes.py").write_text(_file("0099_notes.py").replace('"0098"', f'"{newest}"'))
     monkeypatch.setattr(migrations, "VERSIONS", copy / "versions")
     monkeypatch.setattr(schema, "_alembic_config", lambda: config)
@@ -51,29 +51,23 @@ def test_the_migration_is_applied_after_all_others(
         assert connection.execute("select note from teams").fetchall() == []
 
 
-def test_the_language_gets_a_file_of_all_messages_and_speaks_once_they_are_translated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_example_language_is_added_and_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(message_catalogs, "LOCALES", tmp_path)
     monkeypatch.setattr(languages, "LOCALES", tmp_path)
     names: dict[str, Any] = {}
     exec(_file("german.py"), names)
     german: Language = names["GERMAN"]
 
-    lacking = message_catalogs.update(german)
-    file = _file_of(german, tmp_path)
+    missing = message_catalogs.update(german)
+    file = tmp_path / german.code / "LC_MESSAGES" / "messages.po"
     with file.open("rb") as lines:
-        assert lacking == len(read_po(lines))
+        assert missing == len(read_po(lines))
 
-    shown = next(block.code for block in page("CONTRIBUTING.md").blocks if block.language == "po")
-    (msgid,), (msgstr,) = re.findall(r'msgid "(.*)"', shown), re.findall(r'msgstr "(.*)"', shown)
+    example = next(block.code for block in page("CONTRIBUTING.md").blocks if block.language == "po")
+    (msgid,), (msgstr,) = re.findall(r'msgid "(.*)"', example), re.findall(r'msgstr "(.*)"', example)
     text = file.read_text(encoding="utf-8")
     assert f'msgid "{msgid}"\nmsgstr ""' in text
     file.write_text(text.replace(f'msgid "{msgid}"\nmsgstr ""', f'msgid "{msgid}"\nmsgstr "{msgstr}"'))
-    assert message_catalogs.update(german) == lacking - 1
+    assert message_catalogs.update(german) == missing - 1
     languages._translations.cache_clear()
     assert german(msgid) == msgstr
-
-
-def _file_of(language: Language, folder: Path) -> Path:
-    return folder / language.code / "LC_MESSAGES" / "messages.po"

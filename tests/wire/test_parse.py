@@ -221,11 +221,11 @@ def test_model_has_aliases(name: str) -> None:
 
 
 def test_nested_prompt_wins_over_top_level() -> None:
-    wanted = read(body({"prompt": "moss", "negative_prompt": "mud"}))
-    assert read(body(prompt="moss", negative_prompt="mud")) == wanted
-    assert read(body(prompt="moss", negativePrompt="mud")) == wanted
-    assert read(body({"prompt": "moss", "negative_prompt": "mud"}, prompt="a", negative_prompt="b")) == wanted
-    assert read(body({"prompt": "", "negative_prompt": None}, prompt="moss", negative_prompt="mud")) == wanted
+    expected = read(body({"prompt": "moss", "negative_prompt": "mud"}))
+    assert read(body(prompt="moss", negative_prompt="mud")) == expected
+    assert read(body(prompt="moss", negativePrompt="mud")) == expected
+    assert read(body({"prompt": "moss", "negative_prompt": "mud"}, prompt="a", negative_prompt="b")) == expected
+    assert read(body({"prompt": "", "negative_prompt": None}, prompt="moss", negative_prompt="mud")) == expected
 
 
 def test_wrong_top_level_prompt_is_reported_there() -> None:
@@ -239,16 +239,16 @@ def test_wrong_top_level_prompt_is_reported_there() -> None:
 
 
 def test_camel_case_webhook_fields_win() -> None:
-    wanted = read(body(webhookUrl="https://a.example/h", webhookEvents=["failed"]))
-    assert wanted.webhook == wire.WebhookTarget(url="https://a.example/h", events=("failed",))
-    assert read(body(webhook_url="https://a.example/h", webhook_events=["failed"])) == wanted
+    expected = read(body(webhookUrl="https://a.example/h", webhookEvents=["failed"]))
+    assert expected.webhook == wire.WebhookTarget(url="https://a.example/h", events=("failed",))
+    assert read(body(webhook_url="https://a.example/h", webhook_events=["failed"])) == expected
     both = body(
         webhookUrl="https://a.example/h", webhook_url="gopher://b", webhookEvents=["failed"], webhook_events=["no"]
     )
-    assert read(both) == wanted
+    assert read(both) == expected
     assert (
         read(body(webhookUrl="", webhook_url="https://a.example/h", webhookEvents=None, webhook_events="failed"))
-        == wanted
+        == expected
     )
 
 
@@ -797,7 +797,7 @@ SEEDS = ROOT.parent / "shared" / "seeds"
 def test_published_snippets_are_accepted() -> None:
     pages = sorted(SEEDS.glob("*.txt"))
     assert len(pages) == 2
-    wanted = read(
+    expected = read(
         body({"prompt": "Optional — describe the kind of detail to add", "scale_factor": 2, "creativity": 0.35})
     )
     for page in pages:
@@ -808,9 +808,9 @@ def test_published_snippets_are_accepted() -> None:
         assert curl
         assert python
         assert script
-        assert read(curl[1].encode()) == wanted
-        assert read(ast.literal_eval(python[1])) == wanted
-        assert read(script[1].encode()) == wanted
+        assert read(curl[1].encode()) == expected
+        assert read(ast.literal_eval(python[1])) == expected
+        assert read(script[1].encode()) == expected
 
 
 # --- another model is one catalog entry

@@ -25,7 +25,7 @@ def test_empty_query_means_defaults() -> None:
 
 
 def test_all_query_parameters_are_read() -> None:
-    asked = {
+    query = {
         "status": "FAILED",
         "model": "clarity-upscale",
         "limit": "100",
@@ -34,7 +34,7 @@ def test_all_query_parameters_are_read() -> None:
         "search": str(JOB).upper(),
         "include_models": "true",
     }
-    assert wire.parse_job_query(asked) == JobQuery(
+    assert wire.parse_job_query(query) == JobQuery(
         status="FAILED", model="clarity-upscale", limit=100, after=PLACE, team=True, search=JOB, include_models=True
     )
 

@@ -235,8 +235,8 @@ def test_other_paths_are_not_results(path: str) -> None:
     ],
 )
 def test_own_url_needs_our_origin(url: str, public_url: str, own: bool) -> None:
-    found = wire.own_result(url.format(path=wire.result_path(JOB, "png")), public_url)
-    assert found == (JOB if own else None)
+    job_id = wire.own_result(url.format(path=wire.result_path(JOB, "png")), public_url)
+    assert job_id == (JOB if own else None)
 
 
 # --- errors and headers

@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_origin(cls, url: str | None) -> str | None:
         if url is not None and not _ORIGIN.fullmatch(url):
-            raise ValueError("not an origin; use https://pictures.example.com, without a path")
+            raise ValueError("not an origin; use https://images.example.com, without a path")
         return url
 
     @field_validator("result_urls")

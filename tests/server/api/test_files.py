@@ -66,7 +66,7 @@ def test_result_is_public_with_headers(finished: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "start", "end"),
+    ("range_header", "status", "start", "end"),
     [
         ("bytes=0-9", 206, 0, 10),
         ("bytes=100-", 206, 100, len(DATA)),
@@ -83,8 +83,8 @@ def test_result_is_public_with_headers(finished: str) -> None:
         ("bytes=0-1,3-4", 200, 0, len(DATA)),
     ],
 )
-def test_ranges_are_served(finished: str, asked: str, status: int, start: int, end: int) -> None:
-    answer = httpx.get(finished, headers={"Range": asked})
+def test_ranges_are_served(finished: str, range_header: str, status: int, start: int, end: int) -> None:
+    answer = httpx.get(finished, headers={"Range": range_header})
     assert (answer.status_code, answer.content) == (status, DATA[start:end])
     if status == 206:
         assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(DATA)}"

@@ -40,12 +40,12 @@ def figures(api: Api) -> dict[str, float]:
     answer = httpx.get(f"{api.url}/metrics", timeout=30)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    found = {}
+    samples = {}
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
-            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
+            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return samples
 
 
 def grown(before: dict[str, float], after: dict[str, float], series: str) -> float:
@@ -132,10 +132,10 @@ async def test_hanging_check_fails_and_starts_once(
     health = Health({"hangs": hang, "fine": fine}, required=("fine",), max_age={"hangs": 0.0})
     for _ in range(3):
         async with asyncio.timeout(60):
-            findings = await health.results()
-        assert findings["hangs"].problem == "does not answer in time"
-        assert findings["fine"].problem is None
-        assert health.can_serve(findings)
+            results = await health.results()
+        assert results["hangs"].problem == "does not answer in time"
+        assert results["fine"].problem is None
+        assert health.can_serve(results)
     assert started == 1
     released.set()
     await asyncio.sleep(0)
@@ -153,10 +153,10 @@ async def test_concurrent_requests_share_one_check() -> None:
         raise RuntimeError("whatever it is")
 
     health = Health({"counted": count}, required=("counted",))
-    findings = await asyncio.gather(*(health.results() for _ in range(50)))
+    answers = await asyncio.gather(*(health.results() for _ in range(50)))
     assert runs == 1
-    assert {found["counted"].problem for found in findings} == {"failed"}
-    assert not health.can_serve(findings[0])
+    assert {results["counted"].problem for results in answers} == {"failed"}
+    assert not health.can_serve(answers[0])
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -281,8 +281,8 @@ async def test_worker_serves_metrics_with_token(
             await asyncio.sleep(0.1)
         assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
         assert (await client.get(f"{url}/metrics")).status_code == 403
-        told = await client.get(f"{url}/metrics", headers=allowed)
-        assert "hiresfix_worker_up" in told.text
+        answer = await client.get(f"{url}/metrics", headers=allowed)
+        assert "hiresfix_worker_up" in answer.text
         async with metrics_server.serving(watched):  # a second worker on the same port works, without figures
             assert (await client.get(f"{url}/metrics", headers=allowed)).status_code == 200
     async with httpx.AsyncClient() as client:

@@ -61,24 +61,24 @@ def pages(api: Api, **query: Any) -> Iterator[list[str]]:
 
 
 def test_250_jobs_page_without_gaps(api: Api) -> None:
-    made = [uuid4() for _ in range(250)]
+    job_ids = [uuid4() for _ in range(250)]
     with psycopg.connect(api.database_url) as connection, connection.cursor() as cursor:
         cursor.executemany(
-            INSERT.encode(), [(job, "clarity-upscale", "QUEUED", "QUEUED", "owner@localhost") for job in made]
+            INSERT.encode(), [(job, "clarity-upscale", "QUEUED", "QUEUED", "owner@localhost") for job in job_ids]
         )
     walked = list(pages(api, limit=60))
     assert [len(page) for page in walked] == [60, 60, 60, 60, 10]
-    assert [UUID(job) for page in walked for job in page] == sorted(made, reverse=True)
+    assert [UUID(job) for page in walked for job in page] == sorted(job_ids, reverse=True)
 
 
 def test_new_jobs_do_not_shift_pages(api: Api) -> None:
-    made = {add(api) for _ in range(5)}
+    job_ids = {add(api) for _ in range(5)}
     seen: list[str] = []
     for page in pages(api, limit=2):
         seen += page
         api.do("update jobs set created_at = now() where id = %s", add(api))
     assert len(seen) == 5
-    assert set(seen) == made
+    assert set(seen) == job_ids
 
 
 def test_full_last_page_has_no_next(api: Api) -> None:
@@ -105,29 +105,29 @@ def test_filters_narrow_the_list(api: Api) -> None:
     waiting, failed = add(api), add(api, state="FAILED")
     faithful = add(api, model="faithful-upscale")
 
-    def found(**query: Any) -> set[str]:
+    def ids(**query: Any) -> set[str]:
         return {job["id"] for job in listed(api, **query)["jobs"]}
 
-    assert found() == {waiting, failed, faithful}
-    assert found(status="QUEUED") == {waiting, faithful}
-    assert found(status="FAILED") == {failed}
-    assert found(status="CANCELLED") == set()
-    assert found(model="faithful-upscale") == {faithful}
-    assert found(model="clarity-upscale", status="QUEUED") == {waiting}
-    assert found(model="no-such-model") == set()
-    assert found(search=failed) == {failed}
-    assert found(search=failed.upper(), status="QUEUED") == set()
-    assert found(search=str(uuid4())) == set()
+    assert ids() == {waiting, failed, faithful}
+    assert ids(status="QUEUED") == {waiting, faithful}
+    assert ids(status="FAILED") == {failed}
+    assert ids(status="CANCELLED") == set()
+    assert ids(model="faithful-upscale") == {faithful}
+    assert ids(model="clarity-upscale", status="QUEUED") == {waiting}
+    assert ids(model="no-such-model") == set()
+    assert ids(search=failed) == {failed}
+    assert ids(search=failed.upper(), status="QUEUED") == set()
+    assert ids(search=str(uuid4())) == set()
 
 
 def test_filters_hold_on_every_page(api: Api) -> None:
-    wanted = set()
+    expected = set()
     for _ in range(5):
-        wanted.add(add(api, state="FAILED"))
+        expected.add(add(api, state="FAILED"))
         add(api)
     seen = [job for page in pages(api, limit=2, status="FAILED") for job in page]
     assert len(seen) == 5
-    assert set(seen) == wanted
+    assert set(seen) == expected
 
 
 def test_scope_selects_user_or_team(api: Api) -> None:

@@ -25,8 +25,8 @@ IMAGE = "https://example.com/input.jpg"
 def document(api: Api) -> dict[str, Any]:
     response = httpx.get(f"{api.url}/v2/openapi.json")  # public: no key
     assert response.status_code == 200
-    found: dict[str, Any] = response.json()
-    return found
+    document: dict[str, Any] = response.json()
+    return document
 
 
 def problems(name: str, value: object) -> list[str]:

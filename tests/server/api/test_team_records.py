@@ -67,19 +67,19 @@ def get(api: Api, key: str, path: str) -> Any:
 
 
 def test_key_works_until_revoked(api: Api) -> None:
-    made = ask(api, api.key, "POST", "/v2/keys", json={"name": " ci ", "monthlyBudget": 7})
-    assert made.status_code == 201, made.text
-    assert made.headers["cache-control"] == "no-store"
-    assert problems("KeyWithSecret", made.json()) == []
-    secret = made.json()["apiKey"]
-    assert (made.json()["name"], made.json()["monthlyBudget"], made.json()["revokedAt"]) == ("ci", 7, None)
+    created = ask(api, api.key, "POST", "/v2/keys", json={"name": " ci ", "monthlyBudget": 7})
+    assert created.status_code == 201, created.text
+    assert created.headers["cache-control"] == "no-store"
+    assert problems("KeyWithSecret", created.json()) == []
+    secret = created.json()["apiKey"]
+    assert (created.json()["name"], created.json()["monthlyBudget"], created.json()["revokedAt"]) == ("ci", 7, None)
     assert get(api, secret, "/v2/me")["apiKey"]["name"] == "ci"
     listed = get(api, api.key, "/v2/keys")
     assert problems("KeyList", listed) == []
     assert [key["name"] for key in listed["keys"]] == ["test", "ci"]
     assert secret not in str(listed)
     for _ in range(2):  # again is no error
-        revoked = ask(api, api.key, "DELETE", f"/v2/keys/{made.json()['id']}")
+        revoked = ask(api, api.key, "DELETE", f"/v2/keys/{created.json()['id']}")
         assert (revoked.status_code, problems("Key", revoked.json())) == (200, [])
         assert revoked.json()["revokedAt"]
     assert ask(api, secret, "GET", "/v2/me").status_code == 401
@@ -107,8 +107,8 @@ def test_roles_limit_key_access(api: Api) -> None:
     assert [key["name"] for key in get(api, member, "/v2/keys")["keys"]] == ["member"]
     assert [key["name"] for key in get(api, other, "/v2/keys?scope=team")["keys"]] == ["theirs"]
 
-    def revoke(key: str, wanted: str) -> int:
-        return ask(api, key, "DELETE", f"/v2/keys/{ids.get(wanted, wanted)}").status_code
+    def revoke(key: str, key_id: str) -> int:
+        return ask(api, key, "DELETE", f"/v2/keys/{ids.get(key_id, key_id)}").status_code
 
     assert ask(api, member, "GET", "/v2/keys?scope=team").status_code == 403
     assert ask(api, member, "POST", "/v2/keys", json={"name": "more"}).status_code == 403
@@ -196,7 +196,7 @@ def test_foreign_cursor_is_refused(api: Api, photo: str) -> None:
 # Deliveries -------------------------------------------------------------------------------------------------------
 
 
-def told(api: Api, site: Site, photo: str) -> str:
+def deliver(api: Api, site: Site, photo: str) -> str:
     """A job whose end its receiver refuses; its id."""
     job = str(api.submit({"image": photo}, webhookUrl=f"{site.url}/hook").json()["jobId"])
     work(api, job, completed)
@@ -210,7 +210,7 @@ def fail(api: Api) -> None:
 
 
 def test_failed_delivery_can_be_redelivered(api: Api, site: Site, photo: str) -> None:
-    job, another = told(api, site, photo), told(api, site, photo)
+    job, another = deliver(api, site, photo), deliver(api, site, photo)
     fail(api)
     first = get(api, api.key, "/v2/webhooks/deliveries?limit=1")
     assert problems("WebhookDeliveryList", first) == []
@@ -235,7 +235,7 @@ def test_failed_delivery_can_be_redelivered(api: Api, site: Site, photo: str) ->
 
 
 def test_progress_and_running_deliveries_cannot_be_redelivered(api: Api, site: Site, photo: str) -> None:
-    told(api, site, photo)
+    deliver(api, site, photo)
     (row,) = get(api, api.key, "/v2/webhooks/deliveries")["deliveries"]
     path = f"/v2/webhooks/deliveries/{row['id']}/redeliver"
     api.do("update webhook_deliveries set sending_until = now() + interval '1 minute'")
@@ -245,7 +245,7 @@ def test_progress_and_running_deliveries_cannot_be_redelivered(api: Api, site: S
 
 
 def test_other_users_deliveries_are_hidden(api: Api, site: Site, photo: str) -> None:
-    told(api, site, photo)
+    deliver(api, site, photo)
     member, admin, other = colleague(api, Role.MEMBER), colleague(api, Role.ADMIN), stranger(api)
     (row,) = get(api, admin, "/v2/webhooks/deliveries?scope=team")["deliveries"]
     assert get(api, admin, "/v2/webhooks/deliveries")["deliveries"] == []

@@ -297,10 +297,10 @@ def test_rebound_webhook_name_is_checked_again(
             assert str(held.id) == job
             async with database.transaction() as tx:
                 await lifecycle.settle(tx, queue, held, model.Failed(error="no", retryable=False), public_url=api.url)
-                (told,) = await events.newest(tx, limit=9)
-            await delivery.deliver(database, queue, told.id, policy=uploads.http_policy(api.settings))
+                (record,) = await events.newest(tx, limit=9)
+            await delivery.deliver(database, queue, record.id, policy=uploads.http_policy(api.settings))
             async with database.transaction() as tx:
-                return (await events.get(tx, told.id))[0].last_error
+                return (await events.get(tx, record.id))[0].last_error
 
     assert "private or local address" in (asyncio.run(end_and_deliver()) or "")
     assert dialled == []

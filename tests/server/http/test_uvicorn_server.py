@@ -98,23 +98,23 @@ def test_hsts_only_with_https(start_api: Callable[..., Api]) -> None:
 def test_only_listed_origins_pass_cors(start_api: Callable[..., Api]) -> None:
     api = start_api(cors_origins=("https://studio.example",))
 
-    def asked(origin: str, method: str = "OPTIONS") -> httpx.Response:
+    def call_from(origin: str, method: str = "OPTIONS") -> httpx.Response:
         ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key, idempotency-key"}
         return httpx.request(method, f"{api.url}/v2/images/upscale", headers={"Origin": origin, **ask})
 
-    allowed = asked("https://studio.example")
+    allowed = call_from("https://studio.example")
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://studio.example"
     assert "access-control-allow-credentials" not in allowed.headers
-    refused = asked("https://evil.example")
+    refused = call_from("https://evil.example")
     assert refused.status_code == 400
     assert "access-control-allow-origin" not in refused.headers
     assert "application/json" in refused.headers["content-type"]
     assert isinstance(refused.json()["error"], str)
-    answer = asked("https://studio.example", "POST")  # errors can be read, too
+    answer = call_from("https://studio.example", "POST")  # errors can be read, too
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://studio.example")
     assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
-    assert "access-control-allow-origin" not in asked("https://evil.example", "POST").headers
+    assert "access-control-allow-origin" not in call_from("https://evil.example", "POST").headers
 
 
 def test_no_origin_passes_without_a_list(api: Api) -> None:

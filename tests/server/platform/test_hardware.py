@@ -18,13 +18,13 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 4)
 
 
-def seen(wanted: str) -> list[str]:
-    return [device.environment[hardware.VISIBLE] for device in hardware.devices(wanted)]
+def visible_gpus(choice: str) -> list[str]:
+    return [device.environment[hardware.VISIBLE] for device in hardware.devices(choice)]
 
 
 def test_each_gpu_gets_its_process(four_gpus: None) -> None:
-    assert seen("auto") == ["0", "1", "2", "3"]
-    assert seen("2, 0") == ["2", "0"]
+    assert visible_gpus("auto") == ["0", "1", "2", "3"]
+    assert visible_gpus("2, 0") == ["2", "0"]
     assert {device.environment["HIRESFIX_DEVICE"] for device in hardware.devices("auto")} == {"cuda"}
 
 
@@ -33,8 +33,8 @@ def test_numbers_count_visible_gpus(
 ) -> None:
     monkeypatch.setenv(hardware.VISIBLE, "GPU-5e0a, 7")
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 2)
-    assert seen("auto") == ["GPU-5e0a", "7"]
-    assert seen("1") == ["7"]
+    assert visible_gpus("auto") == ["GPU-5e0a", "7"]
+    assert visible_gpus("1") == ["7"]
 
 
 def test_no_gpus_mean_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,10 +43,10 @@ def test_no_gpus_mean_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.devices("cpu") == [hardware.CPU]
 
 
-@pytest.mark.parametrize("wanted", ["4", "0,9", "0,0", "-1", "gpu", "", "1,"])
-def test_missing_devices_are_named(four_gpus: None, wanted: str) -> None:
+@pytest.mark.parametrize("choice", ["4", "0,9", "0,0", "-1", "gpu", "", "1,"])
+def test_missing_devices_are_named(four_gpus: None, choice: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--devices auto"):
-        hardware.devices(wanted)
+        hardware.devices(choice)
 
 
 def test_gpus_are_counted_without_torch_here() -> None:

@@ -23,15 +23,15 @@ OUTSIDE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def spans(collector: Site) -> dict[str, Span]:
-    """What the collector was told, by name."""
-    found: dict[str, Span] = {}
+    """Return the spans that the collector received, by name."""
+    by_name: dict[str, Span] = {}
     for headers, body in collector.received:
         message = ExportTraceServiceRequest()
         message.ParseFromString(gzip.decompress(body) if headers.get("Content-Encoding") == "gzip" else body)
         for resource in message.resource_spans:
             for scope in resource.scope_spans:
-                found |= {span.name: span for span in scope.spans}
-    return found
+                by_name |= {span.name: span for span in scope.spans}
+    return by_name
 
 
 def test_job_is_one_trace(
@@ -45,20 +45,20 @@ def test_job_is_one_trace(
     assert api.value("select state from jobs") == "COMPLETED"
     wait_until(lambda: {"POST /v2/images/upscale", "job", "store"} <= spans(site).keys())
 
-    found = spans(site)
-    assert {span.trace_id.hex() for span in found.values()} == {OUTSIDE.split("-")[1]}
-    request, submit, job = found["POST /v2/images/upscale"], found["submit"], found["job"]
+    by_name = spans(site)
+    assert {span.trace_id.hex() for span in by_name.values()} == {OUTSIDE.split("-")[1]}
+    request, submit, job = by_name["POST /v2/images/upscale"], by_name["submit"], by_name["job"]
     assert request.parent_span_id.hex() == OUTSIDE.split("-")[2]
     assert (submit.parent_span_id, job.parent_span_id) == (request.span_id, submit.span_id)
     for stage in ("decode", "engine", "encode", "store"):
-        assert found[stage].parent_span_id == job.span_id, stage
+        assert by_name[stage].parent_span_id == job.span_id, stage
     facts = {fact.key: fact.value for fact in job.attributes}
     assert facts["hiresfix.job_id"].string_value == str(api.value("select id from jobs"))
     assert facts["hiresfix.attempt"].int_value == 1
-    assert "GET /readyz" not in found
-    told = b"".join(body for _, body in site.received)
-    assert b"xanadu" not in told
-    assert api.key.encode() not in told
+    assert "GET /readyz" not in by_name
+    received = b"".join(body for _, body in site.received)
+    assert b"xanadu" not in received
+    assert api.key.encode() not in received
 
 
 def test_unavailable_collector_delays_nothing(start_api: Callable[..., Api], photo: str) -> None:

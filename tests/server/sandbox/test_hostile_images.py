@@ -40,8 +40,8 @@ def outcome(sandbox: Sandbox, data: bytes) -> str | None:
 
 
 def faults(sandbox: Sandbox, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    found = ((name, outcome(sandbox, data)) for name, data in files)
-    return {name: fault for name, fault in found if fault}
+    outcomes = ((name, outcome(sandbox, data)) for name, data in files)
+    return {name: fault for name, fault in outcomes if fault}
 
 
 @pytest.mark.parametrize("family", ["truncated", "crafted"])

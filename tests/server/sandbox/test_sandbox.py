@@ -53,9 +53,9 @@ def slow_image() -> bytes:
 
 
 def process_of(sandbox: Sandbox) -> psutil.Process:
-    found = sandbox._process
-    assert found is not None
-    return psutil.Process(found.pid)
+    process = sandbox._process
+    assert process is not None
+    return psutil.Process(process.pid)
 
 
 def shared_memory() -> set[Path]:
@@ -83,17 +83,17 @@ def test_sandbox_decodes_the_same_image(sandbox: Sandbox, kind: str) -> None:
             xmp=sample_images.XMP,
         ),
     }[kind]
-    expected, found = images.decode(data, LIMITS), sandbox.decode(data)
-    assert found.rgb.dtype == expected.rgb.dtype
-    np.testing.assert_array_equal(found.rgb, expected.rgb)
+    expected, decoded = images.decode(data, LIMITS), sandbox.decode(data)
+    assert decoded.rgb.dtype == expected.rgb.dtype
+    np.testing.assert_array_equal(decoded.rgb, expected.rgb)
     if expected.alpha is None:
-        assert found.alpha is None
+        assert decoded.alpha is None
     else:
-        np.testing.assert_array_equal(found.alpha, expected.alpha)
+        np.testing.assert_array_equal(decoded.alpha, expected.alpha)
     for field in dataclasses.fields(DecodedImage):
         if field.name not in ("rgb", "alpha"):
-            assert getattr(found, field.name) == getattr(expected, field.name), field.name
-    assert found.rgb.flags.writeable
+            assert getattr(decoded, field.name) == getattr(expected, field.name), field.name
+    assert decoded.rgb.flags.writeable
     assert sandbox.probe(data) == images.read_header(data, LIMITS)
 
 
@@ -144,14 +144,14 @@ def test_crash_rejects_only_its_image(sandbox: Sandbox, how: signal.Signals) -> 
     wait_until(lambda: not process.children())  # the one of the first image
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(sandbox.probe, slow_image())
-        found: list[psutil.Process] = []
+        children: list[psutil.Process] = []
 
         def seen() -> bool:
-            found.extend(process.children())
-            return bool(found)
+            children.extend(process.children())
+            return bool(children)
 
         wait_until(seen)
-        found[0].send_signal(how)
+        children[0].send_signal(how)
         with pytest.raises(DecodingAborted) as refusal:
             running.result()
     assert refusal.value.message == ABORTED["crashed"]
@@ -174,8 +174,8 @@ def test_unstartable_process_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> 
 def test_threads_decode_in_parallel(sandbox: Sandbox) -> None:
     sizes = [(20 + at, 30 + at) for at in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda size: sandbox.decode(sample_images.png(*size)).size, sizes)
-        assert list(found) == sizes
+        decoded_sizes = pool.map(lambda size: sandbox.decode(sample_images.png(*size)).size, sizes)
+        assert list(decoded_sizes) == sizes
 
 
 def test_child_has_no_secrets_or_rights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,8 +252,8 @@ def test_only_one_users_images_share_a_process(
 def test_one_users_images_decode_in_parallel(sandbox: Sandbox) -> None:
     user, sizes = uuid4(), [(20 + at, 30 + at) for at in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda size: sandbox.probe(sample_images.png(*size), user=user).size, sizes)
-        assert list(found) == sizes
+        probed_sizes = pool.map(lambda size: sandbox.probe(sample_images.png(*size), user=user).size, sizes)
+        assert list(probed_sizes) == sizes
 
 
 @pytest.mark.parametrize("kind", ["damaged", "large", "long"])

@@ -1,4 +1,4 @@
-"""Messages and their translations: complete, true to their placeholders, with particles that suit what is filled in."""
+"""Messages and their translations: complete, with the right placeholders, particles and style."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hiresfix.server.web.languages import ENGLISH, JAPANESE, KOREAN, LANGUAGES, 
 from hiresfix.server.web.message_format import fill, particle, placeholders, rich
 
 TRANSLATED = [language for language in LANGUAGES if language is not ENGLISH]
-BELOW_THE_ROUTES = {"cors_refused", "invalid_http"}
+MIDDLEWARE_CODES = {"cors_refused", "invalid_http"}
 each_language = pytest.mark.parametrize("language", TRANSLATED, ids=lambda language: language.code)
 
 
@@ -31,7 +31,7 @@ def catalog_of(language: Language) -> Catalog:
 
 
 def pairs(language: Language) -> Iterator[tuple[str, str]]:
-    """Each message, or its form for many, with each of its translations."""
+    """Yield each message, or its plural, with each of its translations."""
     for message in catalog_of(language):
         source = message.id[-1] if isinstance(message.id, tuple) else message.id
         forms = message.string if isinstance(message.string, tuple) else (message.string or "",)
@@ -40,7 +40,7 @@ def pairs(language: Language) -> Iterator[tuple[str, str]]:
 
 
 @each_language
-def test_every_message_is_translated_and_no_translation_is_unused(language: Language) -> None:
+def test_every_message_in_use_is_translated(language: Language) -> None:
     used = {message.id for message in message_catalogs.all_messages() if message.id}
     known = {message.id for message in catalog_of(language) if message.id}
     assert (used - known, known - used) == (set(), set()), "run `python -m hiresfix.server.web`, then translate"
@@ -49,7 +49,7 @@ def test_every_message_is_translated_and_no_translation_is_unused(language: Lang
 
 
 @each_language
-def test_a_translation_has_the_placeholders_and_the_code_of_its_message(language: Language) -> None:
+def test_translations_keep_placeholders_code_and_links(language: Language) -> None:
     for source, translation in pairs(language):
         assert placeholders(translation) == placeholders(source), translation
         assert code_in(translation) == code_in(source), translation
@@ -57,39 +57,41 @@ def test_a_translation_has_the_placeholders_and_the_code_of_its_message(language
 
 
 def code_in(message: str) -> set[str]:
-    """What stands between backticks; of a particle inside of them only the word it belongs to."""
+    """Return the texts between backticks, without Korean particles inside."""
     bare = re.sub(r"\{(\w+):`[^}]*\}", r"{\1}`", message)
     return set(re.findall(r"`([^`]+)`", bare))
 
 
-def test_no_korean_text_leaves_the_choice_of_a_particle_to_the_reader() -> None:
+def test_korean_particles_follow_the_word() -> None:
     for _, translation in pairs(KOREAN):
         assert not re.search(r"[을를이가은는과와로]\s*[(/][^)}]{0,3}[을를이가은는과와로]\)", translation), translation
-        # A particle that depends on the word before it may not follow a placeholder as it is.
+        # After a placeholder, a particle must be chosen by the value.
         assert not re.search(r"\{\w+\}`?(?:을|를|이|가|은|는|과|와|으로|로)(?:\s|$|[,.])", translation), translation
 
 
-def test_every_text_is_polite_in_the_same_way() -> None:
+def test_translations_use_one_polite_style() -> None:
     for _, translation in pairs(KOREAN):
-        assert not re.search(r"(?:니다|하라|한다|된다)(?:[.!?]|$)", translation), translation
+        # 합니다체: requests may end in 세요, questions in 나요, 가요 or 까요; 개요 and 필요 are nouns.
+        assert not re.search(r"(?:하라|한다|된다)(?:[.!?]|$)", translation), translation
+        assert not re.search(r"(?<![세나가까개필])요(?:[.!?,]|\s*\(|$)", translation), translation
     for _, translation in pairs(JAPANESE):
         assert not re.search(r"(?:である|だ|する|った)。", translation), translation
 
 
 def test_every_error_code_has_a_text() -> None:
     def codes(kind: type[errors.HiresfixError]) -> set[str]:
-        # What a client library adds for its own users reaches no page.
+        # Errors that a client library adds reach no page.
         served = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
         return {kind.code}.union(*(codes(child) for child in served))
 
-    assert set(error_texts.ERRORS) == codes(errors.HiresfixError) | BELOW_THE_ROUTES
+    assert set(error_texts.ERRORS) == codes(errors.HiresfixError) | MIDDLEWARE_CODES
 
 
 @each_language
-def test_every_parameter_and_preset_has_its_texts_in_the_language(language: Language) -> None:
+def test_catalog_texts_are_translated(language: Language) -> None:
     for model in MODELS:
-        of_subjects = (text for subject in model.param_presets for text in (subject.label, subject.help))
-        for text in (model.description, *(param.help for param in model.params), *of_subjects):
+        preset_texts = (text for preset in model.param_presets for text in (preset.label, preset.help))
+        for text in (model.description, *(param.help for param in model.params), *preset_texts):
             assert language(text) != text
 
 
@@ -135,7 +137,7 @@ def calls_of_templates() -> Iterator[tuple[str, set[str] | None]]:
 
 
 @pytest.mark.parametrize(
-    ("word", "wanted"),
+    ("word", "expected"),
     [
         ("집", "집을 집으로 집이"),
         ("서울", "서울을 서울로 서울이"),
@@ -154,20 +156,20 @@ def calls_of_templates() -> Iterator[tuple[str, set[str] | None]]:
         ("", "를 로 가"),
     ],
 )
-def test_a_particle_follows_the_sound_of_the_word(word: str, wanted: str) -> None:
+def test_particle_follows_the_sound_of_the_word(word: str, expected: str) -> None:
     filled = fill("{word:을/를} {word:으로/로} {word:이/가}", {"word": word})
-    assert filled == wanted
-    assert particle(word, "은", "는") == ("은" if "을" in wanted else "는")
+    assert filled == expected
+    assert particle(word, "은", "는") == ("은" if "을" in expected else "는")
 
 
-def test_a_message_without_a_value_for_its_placeholder_is_an_error() -> None:
+def test_missing_placeholder_value_is_an_error() -> None:
     with pytest.raises(KeyError):
         fill("Costs {credits}", {})
 
 
-def test_rich_text_knows_code_and_links_and_escapes_everything_else() -> None:
-    wanted = 'Use <code>a&lt;b</code> &amp; <a href="/v2">the API</a>'
-    assert rich("Use `a<b` & [the API](/v2)") == wanted
+def test_rich_text_escapes_all_but_code_and_links() -> None:
+    expected = 'Use <code>a&lt;b</code> &amp; <a href="/v2">the API</a>'
+    assert rich("Use `a<b` & [the API](/v2)") == expected
     assert "<script" not in rich('<script>`x`[y](javascript:"onclick)')
 
 
@@ -184,11 +186,11 @@ def test_rich_text_knows_code_and_links_and_escapes_everything_else() -> None:
         ("ja;q=nonsense, ;;;,", "en"),
     ],
 )
-def test_the_browsers_preference_decides_among_the_languages_there_are(header: str, code: str) -> None:
+def test_accept_language_chooses_the_language(header: str, code: str) -> None:
     assert preferred_language(header).code == code
 
 
-def test_numbers_dates_and_lists_are_written_as_the_language_does() -> None:
+def test_numbers_dates_and_lists_follow_the_language() -> None:
     day = date(2026, 3, 5)
     assert [language.long_date(day) for language in LANGUAGES] == ["March 5, 2026", "2026年3月5日", "2026년 3월 5일"]
     assert [language.number(1234.56, 1) for language in LANGUAGES] == ["1,234.6"] * 3
@@ -198,11 +200,11 @@ def test_numbers_dates_and_lists_are_written_as_the_language_does() -> None:
     assert JAPANESE.either(["a", "b"]) == "aまたはb"
 
 
-def test_scripts_get_the_texts_they_and_their_imports_use_and_those_of_the_api() -> None:
-    carried = message_catalogs.messages_for_script(KOREAN, "pages.js")
-    assert carried["Copied"] == ("복사했어요",)
-    assert carried[error_texts.ERRORS["not_found"]]
-    assert carried[MODELS[0].params[0].help]
-    assert "Quick start" not in carried
+def test_scripts_get_their_texts_and_the_apis() -> None:
+    texts = message_catalogs.messages_for_script(KOREAN, "pages.js")
+    assert texts["Copied"] == ("복사했습니다",)
+    assert texts[error_texts.ERRORS["not_found"]]
+    assert texts[MODELS[0].params[0].help]
+    assert "Quick start" not in texts
     assert message_catalogs.messages_for_script(KOREAN, "i18n.js") == {}
     assert message_catalogs.messages_for_script(ENGLISH, "pages.js") == {}

@@ -20,7 +20,7 @@ export async function signInByLink() {
     if (!(error instanceof api.ApiError)) throw error;
     if (!(await resumeSession())) {
       const problem = t(
-        "This link has already been used or has expired. Get a new one with `hiresfix signin`, or use an API key.",
+        "This link has already been used or has expired. Get a new one with `hiresfix login-link`, or use an API key.",
       );
       askForKey(problem.replaceAll("`", ""));
     }
