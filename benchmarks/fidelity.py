@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="how many of them")
     parser.add_argument("--side", type=int, default=160, help="side of the part that is used, in pixels")
     parser.add_argument("--compact", type=Path, help="a checkpoint folder of training.run")
-    parser.add_argument("--engines", help="only these, separated by \";\"; the others keep their saved rows")
+    parser.add_argument("--engines", help='only these, separated by ";"; the others keep their saved rows')
     parser.add_argument("--write", action="store_true", help="write the table under benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

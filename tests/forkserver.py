@@ -82,7 +82,7 @@ def start(
     Standard error goes to `errors`, or where standard output goes.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(_server()[0])
+    connection.connect(_server_address())
     request = {"arguments": arguments, "environment": dict(environment), "folder": str(folder or Path.cwd())}
     socket.send_fds(connection, [json.dumps(request).encode()], [output.fileno(), (errors or output).fileno()])
     return ForkedProcess(connection, int(connection.recv(64)), arguments)
@@ -102,22 +102,26 @@ def run(arguments: list[str], *, folder: Path | None = None, timeout: float = 20
 
 
 @functools.cache
-def _server() -> tuple[str, subprocess.Popen[bytes] | None]:
-    """Address of this test run's server; the first test process that asks starts it for all, and keeps it."""
+def _server_address() -> str:
+    """Address of this test run's server; the first test process that asks starts it for all."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     owner = os.getppid() if run else os.getpid()
     address = Path(tempfile.gettempdir()) / f"hiresfix-forkserver-{run or owner}"
     with address.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = None
         if not address.exists():
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             listening.bind(str(address))
             listening.listen(64)
             command = [sys.executable, "-m", "tests.forkserver", str(owner)]
             with listening:  # in a session of its own: Ctrl-C is for the tests
-                process = subprocess.Popen(command, stdin=listening.fileno(), cwd=ROOT, start_new_session=True)
-    return str(address), process
+                redirect = [(os.POSIX_SPAWN_DUP2, listening.fileno(), 0)]
+                environment = {
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                }
+                os.posix_spawn(sys.executable, command, environment, file_actions=redirect, setsid=True)
+    return str(address)
 
 
 def _preload() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import psycopg
 
+from hiresfix.messages import Message
 from hiresfix.server.app import Server, create_app
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
@@ -40,10 +41,11 @@ class LiveServer(Api):
         return data
 
     def fail(self, job: str, error: str = "It broke. Try another image.") -> None:
+        message = {"reason": error.reason, "params": error.params} if isinstance(error, Message) else None
         self.do(
-            "update jobs set state = 'FAILED', completed_at = now(), token = null, lease_until = null, error = %s"
-            " where id = %s",
-            error, job,
+            "update jobs set state = 'FAILED', completed_at = now(), token = null, lease_until = null, error = %s,"
+            " error_message = %s where id = %s",
+            error, message and json.dumps(message), job,
         )  # fmt: skip
 
     def progress(self, job: str, percent: int) -> None:

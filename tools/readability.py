@@ -9,21 +9,24 @@ import ast
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-RELATIVE = re.compile(r"(What|Whether|Where|Who|Whom|Whose|Whoever|Which|How|When|Why)\b")
+RELATIVE_CLAUSE = re.compile(r"(What|Whether|Where|Who|Whom|Whose|Whoever|Which|How|When|Why)\b")
 VAGUE_LOCALS = ("found", "wanted", "told", "made", "given", "most", "asked", "own", "held", "kept", "left", "looked")
 MAX_LINES = 450
 MAX_TEST_WORDS = 8
 FACTS = {
-    "modules that write out 'QUEUED'": r"[\"']QUEUED[\"']",
-    "modules with BT.601 weights": r"0\.299\b",
-    "modules that define MEBIBYTE": r"(?m)^_?MEBIBYTE\b.*=",
-    "modules that write out results/<job>/": r"[\"']results/",
-    "modules with a version number": r"(?m)^__version__",
-    "modules that match English error sentences": r"SAYINGS|new RegExp\(`\^\$\{",
+    "JobState": ("*.py", r"(?m)^class JobState\b", ["states.py"]),
+    # snippets.py: in programs that callers copy
+    "job states as Python strings": ("*.py", r'"(QUEUED|PROCESSING)"', ["server/web/snippets.py", "states.py"]),
+    "BT.601 weights": ("*.py", r"0\.299\b", ["engine/pixels/arrays.py"]),
+    "MEBIBYTE": ("*.py", r"(?m)^_?MEBIBYTE\b.*=", ["units.py"]),
+    "results/<job>/": ("*.py", r"[\"']results/", ["server/storage_keys.py"]),
+    "the version": ("*.py", r"(?m)^__version__", ["__init__.py"]),
+    "regexes over English error sentences": ("*.js", r"new RegExp\(", []),
 }
+"""Files, pattern, and the modules below src/hiresfix that may match."""
 
 
 def parsed(folder: Path) -> Iterator[tuple[Path, str, ast.Module]]:
@@ -72,7 +75,7 @@ def main() -> None:
     print(f"Modules above {MAX_LINES} lines:", sum(len(text.splitlines()) > MAX_LINES for _, text, _ in source))
     texts = [text for _, _, tree in source for text in docstrings(tree)]
     print("Docstrings:", len(texts))
-    print("Docstrings that open with a relative clause:", sum(bool(RELATIVE.match(text)) for text in texts))
+    print("Docstrings that open with a relative clause:", sum(bool(RELATIVE_CLAUSE.match(text)) for text in texts))
     print("Lines with who, whom, whose or whoever:", count_lines(source, r"\b[Ww]ho(m|se|ever)?\b"))
     print("Lines with 'is no', 'are no', 'is none':", count_lines(source, r"\b(is|are) no(ne)?\b"))
     print("Lines with picture / image:", count_lines(source, r"(?i)picture"), "/", count_lines(source, r"(?i)image"))
@@ -85,19 +88,24 @@ def main() -> None:
     print("Class and alias names defined in several modules:", sum(len(paths) > 1 for paths in homes.values()))
     names = Counter(name for _, _, tree in source for name in set(assigned(tree)) if name in VAGUE_LOCALS)
     print("Modules times locals without a noun:", sum(names.values()))
-    functions = [
-        node.name
-        for _, _, tree in tests
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-    ]
+    functions = list(test_names(tests))
     long = sum(len(name.split("_")) - 1 > MAX_TEST_WORDS for name in functions)
     print(f"Tests, and those named with more than {MAX_TEST_WORDS} words:", len(functions), long)
-    scripts = [(path, path.read_text(), None) for path in sorted((root / "src").rglob("*.js"))]
-    for fact, pattern in FACTS.items():
-        print(
-            f"{fact[0].upper()}{fact[1:]}:", sum(bool(re.search(pattern, text)) for _, text, _ in (*source, *scripts))
-        )
+    for fact, (files, pattern, _) in FACTS.items():
+        print(f"Modules with {fact}:", len(files_with(root / "src", files, pattern)))
+
+
+def test_names(files: Iterable[tuple[Path, str, ast.Module]]) -> Iterator[str]:
+    for _, _, tree in files:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                yield node.name
+
+
+def files_with(folder: Path, files: str, pattern: str) -> list[str]:
+    """Files that match, by their path in the package."""
+    paths = sorted(path for path in folder.rglob(files) if re.search(pattern, path.read_text(encoding="utf-8")))
+    return [path.relative_to(folder / "hiresfix").as_posix() for path in paths]
 
 
 def count_lines(files: list[tuple[Path, str, ast.Module]], pattern: str) -> int:

@@ -53,7 +53,7 @@ class OutputFormat(StrEnum):
 
 
 class Engine(StrEnum):
-    """How the pixels are made.
+    """Engine that makes the pixels.
 
     `faithful` only runs a super-resolution network. `ganprior` is the offline engine: it adds texture with nothing
     downloaded. `diffusion` is the hi-res fix with a Stable Diffusion 1.x checkpoint and a tile ControlNet.

@@ -20,8 +20,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from hiresfix import messages
 from hiresfix.server.accounts import authentication, login_links
 from hiresfix.server.database.pool import Database
+from hiresfix.server.database.task_queue import Queue
+from hiresfix.server.jobs import lifecycle
+from hiresfix.server.jobs.model import Failed
+from hiresfix.server.web.languages import JAPANESE
 from tests.browser.studio_page import StudioPage
 from tests.browser.visit import needs_browser
 from tests.conftest import Site
@@ -42,6 +47,22 @@ def sign_in_path(server: Service) -> str:
     with ThreadPoolExecutor(1) as executor:  # Playwright's event loop runs in this thread
         token = executor.submit(lambda: asyncio.run(create_link())).result()
     return login_links.url(server.url, token).removeprefix(server.url)
+
+
+def fail_next_job(server: Service, error: str) -> None:
+    """Let the next job fail with this error, in place of a worker."""
+
+    async def fail() -> None:
+        queue = Queue(server.database_url)
+        async with Database(server.database_url, max_size=1) as database:
+            claim = await lifecycle.claim(database, worker="test", lease_seconds=60)
+            assert claim is not None
+            async with database.transaction() as tx:
+                outcome = Failed(error=error, retryable=False)
+                await lifecycle.settle(tx, queue, claim, outcome, public_url=server.url)
+
+    with ThreadPoolExecutor(1) as executor:  # Playwright's event loop runs in this thread
+        executor.submit(lambda: asyncio.run(fail())).result()
 
 
 @pytest.fixture
@@ -297,6 +318,36 @@ def test_cancelling_refunds_the_credits(
     expect(studio.at("#run")).to_be_focused()
     expect(studio.at("#credits")).to_have_text(f"{before:,} credits")
     assert studio.credits == before
+
+
+def test_failed_job_is_explained_in_japanese(
+    new_studio: Callable[..., StudioPage], photo: Path, paused: Callable[[], None]
+) -> None:
+    studio = new_studio().open("/ja/studio")
+    error = messages.PROMPT_TOO_LONG(chunks=9, tokens=75, limit=4)
+    explanation = JAPANESE(messages.PROMPT_TOO_LONG.text, **error.params)
+    assert "BREAK" in explanation
+    assert "prompt" not in explanation
+    studio.add_images(photo)
+    studio.run()
+    expect(studio.at("#active-jobs button")).to_be_enabled()
+    fail_next_job(studio.server, error)
+    expect(studio.at("#active-jobs .notice")).to_contain_text(explanation)
+    expect(studio.at("#active-jobs .notice [lang=en]")).to_have_count(0)
+    studio.at("#history-list li").first.locator("[data-action=showDetails]").click()
+    expect(studio.at("#details-body .notice")).to_have_text(explanation)
+    studio.expect_accessible()
+
+
+def test_failed_job_of_earlier_release_is_explained_in_english(
+    new_studio: Callable[..., StudioPage], photo: Path, paused: Callable[[], None]
+) -> None:
+    studio = new_studio().open("/ja/studio")
+    studio.add_images(photo)
+    studio.run()
+    expect(studio.at("#active-jobs button")).to_be_enabled()
+    fail_next_job(studio.server, str.__str__(messages.PROMPT_TOO_LONG(chunks=9, tokens=75, limit=4)))
+    expect(studio.at("#active-jobs .notice [lang=en]")).to_contain_text("The prompt makes 9 chunks of 75 tokens")
 
 
 def test_rejected_file_is_explained_and_costs_nothing(new_studio: Callable[..., StudioPage], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiresfix import errors
+from hiresfix import errors, messages
 from hiresfix.client import (
     Client,
     Job,
@@ -183,11 +183,21 @@ def test_failed_and_cancelled_jobs_raise_with_job(client: Client, live_server: L
     with pytest.raises(JobFailed, match="It broke") as caught:
         failed.wait(timeout=60)
     assert (caught.value.job.id, caught.value.job.status, caught.value.code) == (failed.id, "FAILED", "job_failed")
+    assert (caught.value.reason, caught.value.params) == (None, {})
     assert cancelled.cancel().status == "CANCELLED"
     with pytest.raises(JobCancelled):
         cancelled.result(timeout=60)
-    with pytest.raises(errors.Conflict):
+    with pytest.raises(errors.Conflict) as refused:
         client.jobs.cancel(cancelled.id)
+    assert (refused.value.reason, refused.value.params) == ("job_already_over", {"state": "CANCELLED"})
+
+
+def test_failed_job_carries_reason_and_params(client: Client, live_server: LiveServer, image: Path) -> None:
+    job = client.images.upscale(image)
+    live_server.fail(job.id, messages.IMAGE_DAMAGED(kind="PNG"))
+    with pytest.raises(JobFailed, match="PNG file is damaged") as caught:
+        job.wait(timeout=60)
+    assert (caught.value.reason, caught.value.params) == ("image_damaged", {"kind": "PNG"})
 
 
 @pytest.mark.parametrize("seconds", [0.3, 21.0], ids=["polling", "stream"])

@@ -41,6 +41,8 @@ class Row:
     progress: int = 0
     cost: int = 3
     error: str | None = None
+    error_reason: str | None = None
+    error_params: dict[str, Any] | None = None
     webhook_status: str | None = None
     created_at: datetime = START
     started_at: datetime | None = None
@@ -77,6 +79,8 @@ def test_completed_job_shows_every_field() -> None:
         "progress": 100,
         "result": RESULT,
         "error": None,
+        "errorReason": None,
+        "errorParams": None,
         "creditCost": 3,
         "webhookStatus": "delivered",
         "createdAt": "2026-03-15T10:00:00.000Z",
@@ -119,11 +123,25 @@ def test_list_omits_only_the_input() -> None:
                 "progress": 0,
                 "result": None,
                 "error": "Out of memory",
+                "errorReason": None,
+                "errorParams": None,
                 "creditCost": 0,
                 "completedAt": "2026-03-15T10:00:32.005Z",
             },
         ),
-        (replace(DONE, state="FAILED"), {"error": "Job failed"}),
+        (replace(DONE, state="FAILED"), {"error": "Job failed", "errorReason": None, "errorParams": None}),
+        (
+            replace(DONE, state="FAILED", error="Bad PNG", error_reason="image_damaged", error_params={"kind": "PNG"}),
+            {"error": "Bad PNG", "errorReason": "image_damaged", "errorParams": {"kind": "PNG"}},
+        ),
+        (
+            replace(DONE, state="FAILED", error="Stopped", error_reason="job_interrupted", error_params={}),
+            {"error": "Stopped", "errorReason": "job_interrupted", "errorParams": {}},
+        ),
+        (
+            replace(DONE, state="CANCELLED", error="inner detail", error_reason="inner", error_params={"a": 1}),
+            {"error": "Job was cancelled", "errorReason": None, "errorParams": None},
+        ),
         (
             replace(DONE, state="CANCELLED", error="inner detail"),
             {"status": "CANCELLED", "progress": 0, "result": None, "error": "Job was cancelled", "creditCost": 0},
@@ -160,13 +178,21 @@ def test_webhook_bodies_follow_the_contract() -> None:
         "creditCost": 3,
         "completedAt": "2026-03-15T10:00:32.005Z",
     }
-    failed = replace(DONE, state="FAILED", error="Zu wenig Speicher für 8×")
+    failed = replace(
+        DONE,
+        state="FAILED",
+        error="Zu wenig Speicher für 8×",
+        error_reason="scale_too_large",
+        error_params={"scale": 8},
+    )
     assert json.loads(wire.hook_body("failed", failed, PUBLIC)) == {
         "event": "failed",
         "type": "failed",
         "jobId": str(JOB),
         "status": "FAILED",
         "error": "Zu wenig Speicher für 8×",
+        "errorReason": "scale_too_large",
+        "errorParams": {"scale": 8},
         "model": "clarity-upscale",
         "creditCost": 0,
         "completedAt": "2026-03-15T10:00:32.005Z",

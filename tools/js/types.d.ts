@@ -76,6 +76,8 @@ interface JobBase {
   expiresAt: string | null;
   seed: number | null;
   error: string | null;
+  errorReason: string | null;
+  errorParams: Record<string, string | number> | null;
   metadata: { warnings?: string[] } | null;
 }
 

@@ -51,7 +51,7 @@ class JobEnded(HiresfixError):
 
 
 class JobFailed(JobEnded):
-    """The job failed and its credits were refunded. The message is the server's."""
+    """The job failed and its credits were refunded. Message, `reason` and `params` are the server's."""
 
     code = "job_failed"
 

@@ -1,6 +1,7 @@
 """Errors from answers: error answers as the classes the server raised, and jobs that ended without a result.
 
 The class is chosen by `code`, else by status, so that servers without codes, or with unknown ones, are understood too.
+Messages are `hiresfix.messages.Message` where the server sent a reason, as they were when the server raised them.
 Knows no HTTP library.
 """
 
@@ -35,6 +36,7 @@ from hiresfix.errors import (
     Unauthenticated,
     Unavailable,
 )
+from hiresfix.messages import Message
 from hiresfix.states import JobState
 
 
@@ -61,9 +63,19 @@ class _ErrorAnswer:
         if not isinstance(details, dict):
             return {"_root": [self.text]}
         return {
-            str(path): [str(message) for message in (messages if isinstance(messages, list) else [messages])]
+            str(path): [
+                self._problem(path, str(text)) for text in (messages if isinstance(messages, list) else [messages])
+            ]
             for path, messages in details.items()
         }
+
+    def _problem(self, path: str, text: str) -> str:
+        """Return a message of `details` with the reason that `problems` has for it."""
+        problems = self.body.get("problems")
+        for problem in problems if isinstance(problems, list) else []:
+            if isinstance(problem, dict) and (problem.get("path"), problem.get("message")) == (path, text):
+                return _message(text, problem.get("reason"), problem.get("params"))
+        return text
 
 
 _BUILDERS: Mapping[type[HiresfixError], Callable[[_ErrorAnswer], HiresfixError]] = {
@@ -138,11 +150,27 @@ def _read(head: ResponseHead, body: bytes) -> _ErrorAnswer:
         fields = None
     fields = fields if isinstance(fields, dict) else {}
     text = fields.get("error")
+    if isinstance(text, str) and text:
+        text = _message(text, fields.get("reason"), fields.get("params"))
+    else:
+        text = f"The server answered {head.status} without an explanation."
     return _ErrorAnswer(
         status=head.status,
-        text=text if isinstance(text, str) and text else f"The server answered {head.status} without an explanation.",
+        text=text,
         body=fields,
         retry_after=retry_after(head.headers),
+    )
+
+
+def _message(text: str, reason: object, params: object) -> str:
+    """Return the sentence with its reason and params; without them if the server sent none, or something else."""
+    if not isinstance(reason, str) or not reason:
+        return text
+    values = params.items() if isinstance(params, dict) else ()
+    return Message(
+        text,
+        reason=reason,
+        params={name: value for name, value in values if isinstance(value, str | int | float)},
     )
 
 
@@ -165,7 +193,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def require_result(job: Job) -> Job:
     """Return the job. Raises JobFailed or JobCancelled if it ended without a result."""
     if job.status == JobState.FAILED:
-        raise JobFailed(job.error or "Job failed", job)
+        raise JobFailed(_message(job.error or "Job failed", job.error_reason, job.error_params), job)
     if job.status == JobState.CANCELLED:
         raise JobCancelled(job.error or "Job was cancelled", job)
     return job

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from hiresfix.client.errors import UnexpectedAnswer
+from hiresfix.messages import Param
 from hiresfix.states import TERMINAL, JobState
 
 V = TypeVar("V")
@@ -63,6 +64,9 @@ class Job:
         status: one of `hiresfix.states.JobState`.
         progress: percent; 100 only when COMPLETED.
         images: URLs of the results, absolute or relative to the server.
+        error: English sentence of a job that failed or was cancelled.
+        error_reason: stable name of the sentence of a failed job, if the server sends it.
+        error_params: variable parts of that sentence, by name.
         credit_cost: 0 once the job has failed or was cancelled.
         queue_position: jobs ahead of this one; only while it waits, and if the server sends it.
         eta_seconds: estimated time left; only while the job is not over, and if the server sends it.
@@ -75,6 +79,8 @@ class Job:
     progress: int = 0
     images: tuple[str, ...] = ()
     error: str | None = None
+    error_reason: str | None = None
+    error_params: Mapping[str, Param] | None = None
     credit_cost: int | None = None
     webhook_status: str | None = None
     created_at: datetime | None = None
@@ -116,6 +122,8 @@ class Job:
             progress=_integer(fields, "progress") or 0,
             images=_images(fields.get("result")),
             error=_optional(fields, "error", str),
+            error_reason=_optional(fields, "errorReason", str),
+            error_params=_optional(fields, "errorParams", dict),
             credit_cost=_integer(fields, "creditCost"),
             webhook_status=_optional(fields, "webhookStatus", str),
             created_at=_datetime(fields, "createdAt"),

@@ -13,7 +13,7 @@ PixelArray = NDArray[np.uint8 | np.uint16]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What is known about a file before its pixels are decoded.
+    """Facts about a file, read before its pixels are decoded.
 
     Attributes:
         media_type: by magic bytes.

@@ -296,7 +296,7 @@ class Settings(BaseSettings):
 
     @property
     def retention(self) -> timedelta:
-        """How long results are kept, from `retention_days`."""
+        """Retention time of results, from `retention_days`."""
         return timedelta(days=self.retention_days)
 
     @property

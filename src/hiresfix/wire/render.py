@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
+from hiresfix.messages import Param
 from hiresfix.models.catalog import CatalogModel
 from hiresfix.states import JobState
 from hiresfix.wire.locations import result_path
@@ -45,6 +46,10 @@ class JobView(Protocol):
     def cost(self) -> int: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def error_reason(self) -> str | None: ...
+    @property
+    def error_params(self) -> Mapping[str, Param] | None: ...
     @property
     def webhook_status(self) -> str | None: ...
     @property
@@ -131,7 +136,7 @@ def job(
         "model": view.model,
         "progress": _progress(view),
         "result": _result(view, public_url),
-        "error": _error(view),
+        **_error_fields(view),
         "creditCost": _credit_cost(view),
         "webhookStatus": view.webhook_status,
         "createdAt": timestamp(view.created_at),
@@ -177,7 +182,7 @@ def hook_body(event: str, view: JobView, public_url: str) -> bytes:
         if event == "completed":
             body |= {"progress": _progress(view), "result": _result(view, public_url)}
         else:
-            body |= {"error": _error(view)}
+            body |= _error_fields(view)
         body |= {
             "model": view.model,
             "creditCost": _credit_cost(view),
@@ -198,6 +203,13 @@ def _result(view: JobView, public_url: str) -> dict[str, list[str]] | None:
     if view.state != JobState.COMPLETED:
         return None
     return {"images": [public_url.rstrip("/") + result_path(view.id, view.output_format)]}
+
+
+def _error_fields(view: JobView) -> dict[str, Any]:
+    """Return the English sentence, and the reason and params to show a failed job's sentence in another language."""
+    reason = view.error_reason if view.state == JobState.FAILED else None
+    params = dict(view.error_params or {}) if reason else None
+    return {"error": _error(view), "errorReason": reason, "errorParams": params}
 
 
 def _error(view: JobView) -> str | None:

@@ -107,6 +107,13 @@ def _paged(name: str, row: Schema) -> Schema:
     return _closed({name: _many(row), "nextCursor": _nullable(_TEXT), "hasMore": {"type": "boolean"}})
 
 
+_REASON: Schema = {"type": "string", "description": "Stable name of the sentence, more specific than `code`."}
+_PARAMS: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number"]},
+    "description": "Variable parts of the sentence by name.",
+}
+
 _JOB: Mapping[str, Schema] = {
     "id": _UUID,
     "status": _one_of(*JobState),
@@ -114,6 +121,8 @@ _JOB: Mapping[str, Schema] = {
     "progress": {"type": "integer", "minimum": 0, "maximum": 100},
     "result": _nullable(_closed({"images": {**_many(_URI), "minItems": 1, "maxItems": 1}})),
     "error": _nullable(_TEXT),
+    "errorReason": {**_nullable(_TEXT), "description": "Stable name of the sentence in `error`, if it has one."},
+    "errorParams": _nullable(_PARAMS),
     "creditCost": _WHOLE,
     "webhookStatus": _nullable(_one_of("pending", "delivered", "failed")),
     "createdAt": _MOMENT,
@@ -270,14 +279,6 @@ _MODEL = _closed(
     },
     optional={"avgSeconds": {**_SECONDS, "description": "Measured on recent jobs; absent without any."}},
 )
-
-
-_REASON: Schema = {"type": "string", "description": "Stable name of the sentence, more specific than `code`."}
-_PARAMS: Schema = {
-    "type": "object",
-    "additionalProperties": {"type": ["string", "number"]},
-    "description": "Variable parts of the sentence by name.",
-}
 
 
 def _errors() -> dict[str, Schema]:

@@ -131,7 +131,10 @@ def test_answers_match_the_document(api: Api, photo: str, monkeypatch: pytest.Mo
         )
         assert (preview.status_code, problems("JobPreview", preview.json())) == (200, [])
         api.submit({"image": photo}, webhookUrl=photo)
-        api.do("update jobs set state = 'FAILED', error = 'x', completed_at = now() where state = 'QUEUED'")
+        api.do(
+            "update jobs set state = 'FAILED', error = 'x', completed_at = now(),"
+            ' error_message = \'{"reason": "x", "params": {"kind": "PNG", "limit": 2.5}}\' where state = \'QUEUED\''
+        )
         page = get("/v2/jobs?include_models=true&limit=1")
         assert page["hasMore"]
         assert problems("JobList", page) == []

@@ -97,6 +97,8 @@ async def test_rows_of_first_release_work_after_upgrade(upgraded: str) -> None:
             "FAILED": "pending",
             "CANCELLED": "pending",
         }
+        failed = jobs[JobState.FAILED]
+        assert (failed.error, failed.error_reason, failed.error_params) == ("The engine failed.", None, None)
         replayed = await commit(
             database,
             lambda tx: idempotency.find_result(

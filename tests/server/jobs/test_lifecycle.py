@@ -10,12 +10,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from hiresfix import messages
 from hiresfix.errors import Conflict, InsufficientCredits, NotFound, OverBudget, RateLimited, Unavailable
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.database import query, task_queue
 from hiresfix.server.database.pool import Tx
 from hiresfix.server.jobs import headroom, lifecycle, retention
-from hiresfix.server.jobs.model import Failed
+from hiresfix.server.jobs.model import Failed, RejectedResult, Unsupported
 from hiresfix.states import JobState
 from tests.server.conftest import commit
 from tests.server.job_steps import JobSteps, submission, success
@@ -89,6 +90,34 @@ async def test_permanent_failure_refunds_once(steps: JobSteps) -> None:
     assert await steps.count("select count(*) from ledger where kind = 'refund'") == 1
 
 
+async def test_failed_job_keeps_reason_and_params(steps: JobSteps) -> None:
+    claim = await steps.claim(await steps.submit())
+    error = messages.PROMPT_TOO_LONG(chunks=9, tokens=75, limit=4)
+    await steps.settle(claim, Failed(error=error, retryable=False))
+    failed = await steps.get(claim.id)
+    assert (failed.error, failed.error_reason, failed.error_params) == (error, error.reason, error.params)
+
+
+@pytest.mark.parametrize("outcome", [RejectedResult, Unsupported])
+async def test_every_failed_attempt_keeps_its_reason(
+    steps: JobSteps, monkeypatch: pytest.MonkeyPatch, outcome: type[RejectedResult | Unsupported]
+) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_UNSUPPORTED", timedelta(seconds=-1))
+    claim = await steps.claim(await steps.submit(max_attempts=1))
+    assert await steps.settle(claim, outcome(error=messages.JOB_RESULT_REJECTED())) is JobState.FAILED
+    failed = await steps.get(claim.id)
+    assert (failed.error_reason, failed.error_params) == ("job_result_rejected", {})
+
+
+async def test_sentence_without_reason_has_none(steps: JobSteps) -> None:
+    claim = await steps.claim(await steps.submit())
+    await steps.settle(claim, Failed(error="It broke.", retryable=False))
+    failed = await steps.get(claim.id)
+    assert (failed.error, failed.error_message, failed.error_reason, failed.error_params) == (
+        "It broke.", None, None, None,
+    )  # fmt: skip
+
+
 async def test_retryable_failure_is_hidden_while_attempts_remain(steps: JobSteps) -> None:
     job = await steps.submit(max_attempts=2)
     first = await steps.claim(job)
@@ -144,6 +173,7 @@ async def test_job_that_kills_workers_fails_with_refund(steps: JobSteps) -> None
         await steps.requeue_expired()
     failed = await steps.get(job)
     assert (failed.state, failed.error) == ("FAILED", lifecycle.INTERRUPTED)
+    assert (failed.error_reason, failed.error_params) == ("job_interrupted", {})
     assert await steps.balance() == 100
     assert await steps.claim_next() is None
 
@@ -181,6 +211,7 @@ async def test_cancel_ends_refunds_and_announces(steps: JobSteps, running: bool)
     claim = await steps.claim(job) if running else None
     cancelled = await steps.cancel(job)
     assert (cancelled.state, cancelled.error, cancelled.progress) == ("CANCELLED", "Job was cancelled", 0)
+    assert cancelled.error_message is None
     assert cancelled.completed_at is not None
     assert await steps.balance() == 100
     body = await commit(steps.database, lambda tx: query.value(tx, "select body from webhook_deliveries"))

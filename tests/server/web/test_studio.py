@@ -37,6 +37,10 @@ def test_scripts_of_a_page_stay_small(entry: str, max_bytes: int, max_compressed
     assert sum(len(gzip.compress(content, 9)) for content in loaded.values()) < max_compressed
 
 
+def test_scripts_as_sent_stay_small() -> None:
+    assert sum(len(gzip.compress(script.read_bytes(), 9)) for script in SCRIPTS) < 50_000
+
+
 def without_comments(script: str) -> str:
     code = re.sub(r"/\*.*?\*/|(?:^|\s)//[^\n]*", "", script, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"\n\s*\n", "\n", code)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hiresfix import messages
 from hiresfix.errors import BadResult
 from hiresfix.server import uploads
 from hiresfix.server.database.pool import Database
@@ -114,8 +115,25 @@ async def test_image_that_stops_sandbox_fails_with_refund(api: Api, photo: str) 
     await attempt(api, wall_seconds=0)
     assert api.value("select state from jobs") == "FAILED"
     assert api.value("select error from jobs") == ABORTED["timed_out"]
+    assert api.value("select error_message from jobs") == {"reason": "decoding_too_slow", "params": {}}
     assert api.value("select attempt from jobs") == 1
     assert api.balance == 100
+
+
+async def test_damaged_source_keeps_params_of_its_error(api: Api, photo: str) -> None:
+    """Damage the stored source after its submission."""
+    job = (await asyncio.to_thread(api.submit, {"image": photo})).json()["jobId"]
+    (source,) = (api.settings.home / "files" / "sources").iterdir()
+    source.write_bytes(png(30, 30)[:60])
+    await attempt(api)
+    with api.client() as client:
+        failed = (await asyncio.to_thread(client.get, f"/v2/jobs/{job}")).json()
+    assert (failed["status"], failed["errorReason"], failed["errorParams"]) == (
+        "FAILED",
+        "image_damaged",
+        {"kind": "PNG"},
+    )
+    assert failed["error"] == messages.IMAGE_DAMAGED(kind="PNG")
 
 
 async def test_result_of_wrong_size_is_rejected(api: Api, photo: str) -> None:

@@ -77,7 +77,7 @@ def velocity(sigma: float) -> Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """How the denoised latent x0 follows from the output of a UNet.
+    """Rule that turns the output of a UNet into the denoised latent x0.
 
     Args:
         scaling: (sigma, resemblance) -> scaling.

@@ -52,7 +52,7 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadPlan:
-    """How to run one image within the device's memory.
+    """Plan to run one image within the device's memory.
 
     Args:
         all_on_device: All networks stay on the device.

@@ -26,6 +26,7 @@ from psycopg.types.json import Jsonb
 
 from hiresfix import messages, wire
 from hiresfix.errors import Conflict, NotFound
+from hiresfix.messages import Message
 from hiresfix.server.accounts.authentication import Caller
 from hiresfix.server.billing import budgets, ledger
 from hiresfix.server.database import query
@@ -66,7 +67,7 @@ BUSY_PAUSE_SECONDS = (0.005, 0.25)
 
 _SELECT: LiteralString = """
     select id, team_id, user_id, key_id, model, state, progress, cost, attempt, max_attempts, recipe, input, result,
-    error, hook_url, hook_events, created_at, started_at, completed_at, purged_at is not null as expired,
+    error, error_message, hook_url, hook_events, created_at, started_at, completed_at, purged_at is not null as expired,
     case when hook_url is null then null
          when completed_at is null then 'pending'
          when exists (select from webhook_deliveries d where d.job_id = jobs.id and d.state = 'PENDING') then 'pending'
@@ -343,18 +344,20 @@ async def _finish(
     error: str | None = None,
 ) -> None:
     """End a job; the only place that does: state, refund, announcement and the released slot go together."""
+    message = error if isinstance(error, Message) and error.reason else None
     if state is not JobState.COMPLETED:
         await orphaned_results.record(tx, job)
     was_running = await query.value(
         tx,
         "with before as (select state from jobs where id = %(job)s)"
         " update jobs set state = %(state)s, progress = %(progress)s, result = %(result)s, error = %(error)s,"
-        " token = null, lease_until = null, completed_at = now() where id = %(job)s"
+        " error_message = %(error_message)s, token = null, lease_until = null, completed_at = now() where id = %(job)s"
         " returning (select state = 'PROCESSING' from before)",
         state=state.value,
         progress=100 if state is JobState.COMPLETED else 0,
         result=Jsonb(_fields(result)) if result else None,
         error=error,
+        error_message=Jsonb({"reason": message.reason, "params": dict(message.params)}) if message else None,
         job=job,
     )
     finished = await get(tx, job)

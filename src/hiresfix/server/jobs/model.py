@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from hiresfix.messages import Param
 from hiresfix.recipe import Recipe
 from hiresfix.server import storage_keys
 from hiresfix.server.accounts.authentication import Caller
@@ -122,6 +123,8 @@ class Job:
     input: dict[str, Any]
     result: dict[str, Any] | None
     error: str | None
+    error_message: dict[str, Any] | None
+    """`reason` and `params` of `error`; None without a reason, and in rows of earlier releases."""
     hook_url: str | None
     hook_events: list[str]
     webhook_status: str | None
@@ -140,6 +143,14 @@ class Job:
     @property
     def output_format(self) -> str:
         return str(self.recipe["output_format"])
+
+    @property
+    def error_reason(self) -> str | None:
+        return self.error_message["reason"] if self.error_message else None
+
+    @property
+    def error_params(self) -> dict[str, Param] | None:
+        return self.error_message["params"] if self.error_message else None
 
     @property
     def width(self) -> int | None:

@@ -63,7 +63,7 @@ class CompactModel:
 
     @property
     def prediction(self) -> Prediction:
-        """How the denoised latent follows from the UNet's output."""
+        """Rule that turns the UNet's output into the denoised latent."""
         return Prediction(
             scaling=lambda sigma, resemblance: self.preconditioning.scaling(sigma, resemblance, self.codec.device),
             guidance=lambda dynamic: 1 + (dynamic - 1) * GUIDANCE_STEP,

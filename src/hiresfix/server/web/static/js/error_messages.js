@@ -5,7 +5,7 @@ import { language, t } from "./i18n.js";
 
 /**
  * A message as the API sends it: an English sentence, and what it was made from.
- * @typedef {{ message: string, reason?: string | null, params?: Record<string, string | number> }} ServerMessage
+ * @typedef {{ message: string, reason?: string | null, params?: Record<string, string | number> | null }} ServerMessage
  */
 
 /**
@@ -14,11 +14,19 @@ import { language, t } from "./i18n.js";
  */
 export function renderMessage({ message, reason, params }) {
   const template = reason && PAGE_DATA.messages[reason];
-  return template ? t(template, params) : translateSentence(message);
+  return template ? t(template, params ?? {}) : translateSentence(message);
 }
 
 /**
- * Return the translation of a sentence without parameters that is stored as text: a job's error, a note, a ledger entry.
+ * Return why a job failed, in the page's language. Jobs of earlier releases have only the English sentence.
+ * @type {(job: Job) => Child}
+ */
+export function renderJobError({ error, errorReason, errorParams }) {
+  return renderMessage({ message: error ?? "", reason: errorReason, params: errorParams });
+}
+
+/**
+ * Return the translation of a sentence without parameters that is stored as text: a note, a ledger entry.
  * @type {(sentence: string | null | undefined) => Child}
  */
 export function translateSentence(sentence) {

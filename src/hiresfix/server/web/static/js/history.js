@@ -3,7 +3,7 @@
 import { isFinished, sameOriginUrl } from "./api.js";
 import { formatValue, paramLabel } from "./controls.js";
 import { $, h, icon, iconButton, PAGE_DATA, setChildren } from "./dom.js";
-import { translateSentence } from "./error_messages.js";
+import { renderJobError, translateSentence } from "./error_messages.js";
 import { formatRelativeTime, formatSize, timeElement } from "./format.js";
 import { formatNumber, t } from "./i18n.js";
 import { statusText } from "./jobs.js";
@@ -173,7 +173,7 @@ export function jobDetails(id, job, params) {
   const facts = rows.filter((row) => row !== false).map(([term, value]) => [h("dt", term), h("dd", value)]);
   return [
     h("dl.facts", facts),
-    job.status === "FAILED" && h("p.notice.bad", translateSentence(job.error)),
+    job.status === "FAILED" && h("p.notice.bad", renderJobError(job)),
     (job.metadata?.warnings ?? []).map((warning) => h("p.notice", translateSentence(warning))),
   ];
 }

@@ -4,7 +4,7 @@ import { cancel } from "./actions.js";
 import { isFinished, sameOriginUrl } from "./api.js";
 import { formatValue, paramLabel } from "./controls.js";
 import { $, h, icon, setChildren } from "./dom.js";
-import { translateSentence } from "./error_messages.js";
+import { renderJobError } from "./error_messages.js";
 import { formatDuration, formatRelativeTime } from "./format.js";
 import { t } from "./i18n.js";
 import { statusText } from "./jobs.js";
@@ -173,7 +173,7 @@ function focusOr(/** @type {Element | null} */ element, /** @type {HTMLElement} 
 
 function failureNotice(/** @type {Job} */ job) {
   const summary = h("p", t("Upscaling failed. Your credits were refunded."));
-  return h("div.notice.bad", summary, h("p.small", translateSentence(job.error)));
+  return h("div.notice.bad", summary, h("p.small", renderJobError(job)));
 }
 
 function activeJob(/** @type {Run} */ run, /** @type {number} */ activeCount) {
