@@ -7,7 +7,7 @@ import hmac
 
 import pytest
 
-from hiresfix.signing import KeyMode, digest_api_key, sign, verify
+from hiresfix.webhook_signing import KeyMode, digest_api_key, sign, verify
 
 API_KEY = "afk_" + "0" * 40
 BODY = b'{"event":"completed","jobId":"b2c3d4e5-f6a7-8901-bcde-f23456789012","status":"COMPLETED"}'

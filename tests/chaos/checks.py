@@ -19,7 +19,7 @@ import httpx
 import psycopg
 from PIL import Image
 
-from hiresfix import signing
+from hiresfix import webhook_signing
 from tests.chaos.clients import SCALE, AcceptedJob, CallerRecord, get_job
 from tests.chaos.environment import HTTP, Environment
 from tests.chaos.faults import FaultRecord
@@ -239,10 +239,10 @@ class Checks:
             body = json.loads(received.body)
             events[body["jobId"]].add((body["event"], body["status"], received.headers["X-Webhook-Id"]))
             accepted_job = self._accepted.get(body["jobId"])
-            if accepted_job is None or not signing.verify(
+            if accepted_job is None or not webhook_signing.verify(
                 received.body,
-                received.headers.get(signing.SIGNATURE_HEADER),
-                signing.digest_api_key(accepted_job.api_key),
+                received.headers.get(webhook_signing.SIGNATURE_HEADER),
+                webhook_signing.digest_api_key(accepted_job.api_key),
             ):
                 yield f"job {body['jobId']}: it was events of with a broken signature"
         for job, state in self._states.items():

@@ -9,8 +9,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from hiresfix.cli import app, keys
-from hiresfix.models.catalog import MODELS, Param
+from hiresfix.models.catalog import MODELS
 from hiresfix.models.param_help import help_text, range_text
+from hiresfix.models.parameters import Param
 
 PARAMS = {param.name: param for model in reversed(MODELS) for param in model.params if param.name != "image"}
 OPTION_OF = {"scale_factor": "--scale", "num_inference_steps": "--steps", "output_format": "--format"}

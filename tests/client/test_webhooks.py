@@ -13,7 +13,7 @@ import pytest
 from standardwebhooks import Webhook
 
 import hiresfix
-from hiresfix import signing
+from hiresfix import webhook_signing
 from hiresfix.client import BadSignature, UnexpectedAnswer
 from tests import ROOT
 
@@ -27,8 +27,8 @@ BODY = json.dumps(
 NOW = 1_790_000_000.0
 
 
-def key_headers(body: bytes = BODY, mode: signing.KeyMode = "raw") -> dict[str, str]:
-    return {signing.SIGNATURE_HEADER: signing.sign(body, signing.digest_api_key(KEY), mode)}
+def key_headers(body: bytes = BODY, mode: webhook_signing.KeyMode = "raw") -> dict[str, str]:
+    return {webhook_signing.SIGNATURE_HEADER: webhook_signing.sign(body, webhook_signing.digest_api_key(KEY), mode)}
 
 
 def team_headers(body: bytes = BODY, *, at: float = NOW, secret: str = SECRET) -> dict[str, str]:
@@ -62,8 +62,8 @@ def test_team_signature_is_accepted_for_five_minutes() -> None:
     ("headers", "secret"),
     [
         ({}, KEY),
-        ({signing.SIGNATURE_HEADER: ""}, KEY),
-        ({signing.SIGNATURE_HEADER: "sha256=ü"}, KEY),
+        ({webhook_signing.SIGNATURE_HEADER: ""}, KEY),
+        ({webhook_signing.SIGNATURE_HEADER: "sha256=ü"}, KEY),
         (key_headers(BODY + b" "), KEY),
         (key_headers(), "afk_other"),
         (key_headers(), SECRET),

@@ -16,7 +16,8 @@ from hiresfix import cli
 from hiresfix.cli import exit_codes
 from hiresfix.client import errors as client_errors
 from hiresfix.errors import HiresfixError, Unreachable
-from hiresfix.models.catalog import MODELS, Param, find_model
+from hiresfix.models.catalog import MODELS, find_model
+from hiresfix.models.parameters import Param
 from hiresfix.server.api import openapi
 from hiresfix.server.app import create_app
 from hiresfix.server.settings import Settings

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from hiresfix import signing
+from hiresfix import webhook_signing
 from tests.conftest import Site, png
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
@@ -40,7 +40,7 @@ def test_image_is_upscaled_and_announced(service: Service, site: Site) -> None:
     wait_until(lambda: site.received)
     ((headers, body),) = site.received
     assert json.loads(body)["result"] == job["result"]
-    assert signing.verify(body, headers["X-Webhook-Signature"], hashlib.sha256(service.key.encode()).digest())
+    assert webhook_signing.verify(body, headers["X-Webhook-Signature"], hashlib.sha256(service.key.encode()).digest())
     wait_until(lambda: service.job(job_id)["webhookStatus"] == "delivered")
     service.assert_books_are_right()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hiresfix.models.catalog import MODELS, RECIPE_FIELDS, CatalogModel, Param
+from hiresfix.models.catalog import MODELS, CatalogModel
+from hiresfix.models.parameters import RECIPE_FIELDS, Param
 from hiresfix.recipe import RANGES, SCALES, OutputFormat, Recipe
 
 BOUNDED = [

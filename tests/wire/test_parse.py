@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hiresfix import wire
 from hiresfix.errors import ImageError, InvalidRequest
 from hiresfix.models import catalog
-from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, CatalogModel, Param
+from hiresfix.models.catalog import CLARITY, FAITHFUL, MODELS, CatalogModel
+from hiresfix.models.parameters import Param
 from hiresfix.models.pricing import flat
 from hiresfix.recipe import MAX_SEED, Recipe
 from tests import ROOT
@@ -900,6 +901,6 @@ def test_idempotency_key_has_255_characters_at_most() -> None:
 
 def test_wire_imports_no_framework() -> None:
     heavy = "('fastapi', 'starlette', 'pydantic', 'numpy', 'torch', 'PIL', 'httpx', 'psycopg')"
-    code = f"import sys, hiresfix.wire, hiresfix.signing; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, hiresfix.wire, hiresfix.webhook_signing; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

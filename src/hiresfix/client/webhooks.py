@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from hiresfix import signing
+from hiresfix import webhook_signing
 from hiresfix.client.errors import BadSignature, UnexpectedAnswer
 from hiresfix.client.values import WebhookEvent
 
@@ -60,8 +60,8 @@ def verify_webhook(
 
 
 def _is_signed(body: bytes, headers: Mapping[str, str], secret: str, clock: Callable[[], float]) -> bool:
-    if secret.startswith(signing.TEAM_PREFIX):
-        return signing.verify_standard(
+    if secret.startswith(webhook_signing.TEAM_PREFIX):
+        return webhook_signing.verify_standard(
             body,
             secret,
             delivery=headers.get("webhook-id"),
@@ -69,7 +69,7 @@ def _is_signed(body: bytes, headers: Mapping[str, str], secret: str, clock: Call
             signatures=headers.get("webhook-signature"),
             now=clock(),
         )
-    digest = signing.digest_api_key(secret)
-    signature = headers.get(signing.SIGNATURE_HEADER.lower())
-    modes: tuple[signing.KeyMode, ...] = ("raw", "hex")
-    return any(signing.verify(body, signature, digest, mode) for mode in modes)
+    digest = webhook_signing.digest_api_key(secret)
+    signature = headers.get(webhook_signing.SIGNATURE_HEADER.lower())
+    modes: tuple[webhook_signing.KeyMode, ...] = ("raw", "hex")
+    return any(webhook_signing.verify(body, signature, digest, mode) for mode in modes)

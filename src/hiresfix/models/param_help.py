@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hiresfix.models.catalog import MODELS, Param
+from hiresfix.models.catalog import MODELS
+from hiresfix.models.parameters import Param
 
 
 def find_param(name: str) -> Param:

@@ -17,7 +17,6 @@ from hiresfix.wire.locations import (
     result_path,
 )
 from hiresfix.wire.params import json_schema
-from hiresfix.wire.parse import EVENTS, UpscaleRequest, WebhookTarget, idempotency_key, parse_upscale, stored_input
 from hiresfix.wire.queries import (
     JobQuery,
     PagePosition,
@@ -42,6 +41,14 @@ from hiresfix.wire.render import (
 )
 from hiresfix.wire.service_info import me, model_entry, readiness
 from hiresfix.wire.uploads import upload
+from hiresfix.wire.upscale_request import (
+    EVENTS,
+    UpscaleRequest,
+    WebhookTarget,
+    idempotency_key,
+    parse_upscale,
+    stored_input,
+)
 
 __all__ = [
     "EVENTS",

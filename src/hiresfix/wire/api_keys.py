@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from hiresfix import messages
-from hiresfix.wire.body import known_fields
+from hiresfix.wire.json_body import known_fields
 from hiresfix.wire.problems import InvalidValue
 from hiresfix.wire.queries import SCOPE, QueryReader
 from hiresfix.wire.render import optional_timestamp, timestamp

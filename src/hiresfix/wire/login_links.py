@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hiresfix import messages
-from hiresfix.wire.body import known_fields
+from hiresfix.wire.json_body import known_fields
 from hiresfix.wire.problems import InvalidValue
 
 MAX_TOKEN = 200

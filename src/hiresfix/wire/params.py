@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from hiresfix import messages
 from hiresfix.messages import Message
-from hiresfix.models.catalog import CatalogModel, Param
+from hiresfix.models.catalog import CatalogModel
+from hiresfix.models.parameters import Param
 from hiresfix.wire.locations import canonical_image
 from hiresfix.wire.problems import InvalidValue
 

@@ -19,8 +19,8 @@ from hiresfix.states import JobState
 from hiresfix.wire.api_keys import MAX_BUDGET, MAX_NAME
 from hiresfix.wire.login_links import MAX_TOKEN
 from hiresfix.wire.params import json_schema
-from hiresfix.wire.parse import DEFAULT_EVENTS, EVENTS
 from hiresfix.wire.queries import MODALITIES
+from hiresfix.wire.upscale_request import DEFAULT_EVENTS, EVENTS
 from hiresfix.wire.webhook_deliveries import DELIVERY_STATES
 
 Schema = dict[str, Any]

@@ -12,7 +12,7 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 
 from hiresfix import messages
-from hiresfix.wire.body import known_fields
+from hiresfix.wire.json_body import known_fields
 from hiresfix.wire.problems import InvalidValue
 
 MAX_NAME = 100

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from hiresfix import messages
-from hiresfix.wire.body import known_fields
+from hiresfix.wire.json_body import known_fields
 from hiresfix.wire.locations import canonical_url, upload_path
 from hiresfix.wire.problems import InvalidValue
 from hiresfix.wire.render import timestamp

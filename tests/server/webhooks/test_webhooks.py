@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from hiresfix import signing
+from hiresfix import webhook_signing
 from hiresfix.errors import Conflict, NotFound
 from hiresfix.server.database import pool, query
 from hiresfix.server.database.pool import Database, Tx
@@ -96,8 +96,8 @@ async def test_delivery_is_signed_and_verifiable(steps: JobSteps, site: Site) ->
     assert headers["X-Webhook-Event"] == "completed"
     assert headers["X-Webhook-Attempt"] == "1"
     assert headers["X-Webhook-Id"] == str(delivery_id)
-    digest = signing.digest_api_key("afk_" + "0" * 40)
-    assert signing.verify(body, headers["X-Webhook-Signature"], digest)
+    digest = webhook_signing.digest_api_key("afk_" + "0" * 40)
+    assert webhook_signing.verify(body, headers["X-Webhook-Signature"], digest)
     assert await state(steps) == ("DELIVERED", 1, 200)
     assert (await steps.get(job)).webhook_status == "delivered"
 
@@ -109,7 +109,7 @@ async def test_hex_signing_mode_verifies(steps: JobSteps, site: Site) -> None:
     _, delivery_id = await announce_completed(steps, site.url + "/hook")
     await deliver(steps, delivery_id)
     ((headers, body),) = site.received
-    assert signing.verify(body, headers["X-Webhook-Signature"], digest, mode="hex")
+    assert webhook_signing.verify(body, headers["X-Webhook-Signature"], digest, mode="hex")
 
 
 async def test_retries_keep_the_delivery_id(steps: JobSteps, site: Site) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from hiresfix import messages, signing
+from hiresfix import messages, webhook_signing
 from hiresfix.errors import Conflict, Forbidden, NotFound
 from hiresfix.server.accounts import audit_log, authentication
 from hiresfix.server.accounts.authentication import ApiKey, Caller
@@ -55,7 +55,7 @@ async def revoke(tx: Tx, key: ApiKey, *, actor: str) -> None:
     await audit_log.record(tx, actor=actor, action="key.revoke", subject=key.id)
 
 
-async def set_signing_mode(tx: Tx, key: ApiKey, mode: signing.KeyMode, *, actor: str) -> None:
+async def set_signing_mode(tx: Tx, key: ApiKey, mode: webhook_signing.KeyMode, *, actor: str) -> None:
     """Sign the key's webhooks with the raw digest or with its hexadecimal text (contract.md D11)."""
     await query.execute(tx, "update api_keys set signing_mode = %(mode)s where id = %(id)s", mode=mode, id=key.id)
     await audit_log.record(tx, actor=actor, action="key.sign_as", subject=key.id, mode=mode)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import LiteralString
 from uuid import UUID
 
-from hiresfix import messages, signing
+from hiresfix import messages, webhook_signing
 from hiresfix.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from hiresfix.server.billing import ledger
 from hiresfix.server.database import query
@@ -68,7 +68,7 @@ class ApiKey:
     team: UUID
     team_name: str
     active: bool
-    signing_mode: signing.KeyMode
+    signing_mode: webhook_signing.KeyMode
     monthly_budget: int | None
     """Credits it may spend in a calendar month; None is no limit but the team's credits."""
     created_at: datetime
@@ -239,7 +239,7 @@ class SigningKey:
     """Secret of a key's webhooks: the key's digest, used raw or as hexadecimal text (contract.md D11)."""
 
     digest: bytes
-    mode: signing.KeyMode
+    mode: webhook_signing.KeyMode
 
 
 async def signing_key(tx: Tx, key: UUID) -> SigningKey | None:

@@ -10,7 +10,7 @@ from hiresfix import wire
 from hiresfix.models.catalog import CatalogModel
 from hiresfix.server.web.languages import Language
 from hiresfix.server.web.message_format import mark
-from hiresfix.wire.parse import DEFAULT_EVENTS
+from hiresfix.wire.upscale_request import DEFAULT_EVENTS
 
 _MODEL_HELP = mark("The model to use.")
 _WEBHOOK_HELP = mark("URL that receives signed requests about the job.")

@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 from standardwebhooks import Webhook
 
-from hiresfix import __version__, signing
+from hiresfix import __version__, webhook_signing
 from hiresfix.errors import FetchError
 from hiresfix.server import guarded_http
 from hiresfix.server.accounts import authentication
@@ -98,7 +98,7 @@ def headers(due: DueDelivery, signers: Signers, *, now: datetime) -> dict[str, s
         "X-Webhook-Attempt": str(due.attempt),
     }
     if signers.key is not None:
-        values["X-Webhook-Signature"] = signing.sign(due.body, signers.key.digest, mode=signers.key.mode)
+        values["X-Webhook-Signature"] = webhook_signing.sign(due.body, signers.key.digest, mode=signers.key.mode)
     if signers.secrets:
         signatures = (Webhook(secret).sign(delivery, now, due.body.decode()) for secret in signers.secrets)
         values |= {"webhook-id": delivery, "webhook-timestamp": timestamp, "webhook-signature": " ".join(signatures)}

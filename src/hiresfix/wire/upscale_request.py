@@ -17,8 +17,9 @@ from typing import Any
 from hiresfix import messages
 from hiresfix.errors import InvalidRequest
 from hiresfix.models import catalog
-from hiresfix.models.catalog import CatalogModel, Param
-from hiresfix.wire.body import json_object
+from hiresfix.models.catalog import CatalogModel
+from hiresfix.models.parameters import Param
+from hiresfix.wire.json_body import json_object
 from hiresfix.wire.locations import canonical_url, placeholder
 from hiresfix.wire.params import Value, canonical, default, spellings
 from hiresfix.wire.problems import ROOT, InvalidValue, ProblemCollector, printable
