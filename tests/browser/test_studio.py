@@ -339,7 +339,7 @@ def test_failed_job_is_explained_in_japanese(
     studio.expect_accessible()
 
 
-def test_failed_job_of_earlier_release_is_explained_in_english(
+def test_failed_job_of_earlier_release_is_english(
     new_studio: Callable[..., StudioPage], photo: Path, paused: Callable[[], None]
 ) -> None:
     studio = new_studio().open("/ja/studio")

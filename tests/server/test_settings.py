@@ -52,7 +52,7 @@ def test_outbound_ports_are_configurable(monkeypatch: pytest.MonkeyPatch) -> Non
         ("HIRESFIX_RESULT_URLS", "signed", "set HIRESFIX_STORAGE_URL"),
         ("HIRESFIX_RESULT_URL_SECONDS", "604801", "less than or equal to 604800"),
         ("HIRESFIX_SWEEP_SECONDS", "0", "greater than 0"),
-        ("HIRESFIX_STORAGE_PUBLIC_ENDPOINT", "pictures.example.com", "https://pictures.example.com"),
+        ("HIRESFIX_STORAGE_PUBLIC_ENDPOINT", "images.example.com", "https://images.example.com"),
     ],
 )
 def test_wrong_setting_names_its_variable(

@@ -482,9 +482,9 @@ async def test_signed_url_serves_private_file_with_name(bucket: Bucket) -> None:
 
 
 async def test_signed_url_uses_public_endpoint(bucket: Bucket) -> None:
-    outside = Storage.open(bucket.url, endpoint="https://pictures.example.com")
+    outside = Storage.open(bucket.url, endpoint="https://images.example.com")
     url = await outside.sign("results/1/2", seconds=60)
-    assert url.startswith(f"https://pictures.example.com/{bucket.name}/results/1/2?X-Amz-")
+    assert url.startswith(f"https://images.example.com/{bucket.name}/results/1/2?X-Amz-")
 
 
 async def test_folder_cannot_sign(local: Storage) -> None:

@@ -179,10 +179,8 @@ def test_redirected_result_can_be_the_next_image(sending: Api, signed: str) -> N
 
 
 def test_public_endpoint_signs_urls(start_api: Callable[..., Api], bucket: Bucket, photo: str) -> None:
-    api = start_api(
-        storage_url=bucket.url, result_urls="signed", storage_public_endpoint="https://pictures.example.com"
-    )
-    assert httpx.get(complete(api, photo)).headers["location"].startswith("https://pictures.example.com/")
+    api = start_api(storage_url=bucket.url, result_urls="signed", storage_public_endpoint="https://images.example.com")
+    assert httpx.get(complete(api, photo)).headers["location"].startswith("https://images.example.com/")
 
 
 def test_uploads_are_not_redirected(sending: Api) -> None:

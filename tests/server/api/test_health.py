@@ -261,7 +261,7 @@ def test_shared_port_refuses_metrics(start_api: Start) -> None:
 
 
 def test_proxy_cannot_read_metrics_without_token(start_api: Start) -> None:
-    api = start_api(public_url="https://pictures.example.com")
+    api = start_api(public_url="https://images.example.com")
     refused = httpx.get(f"{api.url}/metrics")
     assert refused.status_code == 403
     assert "HIRESFIX_METRICS_TOKEN" in refused.json()["error"]
