@@ -18,9 +18,9 @@ JS := tools/js
 ARGS ?=
 
 # One thread a process: threads that share a core wait for each other. More processes than cores: many tests wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 4) + 1)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 4) + 2)
 
-.PHONY: demo test quick fix fuzz chaos check check-js serve docs install clean
+.PHONY: demo test quick fix fuzz chaos check check-types check-style check-js serve docs install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -47,9 +47,14 @@ chaos: SEED ?= 1
 chaos: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seed $(SEED)
 
-check: install check-js
-	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+check: install
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check-types check-style
+
+check-types:
 	@$(BIN)/mypy
+
+check-style: check-js
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-logo
 
 # Needs node; `npm --prefix tools/js install` once. Without it the scripts are checked in CI only.

@@ -88,18 +88,9 @@ def postgres() -> Iterator[str]:
     home = reachable_folder()
     try:
         with embedded.acquire(home) as server:
-            _disable_durability(server.url)
             yield server.url
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _disable_durability(url: str) -> None:
-    """Turn off crash safety, which the tests do not need: creating a database then takes a third of the time."""
-    with psycopg.connect(url, autocommit=True) as admin:
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            admin.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
-        admin.execute("select pg_reload_conf()")
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import psycopg
 
 from hiresfix.messages import Message
-from hiresfix.server.app import Server, create_app
+from hiresfix.server.app import create_app
 from hiresfix.server.settings import Settings
 from hiresfix.server.storage import Storage
 from tests.conftest import own_database, png, reachable_folder
-from tests.server.conftest import Api, _bootstrap, free_port, wait_until
+from tests.server.conftest import Api, PromptServer, _bootstrap, free_port, wait_until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def run_live_server(postgres: str, template_database: str) -> Iterator[LiveServe
         with psycopg.connect(url) as connection:
             connection.execute("update teams set credits = 1000000")
         app = create_app(settings, database_url=url)
-        server = Server(app, host="127.0.0.1", port=port)
+        server = PromptServer(app, host="127.0.0.1", port=port)
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started)

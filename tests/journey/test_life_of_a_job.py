@@ -20,7 +20,7 @@ from tests.conftest import Site, png
 from tests.journey.conftest import Service
 from tests.server.conftest import wait_until
 
-LARGE = (400, 400)
+LARGE = (240, 240)
 """Sides of an image that takes several seconds, in several tiles."""
 
 
@@ -95,7 +95,7 @@ def test_killed_worker_costs_one_attempt(service: Service, site: Site) -> None:
     assert job["status"] == "COMPLETED"
     assert service.value("select attempt from jobs") == 2
     assert service.value("select count(*) from ledger where kind = 'charge'") == 1
-    assert Image.open(io.BytesIO(httpx.get(job["result"]["images"][0]).content)).size == (800, 800)
+    assert Image.open(io.BytesIO(httpx.get(job["result"]["images"][0]).content)).size == (480, 480)
     service.assert_books_are_right()
 
 
