@@ -19,11 +19,11 @@ import numpy as np
 import psutil
 import pytest
 
-from hiresfix import images
+from hiresfix import images, messages
 from hiresfix.errors import ImageError, Unavailable
 from hiresfix.images import DecodedImage, ImageLimits
 from hiresfix.server.sandbox import idle_processes
-from hiresfix.server.sandbox.client import ABORTED, BASE_BYTES, BYTES_PER_PIXEL, DecodingAborted, Sandbox
+from hiresfix.server.sandbox.client import ABORTED, BASE_BYTES, BYTES_PER_PIXEL, DecodingAborted, Sandbox, _outcome
 from hiresfix.server.sandbox.process import NOBODY
 from tests import sample_images
 from tests.server.conftest import wait_until
@@ -105,6 +105,14 @@ def test_refusal_keeps_its_message(sandbox: Sandbox) -> None:
             sandbox.probe(data)
         assert there.value.message == here.value.message
         assert not isinstance(there.value, DecodingAborted)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_answer_with_non_finite_number_is_invalid(value: str) -> None:
+    text = str(messages.FILE_TOO_LARGE(limit=float(value)))
+    rejected = f'{{"reason": "file_too_large", "message": "{text}", "params": {{"limit": {value}}}}}'
+    with pytest.raises(DecodingAborted):
+        _outcome(f'{{"rejected": {rejected}}}'.encode())
 
 
 def test_memory_limit_is_enforced() -> None:

@@ -271,7 +271,7 @@ class Sandbox:
 
 def _outcome(line: bytes) -> dict[str, Any]:
     with _checked_answer():
-        answer = json.loads(line)
+        answer = json.loads(line, parse_constant=_reject_constant)
         if "rejected" in answer:
             message = _message(answer["rejected"])
             metrics.SANDBOX_IMAGES.labels("rejected").inc()
@@ -287,6 +287,11 @@ def _outcome(line: bytes) -> dict[str, Any]:
     assert isinstance(answer, dict)
     metrics.SANDBOX_IMAGES.labels("ok").inc()
     return answer
+
+
+def _reject_constant(name: str) -> Any:
+    """Refuse NaN and infinities: Python reads them, but no database column of JSON takes them."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def _message(rejected: dict[str, Any]) -> str:
