@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import json
 import os
 import select
@@ -130,6 +131,9 @@ def _preload() -> None:
     import hiresfix.cli
     import hiresfix.server.app
     import hiresfix.server.worker.process  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # or each child's collector would copy the pages of everything that is imported
 
 
 def _serve(listening: socket.socket, owner: int) -> list[str]:
