@@ -18,7 +18,8 @@ JS := tools/js
 ARGS ?=
 
 # One thread a process: threads that share a core wait for each other. More processes than cores: many tests wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 4) + 2)
+CORES := $(shell nproc 2>/dev/null || echo 4)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
 .PHONY: demo test quick fix fuzz chaos check check-types check-style check-js serve docs install clean
 .DEFAULT_GOAL := demo
@@ -27,11 +28,11 @@ demo: install
 	@$(BIN)/python examples/demo.py --out demo
 
 test: check
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) --numprocesses $$(($(CORES) + 2)) $(ARGS)
 
 quick: install
-	@$(PYTEST) -m "not slow" --ignore tests/journey --ignore tests/browser --ignore tests/chaos --ignore tests/docs \
-	    --ignore tests/conformance --ignore tests/training $(ARGS)
+	@$(PYTEST) --numprocesses $$(($(CORES) + 1)) -m "not slow" --ignore tests/journey --ignore tests/browser --ignore tests/chaos --ignore tests/docs \
+	    --ignore tests/conformance --ignore tests/training --ignore tests/engine/superres $(ARGS)
 
 fix: install
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -41,9 +41,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOW = ("browser", "chaos", "cli/test_cli.py", "conformance", "docs", "journey", "server/database/test_embedded",
-        "test_install.py", "training")  # fmt: skip
-"""Tests that start many processes or run whole jobs; `make quick` skips them."""
+SLOW = (
+    "browser", "chaos", "cli/test_cli.py", "conformance", "docs", "engine/diffusion/test_compiling.py",
+    "engine/diffusion/test_offload.py", "engine/diffusion/test_pipeline.py", "engine/diffusion/test_vae.py",
+    "engine/superres", "engine/test_devices.py", "engine/test_upscaler.py", "journey", "server/database/test_embedded",
+    "server/sandbox/test_hostile_images.py", "server/worker", "test_imports.py", "test_install.py", "training",
+)  # fmt: skip
+"""Tests that start many processes, run whole jobs or compute for long; `make quick` skips them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
