@@ -231,7 +231,7 @@ SIGNUP_REJECTED = _define(
 )
 LOGIN_LINK_INVALID = _define(
     "login_link_invalid",
-    "This sign-in link was used already or is too old. Get a new one with `hiresfix login-link`, or use an API key.",
+    "This login link was used already or is too old. Get a new one with `hiresfix login-link`, or use an API key.",
 )
 DELIVERY_PROGRESS = _define(
     "delivery_progress", "Progress is sent only once. Redeliver the job's completed or failed event."
@@ -264,7 +264,7 @@ EXPECTED_JOB_ID = _define("expected_job_id", "Expected a job id (a UUID)")
 EXPECTED_MODEL_ID = _define("expected_model_id", "Expected the id of a model")
 EXPECTED_PAGE_SIZE = _define("expected_page_size", "Must be an integer between {minimum} and {maximum}")
 EXPECTED_BUDGET = _define("expected_budget", "Expected whole credits, or null for no budget")
-EXPECTED_TOKEN = _define("expected_token", "Expected the token of a sign-in link")
+EXPECTED_TOKEN = _define("expected_token", "Expected the token of a login link")
 EXPECTED_EMAIL = _define("expected_email", "Expected an e-mail address")
 INVALID_EMAIL = _define("invalid_email", "Expected an e-mail address. {problem}")
 INVALID_CURSOR = _define(

@@ -37,7 +37,7 @@ pytestmark = needs_browser
 
 
 def sign_in_path(server: Service) -> str:
-    """Create a sign-in link and return its path."""
+    """Create a login link and return its path."""
 
     async def create_link() -> str:
         async with Database(server.database_url, max_size=1) as database, database.transaction() as tx:

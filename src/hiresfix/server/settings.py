@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     """Who may create a team by `POST /v2/signup`: anybody, holders of an invite code, or nobody."""
     free_credits: int = Field(default=100, ge=0)
     login_link_minutes: float = Field(default=15.0, ge=0)
-    """How long the sign-in link works that `hiresfix serve` prints at its start; 0: print none."""
+    """How long the login link works that `hiresfix serve` prints at its start; 0: print none."""
     max_queued_jobs: int = Field(default=100, gt=0)
     """Queued jobs per team."""
     max_queued_jobs_total: int = Field(default=10_000, gt=0)

@@ -24,7 +24,7 @@ router = APIRouter(route_class=PlainRoute)
     "/v2/signin",
     openapi_extra=operation(
         "signIn",
-        "Exchange the token of a one-time sign-in link for an API key that expires by itself.",
+        "Exchange the token of a one-time login link for an API key that expires by itself.",
         {201: answer("SignedIn", "The key, shown in this answer only.")},
         errors={400: "ValidationError", 401: "ErrorResponse", 413: "ErrorResponse", 429: "ErrorResponse"},
         body="SignIn",

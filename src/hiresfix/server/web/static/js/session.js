@@ -98,7 +98,7 @@ export async function signIn(/** @type {Event} */ event) {
 }
 
 export async function signOut({ deleteImages = false } = {}) {
-  // The key of a sign-in link has no other use, so it ends with the session.
+  // The key of a login link has no other use, so it ends with the session.
   const key = store.me?.apiKey;
   if (key?.name === "Studio") await api.remove(`/v2/keys/${key.id}`).catch(() => {});
   storage.deleteKey();
